@@ -1,0 +1,139 @@
+"""Checkpoints. A model is a folder: `config.json`, its card, beside the parameters that the card points to.
+
+The folder of a training stage is such a folder, so that what is in training can be sampled at any time. Card:
+
+  role          teacher, student or vae
+  transformer, vae, text_encoder    {architecture, config, path, item}: parameters are the entry `item` of the orbax
+                checkpoint at `path`, relative to the folder; a path that holds numbered steps means the newest
+  tokenizer     {path, length}, a Hugging Face tokenizer folder
+  velocity, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
+  video         {frames, height, width, fps}; latent_shape [f, h, w, c]
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from dollar_jax.importing import UserError
+from dollar_jax.models import build
+from dollar_jax.models.network import Network
+from dollar_jax.notation import Params
+
+Card = dict[str, Any]
+COMPONENTS = ("transformer", "vae", "text_encoder")
+
+
+def write_card(folder: str | os.PathLike, card: Card) -> None:
+    """Writes `folder/config.json`, atomically."""
+    path = Path(folder) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".config.json.{os.getpid()}")
+    temporary.write_text(json.dumps(card, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_card(folder: str | os.PathLike) -> Card:
+    """The card of a model's folder, or of one numbered checkpoint in it.
+
+    Raises:
+      UserError: the folder is no model's.
+    """
+    folder = Path(folder)
+    try:
+        if folder.name.isdigit() and folder.parent.name == "checkpoints":
+            card = json.loads((folder.parents[1] / "config.json").read_text())
+            card = relocate(card, folder.parents[1], folder)
+            own = "vae" if card["role"] == "vae" else "transformer"
+            return card | {own: card[own] | {"path": "."}}
+        return json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no checkpoint here ({error.filename} is missing)") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder}/config.json is not JSON: {error}") from error
+
+
+def relocate(card: Card, source: str | os.PathLike, target: str | os.PathLike) -> Card:
+    """The same card with its relative paths seen from another folder."""
+
+    def moved(part):
+        return part | {"path": os.path.relpath(Path(source) / part["path"], target)}
+
+    return card | {name: moved(card[name]) for name in (*COMPONENTS, "tokenizer") if name in card}
+
+
+def _item(folder: Path, part: Card) -> Path:
+    """The orbax item that a component's path means."""
+    path = (folder / part["path"]).resolve()
+    if path.name == "checkpoints":
+        steps = [int(child.name) for child in path.glob("*") if child.name.isdigit()]
+        if not steps:
+            raise UserError(f"{path}: no checkpoint was saved here yet")
+        path = path / str(max(steps))
+    return path / "state" if path.name.isdigit() else path
+
+
+def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Network, Params]:
+    """Network and parameters of one component of a card. `options` go to the network (dtype, remat).
+
+    Raises:
+      UserError: nothing is stored there, or what is stored has other shapes than the card says.
+    """
+    network = build(part["architecture"], part["config"], **options)
+    target = jax.eval_shape(network.init, jax.random.key(0))
+    path = _item(Path(folder), part)
+    if not path.exists():
+        raise UserError(f"{path} is missing: the checkpoint in {folder} points to it")
+    wanted = {part["item"]: target} if part["item"] else target
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(path).item_metadata.tree
+        stored = stored[part["item"]] if part["item"] else stored
+        shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{path} holds another network than {folder}/config.json describes")
+        restored = reader.restore(
+            path,
+            ocp.args.PyTreeRestore(
+                item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            ),
+        )
+    return network, restored[part["item"]] if part["item"] else restored
+
+
+def save_params(folder: str | os.PathLike, params: Params) -> None:
+    """Writes the parameters of a network that is not in training (a text encoder, converted weights)."""
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(Path(folder).resolve(), params, force=True)
+
+
+class Checkpoints:
+    """The numbered checkpoints of a stage: the whole state and the data position, saved in the background."""
+
+    def __init__(self, folder: str | os.PathLike, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager((Path(folder) / "checkpoints").resolve(), options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete step, None before the first."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Mapping, batches: grain.DatasetIterator) -> None:
+        """Begins to save; a process killed meanwhile leaves the checkpoint before as the newest."""
+        items = {"state": ocp.args.StandardSave(state), "data": grain.checkpoint.CheckpointSave(batches)}
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore(self, state: Mapping, batches: grain.DatasetIterator) -> Mapping:
+        """The newest state, in the shapes and shardings of `state`; `batches` is moved to its position."""
+        items = {"state": ocp.args.StandardRestore(state), "data": grain.checkpoint.CheckpointRestore(batches)}
+        return self._manager.restore(self.latest, args=ocp.args.Composite(**items))["state"]
+
+    def close(self) -> None:
+        """Waits for what is being saved."""
+        self._manager.wait_until_finished()
+        self._manager.close()

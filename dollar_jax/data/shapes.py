@@ -1,0 +1,121 @@
+"""The shapes world: short captioned videos of one moving shape, rendered on the fly.
+
+The caption names colour, shape and motion; size, speed, position and background are free within it. Lengths and speeds below are those of 9 frames
+of 32 x 32 pixels; another resolution or frame count shows the same motion, scaled.
+"""
+
+import itertools
+import operator
+
+import numpy as np
+from jaxtyping import Float
+
+COLOURS = {"red": (0.9, 0.15, 0.15), "green": (0.1, 0.75, 0.2), "blue": (0.2, 0.3, 0.95), "yellow": (0.95, 0.85, 0.1)}
+SHAPES = ("square", "ring", "cross")
+MOTIONS = {  # (x, y) of the unit velocity, y downwards as in an image
+    "moving left": (-1.0, 0.0),
+    "moving right": (1.0, 0.0),
+    "moving up": (0.0, -1.0),
+    "moving down": (0.0, 1.0),
+    "standing still": (0.0, 0.0),
+}
+CAPTIONS = tuple(f"a {colour} {shape} {motion}" for colour, shape, motion in itertools.product(COLOURS, SHAPES, MOTIONS))
+
+# Caption -> (colour, shape, motion), indices into the three tables above.
+ATTRIBUTES = dict(zip(CAPTIONS, np.ndindex(len(COLOURS), len(SHAPES), len(MOTIONS)), strict=True))
+
+SIZE = (6.0, 7.0)  # pixels
+TRAVEL = (7.6, 8.4)  # pixels from the first frame to the last: .95 to 1.05 a frame
+JITTER = 1.5  # pixels, of the middle of the path around the middle of the image, each way in x and in y
+BACKGROUND = (0.1, 0.6)  # grey
+RESOLUTION = 32  # pixels a side, in which the lengths above are given
+
+
+def coverage(
+    shape: str, size: Float[np.ndarray, "*n"], centre: Float[np.ndarray, "*n 2"], pixels: int
+) -> Float[np.ndarray, "*n h w"]:
+    """The share of each pixel that the shape covers, 0..1: anti-aliased masks of any number of shapes of one kind.
+
+    Args:
+      shape: of `SHAPES`.
+      size: in pixels. A square has half-side .9 size; a ring radii .5 and 1.1 size; a cross arms of half-length
+        1.1 size and half-width .36 size.
+      centre: (x, y) in pixels from the image's left upper corner.
+      pixels: height and width of the image.
+    """
+    middles = np.arange(pixels, dtype=np.float32) + np.float32(0.5)
+    x, y = np.moveaxis(np.abs(middles - centre[..., None].astype(np.float32)), -2, 0)
+    size = size[..., None].astype(np.float32)
+
+    def within(distance: np.ndarray, radius: np.ndarray) -> np.ndarray:
+        return np.clip(radius - distance + np.float32(0.5), 0, 1)
+
+    def box(width: float, height: float) -> np.ndarray:
+        return within(y, height * size)[..., :, None] * within(x, width * size)[..., None, :]
+
+    match shape:
+        case "square":
+            return box(0.9, 0.9)
+        case "cross":
+            return box(1.1, 0.36) + box(0.36, 1.1) - box(0.36, 0.36)
+        case "ring":
+            distance = np.sqrt(y[..., :, None] ** 2 + x[..., None, :] ** 2)
+            return within(distance, 1.1 * size[..., None]) - within(distance, 0.5 * size[..., None])
+    raise ValueError(f"{shape!r} is not one of {SHAPES}")
+
+
+def path(
+    position: Float[np.ndarray, "*n 2"], velocity: Float[np.ndarray, "*n 2"], frames: int
+) -> Float[np.ndarray, "*n f 2"]:
+    """Centres of a shape that is at `position` in the middle of the clip and moves `velocity` pixels a frame."""
+    times = np.arange(frames) - (frames - 1) / 2
+    return position[..., None, :] + velocity[..., None, :] * times[:, None]
+
+
+def render(
+    colour: str, shape: str, size: float, centres: Float[np.ndarray, "f 2"], background: float, pixels: int = RESOLUTION
+) -> Float[np.ndarray, "f h w 3"]:
+    """A clip, 0..1: a `shape` of `COLOURS[colour]` whose centre follows `centres` before a grey background.
+
+    Lengths are in pixels, `centres` are (x, y) from the left upper corner.
+    """
+    mask = coverage(shape, np.full(len(centres), size), centres, pixels)[..., None]
+    return np.float32(background) + mask * (np.array(COLOURS[colour], np.float32) - np.float32(background))
+
+
+class ShapesWorld:
+    """A random-access source of clips; clip `i` is a pure function of `seed` and `i`.
+
+    Each is {'video': uint8 [frames size size 3], 'caption': str}, the caption drawn evenly from `CAPTIONS`.
+    """
+
+    def __init__(self, clips: int, seed: int, frames: int = 9, size: int = RESOLUTION, jitter: float = JITTER):
+        self.clips, self.seed, self.frames, self.size, self.jitter = clips, seed, frames, size, jitter
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, index: int) -> dict:
+        index = operator.index(index)
+        if not 0 <= index < self.clips:
+            raise IndexError(f"clip {index} of {self.clips}")
+        random = np.random.default_rng((self.seed, index))
+        caption = CAPTIONS[random.integers(len(CAPTIONS))]
+        colour, shape, motion = ATTRIBUTES[caption]
+        unit = self.size / RESOLUTION
+        speed = random.uniform(*TRAVEL) * unit / max(self.frames - 1, 1)
+        position = self.size / 2 + random.uniform(-self.jitter, self.jitter, 2) * unit
+        velocity = speed * np.array(list(MOTIONS.values())[motion])
+        video = render(
+            list(COLOURS)[colour],
+            SHAPES[shape],
+            random.uniform(*SIZE) * unit,
+            path(position, velocity, self.frames),
+            random.uniform(*BACKGROUND),
+            self.size,
+        )
+        return {"video": np.rint(video * 255).astype(np.uint8), "caption": caption}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({arguments})"

@@ -1,0 +1,165 @@
+"""Diffusion without networks: schedules, the forward process, velocity kinds, scores and reverse steps.
+
+Symbols are in `dollar_jax.notation`. Coefficients come from `Schedule.at` already shaped to broadcast with latents.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dollar_jax.importing import UserError
+from dollar_jax.notation import Latent, Times
+
+Velocity = Literal["conjugate", "v", "eps", "flow", "x0"]
+Coefficient = Float[Array, "b 1 1 1 1"]
+
+
+class Schedule(NamedTuple):
+    """Signal a_t and noise b_t of x_t = a_t x0 + b_t eps (Eq. 1). Row 0 is the clean sample, row t + 1 is time t."""
+
+    signal: Float[Array, "rows"]
+    noise: Float[Array, "rows"]
+
+    def at(self, times: Times) -> tuple[Coefficient, Coefficient]:
+        """(a_t, b_t) at times [b] in -1 .. T - 1, each [b 1 1 1 1]."""
+        rows = times[:, None, None, None, None] + 1
+        return self.signal[rows], self.noise[rows]
+
+
+def ddpm_schedule(
+    steps: int = 1000,
+    betas: Literal["linear", "scaled_linear"] = "scaled_linear",
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    zero_snr: bool = True,
+    snr_shift: float = 1.0,
+) -> Schedule:
+    """The variance-preserving schedule a = sqrt(abar), b = sqrt(1 - abar) (Eq. 1).
+
+    Args:
+      steps: T, 1000 in the paper.
+      betas: linear in beta, or in sqrt(beta) (`scaled_linear`, the public CogVideoX weights).
+      beta_start, beta_end: the first and last beta.
+      zero_snr: rescale so that the last time is pure noise, a = 0 exactly (arXiv 2305.08891, Alg. 1).
+      snr_shift: divide the signal-to-noise ratio by this (CogVideoX: 3 for 2B, 1 for 5B).
+    """
+    if betas == "linear":
+        beta = np.linspace(beta_start, beta_end, steps)
+    else:
+        beta = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
+    abar = np.cumprod(1 - beta)
+    abar = abar / (snr_shift + (1 - snr_shift) * abar)
+    signal = np.sqrt(abar)
+    if zero_snr:
+        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    return _table(signal, np.sqrt(1 - signal**2))
+
+
+def flow_schedule(steps: int = 1000, shift: float = 1.0) -> Schedule:
+    """Rectified flow: a = 1 - tau, b = tau (Sec. 3.1), tau = (t + 1) / T moved towards noise by `shift`."""
+    tau = np.arange(1, steps + 1) / steps
+    tau = shift * tau / (1 + (shift - 1) * tau)
+    return _table(1 - tau, tau)
+
+
+def _table(signal: np.ndarray, noise: np.ndarray) -> Schedule:
+    # Computed in float64: 1 - abar loses half its digits in float32 at small times.
+    rows = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
+    return Schedule(*(jnp.asarray(row, jnp.float32) for row in rows))
+
+
+def make_schedule(kind: Literal["ddpm", "flow"] = "ddpm", **parameters) -> Schedule:
+    """The schedule that a model's card describes."""
+    return {"ddpm": ddpm_schedule, "flow": flow_schedule}[kind](**parameters)
+
+
+def trailing_times(count: int, steps: int = 1000) -> tuple[int, ...]:
+    """`count` equally spaced times that end at the noisiest: 50 -> (19, 39, .., 999), 4 -> (249, 499, 749, 999).
+
+    Raises:
+      UserError: `count` does not divide `steps`.
+    """
+    if not 0 < count <= steps or steps % count:
+        raise UserError(f"{count} steps: the number of sampling steps must divide {steps}")
+    return tuple(range(steps // count - 1, steps, steps // count))
+
+
+def check_velocity(velocity: Velocity, schedule: Schedule) -> None:
+    """Raises UserError where the pair cannot work: eps carries no information on x0 where the signal is zero."""
+    if velocity == "eps" and not schedule.signal[-1] > 0:
+        raise UserError("velocity 'eps' needs a schedule with signal at its last time: set schedule.zero_snr=False")
+
+
+def forward(x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
+    """x_t = a_t x0 + b_t eps (Eq. 1)."""
+    return a * x0 + b * eps
+
+
+def to_x0_eps(
+    velocity: Velocity, v: Latent, x_t: Latent, a: Coefficient, b: Coefficient
+) -> tuple[Latent, Latent]:
+    """(x0, eps) that the network's velocity `v` of a kind means at x_t. Both satisfy x_t = a x0 + b eps.
+
+    conjugate: v = x0 - eps (Eq. 8); v: v = a eps - b x0 (Eq. 3); flow: v = eps - x0; eps and x0: themselves.
+    Finite wherever the kind determines x0 and eps: everywhere for conjugate, v and flow; for eps where a > 0, for x0
+    where b > 0.
+    """
+    match velocity:
+        case "conjugate":
+            return (x_t + b * v) / (a + b), (x_t - a * v) / (a + b)
+        case "flow":
+            return (x_t - b * v) / (a + b), (x_t + a * v) / (a + b)
+        case "v":
+            square = a**2 + b**2
+            return (a * x_t - b * v) / square, (b * x_t + a * v) / square
+        case "eps":
+            return (x_t - b * v) / a, v
+        case "x0":
+            return v, (x_t - a * v) / b
+
+
+def from_x0_eps(velocity: Velocity, x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
+    """The velocity of a kind that (x0, eps) have: a network's regression target (Eq. 3, 4). Inverse of `to_x0_eps`."""
+    match velocity:
+        case "conjugate":
+            return x0 - eps
+        case "flow":
+            return eps - x0
+        case "v":
+            return a * eps - b * x0
+        case "eps":
+            return eps
+        case "x0":
+            return x0
+
+
+def guide(v: Latent, v_null: Latent, guidance: float) -> Latent:
+    """Classifier-free guidance in the paper's convention, v + w (v - v_null) (Eq. 9): w = 0 is none."""
+    return v + guidance * (v - v_null)
+
+
+def score(x0: Latent, x_t: Latent, a: Coefficient, b: Coefficient) -> Latent:
+    """grad log p_t(x_t) = -(x_t - a x0) / b^2 (Eq. 13), x0 the denoised x_t. b > 0."""
+    return -(x_t - a * x0) / b**2
+
+
+def posterior_deviation(a: Coefficient, b: Coefficient, a_next: Coefficient, b_next: Coefficient) -> Coefficient:
+    """sigma of q(x_next | x_t, x0): b_next / b sqrt(b^2 - (a / a_next)^2 b_next^2).
+
+    For the variance-preserving schedule its square is (1 - alpha)(1 - abar_next) / (1 - abar_t), alpha = abar_t /
+    abar_next: the sigma of Eq. 5.
+    """
+    return b_next / b * jnp.sqrt(jnp.maximum(b**2 - (a / a_next * b_next) ** 2, 0))
+
+
+def reverse_step(
+    x0: Latent, eps: Latent, z: Latent, a_next: Coefficient, b_next: Coefficient, sigma: Coefficient
+) -> Latent:
+    """x_next = a_next x0 + sqrt(b_next^2 - sigma^2) eps + sigma z (Eq. 5, corrected).
+
+    sigma = 0 is DDIM, `posterior_deviation` is ancestral sampling, b_next replaces the noise altogether (renoise). The
+    paper prints sqrt(1 - abar_next) where sqrt(1 - abar_next - sigma^2) is needed to keep the marginals.
+    """
+    return a_next * x0 + jnp.sqrt(jnp.maximum(b_next**2 - sigma**2, 0)) * eps + sigma * z

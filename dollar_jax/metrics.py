@@ -1,0 +1,152 @@
+"""What a stage of training writes down: metrics.jsonl, TensorBoard events, and progress with the time left."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu.metrics import Average
+from jax.typing import ArrayLike
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
+
+from dollar_jax import pictures
+
+QUIET = 10.0  # seconds between two lines of progress where there is no terminal
+
+
+def read(folder: str | os.PathLike) -> list[dict]:
+    """The lines of `folder/metrics.jsonl`, oldest first, without one that a crash cut short; [] if there is no file."""
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    complete = path.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+class Logger:
+    """The log of one stage. Steps count from 0; a line at step s averages the steps since the line before, s included.
+
+    `log` leaves the values on the device and adds them there, so that a step never waits for the one before; only
+    every `every` steps, and at the last one, are the averages fetched and written. `folder` gets
+
+      metrics.jsonl        {"step", "time" (Unix, s), "seconds_per_step", name: average, ...} a line; null is not finite
+      events.out.tfevents* the same for TensorBoard, and the videos
+
+    A stage resumed at step `start` drops what an interrupted run had logged from `start` on; the remaining lines and
+    those to come have the steps, and where `start` is a multiple of `every` the averages, of a run never interrupted.
+    Of several processes, which must all call `log`, the first one writes.
+    """
+
+    def __init__(self, folder: str | os.PathLike, stage: str, total: int, start: int = 0, every: int = 20):
+        self._stage, self._total, self._every = stage, total, every
+        self._averages: dict[str, Average] = {}
+        self._start, self._began = start, time.perf_counter()
+        self._first = self._window = None  # (step, clock) of the first step done and of the last write
+        self._printed = -math.inf
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        self._path = Path(folder) / "metrics.jsonl"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _write(self._path, [line for line in read(folder) if line["step"] < start])
+        self._events = SummaryWriter(str(folder), purge_step=start)
+        self._bar = None
+        if sys.stdout.isatty():
+            self._bar = tqdm(total=total, initial=start, desc=stage, file=sys.stdout, dynamic_ncols=True)
+
+    def log(self, step: int, metrics: dict[str, ArrayLike]) -> None:
+        """Takes the metrics of a step: numbers, or arrays, which are averaged. Names may come and go between steps."""
+        self._averages = self._averages | _accumulate(
+            {name: self._averages[name] for name in metrics if name in self._averages}, metrics
+        )
+        if self._first is None:
+            # The first step compiles: its time would spoil the estimate of all others.
+            jax.block_until_ready(self._averages)
+            self._first = self._window = (step, time.perf_counter())
+        if (step + 1) % self._every == 0 or step + 1 == self._total:
+            self._write(step)
+
+    def videos(self, step: int, name: str, frames: UInt8[np.ndarray, "n f h w 3"], captions: list[str]) -> None:
+        """Shows n videos side by side, animated, under TensorBoard's images, and their captions under its texts."""
+        if not self._writes:
+            return
+        clip = pictures.side_by_side(pictures.enlarge(frames, 128))
+        image = Summary.Image(
+            height=clip.shape[1], width=clip.shape[2], colorspace=3, encoded_image_string=pictures.gif(clip, fps=8)
+        )
+        self._events.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        self._events.add_text(f"{name}/captions", "\n".join(f"{i}. {text}" for i, text in enumerate(captions, 1)), step)
+
+    def close(self) -> None:
+        if self._writes:
+            self._events.close()
+            if self._bar is not None:
+                self._bar.close()
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _write(self, step: int) -> None:
+        averages, self._averages = jax.device_get(self._averages), {}
+        if not self._writes:
+            return
+        now = time.perf_counter()
+        scalars = {name: float(average.total / average.count) for name, average in averages.items()}
+        since, clock = self._window
+        # A stage of one step, or one that writes at once, has no second step to be timed by.
+        seconds = (now - clock) / (step - since) if step > since else now - self._began
+        self._window = (step, now)
+        values = {"seconds_per_step": seconds, **scalars}
+        line = {"step": step, "time": time.time()} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+        self._show(step, now, scalars)
+
+    def _show(self, step: int, now: float, scalars: dict[str, float]) -> None:
+        losses = [name for name in scalars if "loss" in name] or list(scalars)
+        shown = {name: f"{scalars[name]:.4g}" for name in losses[:4]}
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step + 1 - self._bar.n)
+            return
+        remaining = self._total - step - 1
+        if now - self._printed < QUIET and remaining:
+            return
+        self._printed = now
+        first, clock = self._first
+        pace = (now - clock) / (step - first) if step > first else now - self._began
+        left = f"{_duration(pace * remaining)} left" if remaining else f"took {_duration(now - self._began)}"
+        words = " ".join(f"{name} {value}" for name, value in shown.items())
+        print(f"{self._stage} {step + 1}/{self._total}  {words}  {pace:.3g} s a step, {left}", flush=True)
+
+
+@jax.jit
+def _accumulate(averages: dict[str, Average], metrics: dict) -> dict[str, Average]:
+    new = {name: Average.from_model_output(jnp.asarray(value, jnp.float32)) for name, value in metrics.items()}
+    return {name: averages[name].merge(new[name]) if name in averages else new[name] for name in new}
+
+
+def _write(path: Path, lines: list[dict]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.replace(temporary, path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

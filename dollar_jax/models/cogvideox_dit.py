@@ -1,0 +1,238 @@
+"""The 3D diffusion transformer of the public CogVideoX weights: text and video tokens in one sequence.
+
+    x = [text W_text | patches W_patch (+ sin-cos positions)]
+    every block:  x += gate * attention(adaptive norm(x));  x += gate * mlp(adaptive norm(x))
+    velocity = unpatch(adaptive norm(video tokens of x) W)
+
+The time enters through the adaptive norms, which shift, scale and gate text and video tokens differently. Blocks are
+stacked (leading axis of every parameter under `blocks`) and run by one scan.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from dollar_jax.importing import UserError
+from dollar_jax.models import positions
+from dollar_jax.models.attention import attention
+from dollar_jax.models.network import Network, from_module
+from dollar_jax.notation import Latent, Text, Times
+
+Sequence = Float[Array, "b n d"]  # text tokens, then video tokens
+Condition = Float[Array, "b t"]  # embedded times
+Turn = Float[np.ndarray, "1 n 1 half"]  # cosines or sines of the rotary angles
+
+small = nnx.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The fields of diffusers' CogVideoXTransformer3DModel config, with its names and defaults (CogVideoX-2B)."""
+
+    num_attention_heads: int = 30
+    attention_head_dim: int = 64
+    in_channels: int = 16
+    out_channels: int = 16
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    time_embed_dim: int = 512
+    ofs_embed_dim: int | None = None
+    text_embed_dim: int = 4096
+    num_layers: int = 30
+    dropout: float = 0.0
+    attention_bias: bool = True
+    sample_width: int = 90
+    sample_height: int = 60
+    sample_frames: int = 49
+    patch_size: int = 2
+    patch_size_t: int | None = None
+    temporal_compression_ratio: int = 4
+    max_text_seq_length: int = 226
+    activation_fn: str = "gelu-approximate"
+    timestep_activation_fn: str = "silu"
+    norm_elementwise_affine: bool = True
+    norm_eps: float = 1e-5
+    spatial_interpolation_scale: float = 1.875
+    temporal_interpolation_scale: float = 1.0
+    use_rotary_positional_embeddings: bool = False
+    use_learned_positional_embeddings: bool = False
+    patch_bias: bool = True
+
+    def __post_init__(self):
+        fixed = {"ofs_embed_dim": None, "dropout": 0.0, "activation_fn": "gelu-approximate", "timestep_activation_fn": "silu"}
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise UserError(f"cogvideox_dit supports {name} = {value} only, not {getattr(self, name)}")
+        if self.patch_size_t and not self.use_rotary_positional_embeddings:
+            raise UserError("patch_size_t needs use_rotary_positional_embeddings (so it is in diffusers)")
+        size = self.attention_head_dim if self.use_rotary_positional_embeddings else self.width
+        if size % 16:
+            raise UserError(f"positions need a width divisible by 16, not {size}: change attention_head_dim")
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns in a token."""
+        return self.patch_size_t or 1, self.patch_size, self.patch_size
+
+
+def build(dtype: DTypeLike = jnp.float32, remat: str = "full", **config) -> Network:
+    """The network `apply(params, latents [b f h w c], times [b], text [b l d]) -> velocity [b f h w c]` in float32.
+
+    Sizes of latents and text are free; they fix the positions when the network is traced.
+
+    Args:
+      dtype: what it computes in; parameters are float32.
+      remat: 'full' keeps only the blocks' inputs for the gradient and recomputes the rest; 'none' keeps everything.
+      **config: fields of `Config`.
+    Raises:
+      UserError: unknown or unsupported config; when traced: latents that patches do not tile.
+    """
+    unknown = config.keys() - {field.name for field in dataclasses.fields(Config)}
+    if unknown:
+        raise UserError(f"cogvideox_dit has no {', '.join(sorted(unknown))}; see Config in models/cogvideox_dit.py")
+    if remat not in ("none", "full"):
+        raise UserError(f"remat is 'none' or 'full', not {remat!r}")
+    return from_module(lambda rngs: CogVideoXDiT(Config(**config), dtype, remat, rngs))
+
+
+def time_features(times: Times, width: int, flip_sin_to_cos: bool, freq_shift: int) -> Float[Array, "b width"]:
+    """Sines and cosines (cosines first if flipped) of t 10000^(-i / (width / 2 - freq_shift)), i = 0 .. width/2 - 1."""
+    frequencies = 10000.0 ** -(np.arange(width // 2) / (width // 2 - freq_shift))
+    angles = times[:, None].astype(jnp.float32) * frequencies[None, :].astype(np.float32)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
+
+
+def turn(x: Float[Array, "b n h d"], cos: Turn, sin: Turn) -> Float[Array, "b n h d"]:
+    """Rotates each pair of neighbouring features by its angle."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+
+
+class AdaptiveNorm(nnx.Module):
+    """LayerNorm whose shift, scale and gate depend on the time, and on whether a token is text or video."""
+
+    def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
+        affine = config.norm_elementwise_affine
+        self.modulation = nnx.Linear(config.time_embed_dim, 6 * config.width, dtype=dtype, kernel_init=small, rngs=rngs)
+        self.norm = nnx.LayerNorm(config.width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Sequence, condition: Condition, is_text: Bool[np.ndarray, "1 n 1"]) -> tuple[Sequence, Sequence]:
+        """The modulated tokens, and the gate of what will be computed from them."""
+        video, text = jnp.split(self.modulation(condition)[:, None, :], 2, axis=-1)
+        shift, scale, gate = jnp.split(jnp.where(is_text, text, video), 3, axis=-1)
+        return self.norm(x) * (1 + scale) + shift, gate
+
+
+class Attention(nnx.Module):
+    """Attention of all tokens to all, with LayerNorm on each head's queries and keys."""
+
+    def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
+        linear = partial(nnx.Linear, config.width, config.width, dtype=dtype, rngs=rngs)
+        norm = partial(nnx.LayerNorm, config.attention_head_dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.query, self.key, self.value = (linear(use_bias=config.attention_bias) for _ in range(3))
+        self.query_norm, self.key_norm = norm(), norm()
+        self.project = linear()
+        self.heads = config.num_attention_heads
+
+    def __call__(self, x: Sequence, rotation: tuple[Turn, Turn] | None) -> Sequence:
+        q, k, v = (rearrange(f(x), "b n (h d) -> b n h d", h=self.heads) for f in (self.query, self.key, self.value))
+        q, k = self.query_norm(q), self.key_norm(k)
+        if rotation is not None:
+            q, k = turn(q, *rotation), turn(k, *rotation)
+        return self.project(rearrange(attention(q, k, v), "b n h d -> b n (h d)"))
+
+
+class Block(nnx.Module):
+    """A transformer layer."""
+
+    def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
+        linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.attention_norm = AdaptiveNorm(config, dtype, rngs)
+        self.attention = Attention(config, dtype, rngs)
+        self.mlp_norm = AdaptiveNorm(config, dtype, rngs)
+        self.expand = linear(config.width, 4 * config.width)
+        self.contract = linear(4 * config.width, config.width)
+
+    def __call__(self, x, condition, is_text, rotation) -> Sequence:
+        y, gate = self.attention_norm(x, condition, is_text)
+        x = x + gate * self.attention(y, rotation)
+        y, gate = self.mlp_norm(x, condition, is_text)
+        return x + gate * self.contract(jax.nn.gelu(self.expand(y)))
+
+
+class CogVideoXDiT(nnx.Module):
+    """See the module's docstring; `build` makes the pure network."""
+
+    def __init__(self, config: Config, dtype: DTypeLike, remat: str, rngs: nnx.Rngs):
+        linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        width, patch = config.width, int(np.prod(config.patch))
+        affine = config.norm_elementwise_affine
+        patch_bias = config.patch_bias or config.patch_size_t is not None
+        self.patch_embed = linear(config.in_channels * patch, width, use_bias=patch_bias)
+        self.text_embed = linear(config.text_embed_dim, width)
+        self.time_expand = linear(width, config.time_embed_dim)
+        self.time_project = linear(config.time_embed_dim, config.time_embed_dim)
+        stack = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))
+        self.blocks = stack(rngs)
+        norm = partial(nnx.LayerNorm, width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs)
+        self.norm, self.project_norm = norm(), norm()
+        self.project_modulation = linear(config.time_embed_dim, 2 * width, kernel_init=small)
+        self.project = linear(width, config.out_channels * patch, kernel_init=small)
+        self.config, self.dtype, self.remat = config, dtype, remat
+
+    def __call__(self, latents: Latent, times: Times, text: Text) -> Float[Array, "b f h w k"]:
+        """The velocity of `latents` at `times` 0 .. 999, given the text."""
+        config = self.config
+        r, p, q = config.patch
+        if any(size % patch for size, patch in zip(latents.shape[1:4], config.patch, strict=True)):
+            raise UserError(f"latents of {latents.shape[1:4]} frames, rows, columns are not divisible by {config.patch}")
+        grid = latents.shape[1] // r, latents.shape[2] // p, latents.shape[3] // q
+
+        condition = time_features(times, config.width, config.flip_sin_to_cos, config.freq_shift)
+        condition = jax.nn.silu(self.time_project(jax.nn.silu(self.time_expand(condition))))
+
+        patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
+        video = self.patch_embed(patches)
+        if not config.use_rotary_positional_embeddings:
+            where = positions.sincos(grid, config.width, config.spatial_interpolation_scale, config.temporal_interpolation_scale)
+            video = video + where[None].astype(video.dtype)
+        x = jnp.concatenate([self.text_embed(text), video], axis=1)
+        is_text = np.arange(x.shape[1])[None, :, None] < text.shape[1]
+        rotation = self._rotation(grid, text.shape[1]) if config.use_rotary_positional_embeddings else None
+
+        graph, blocks = nnx.split(self.blocks)
+
+        def step(x, block):
+            return nnx.merge(graph, block)(x, condition, is_text, rotation), None
+
+        if self.remat == "full":
+            step = jax.checkpoint(step, prevent_cse=False)
+        x, _ = jax.lax.scan(step, x, blocks, unroll=__import__("os").environ.get("UNROLL","1")=="all" or 1)
+
+        shift, scale = jnp.split(self.project_modulation(condition)[:, None, :], 2, axis=-1)
+        x = self.project_norm(self.norm(x[:, text.shape[1] :])) * (1 + scale) + shift
+        f, h, w = grid
+        velocity = rearrange(
+            self.project(x), "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q
+        )
+        return velocity.astype(jnp.float32)
+
+    def _rotation(self, grid: positions.Grid, text_length: int) -> tuple[Turn, Turn]:
+        """Cosines and sines for the whole sequence: text does not turn."""
+        config = self.config
+        base = config.sample_height // config.patch_size, config.sample_width // config.patch_size
+        video = positions.rotary(grid, config.attention_head_dim, base, resize=config.patch_size_t is None)
+        angles = np.concatenate([np.zeros((text_length, video.shape[1])), video])[None, :, None, :]
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -1,0 +1,331 @@
+"""CogVideoX's causal 3D variational autoencoder.
+
+A video of 4k + 1 frames becomes k + 1 latent frames: the first frame stands alone, the others go in fours. Long videos
+pass in chunks of frames; each causal convolution keeps the last frames of one chunk for the next.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from dollar_jax.importing import UserError
+from dollar_jax.models.convolution import CausalConv, Stream, group_frames, ungroup_frames
+from dollar_jax.models.network import Network, from_module
+from dollar_jax.notation import Latent, Video
+
+Features = Float[Array, "b f h w c"]
+
+
+def build(
+    *,
+    in_channels: int = 3,
+    out_channels: int = 3,
+    block_out_channels: Sequence[int] = (128, 256, 256, 512),
+    latent_channels: int = 16,
+    layers_per_block: int = 3,
+    norm_eps: float = 1e-6,
+    norm_num_groups: int = 32,
+    temporal_compression_ratio: int = 4,
+    patch_size: tuple[int, int, int] = (1, 1, 1),
+    exactly_causal: bool = False,
+    encode_chunk: int | None = 8,
+    decode_chunk: int | None = 2,
+    dtype: jnp.dtype = jnp.float32,
+    stacked: bool | None = None,
+) -> Network:
+    """The autoencoder: `apply(params, video, method="encode")` and `apply(params, latents, method="decode")`.
+
+    The names in diffusers' config mean the same here. The others:
+
+    Args:
+      patch_size: the first layer sees patches of this many (frames, rows, columns) as channels, the last one makes
+        them: cheap networks for small videos. (1, 1, 1) is the public architecture.
+      exactly_causal: False is the public network, whose group norms take their statistics over all frames of a chunk
+        (so that the chunk sizes matter) and which decodes an even number of latents without a lone first frame. True:
+        statistics of each frame alone, always a lone first frame; then chunk sizes change nothing and an image has
+        the same latent as the first frame of a video.
+      encode_chunk, decode_chunk: frames that are encoded at a time and latent frames that are decoded at a time; the
+        first chunk also takes the remainder. None: all at once.
+      dtype: of the computation; parameters and results are float32.
+      stacked: how convolutions are computed, see `convolution.convolve`. None: what is fast on jax's backend.
+
+    Raises:
+      UserError: sizes that cannot be built.
+    """
+    levels = int(math.log2(temporal_compression_ratio))
+    if 2**levels != temporal_compression_ratio or levels > len(block_out_channels) - 1:
+        raise UserError(
+            f"temporal_compression_ratio {temporal_compression_ratio} must be a power of two that "
+            f"{len(block_out_channels) - 1} downsamplings reach: give block_out_channels more levels"
+        )
+    if any(width % norm_num_groups for width in block_out_channels):
+        raise UserError(f"norm_num_groups {norm_num_groups} must divide all of block_out_channels {block_out_channels}")
+    ratio = temporal_compression_ratio * patch_size[0]
+    if encode_chunk is not None and encode_chunk % ratio:
+        raise UserError(f"encode_chunk {encode_chunk} must be a multiple of the {ratio} frames of a latent frame")
+
+    def make(rngs: nnx.Rngs) -> Autoencoder:
+        layers = Layers(
+            conv=partial(CausalConv, dtype=dtype, stacked=stacked, rngs=rngs),
+            frame_conv=partial(nnx.Conv, kernel_size=(3, 3), dtype=dtype, rngs=rngs),
+            linear=partial(nnx.Linear, dtype=dtype, rngs=rngs),
+            norm=partial(GroupNorm, groups=norm_num_groups, per_frame=exactly_causal, dtype=dtype, rngs=rngs),
+        )
+        pixels = math.prod(patch_size)
+        widths = tuple(block_out_channels)
+        return Autoencoder(
+            Encoder(layers, in_channels * pixels, widths, latent_channels, layers_per_block, norm_eps, levels),
+            Decoder(layers, latent_channels, widths, out_channels * pixels, layers_per_block, levels),
+            patch_size=tuple(patch_size),
+            ratio=(ratio, *(size * 2 ** (len(widths) - 1) for size in patch_size[1:])),
+            exactly_causal=exactly_causal,
+            chunks=(encode_chunk and encode_chunk // patch_size[0], decode_chunk),
+        )
+
+    return from_module(make)
+
+
+class Layers(NamedTuple):
+    """Constructors of the layers, bound to what all of them share."""
+
+    conv: Callable[..., CausalConv]
+    frame_conv: Callable[..., nnx.Conv]
+    linear: Callable[..., nnx.Linear]
+    norm: Callable[..., nnx.Module]
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group normalisation with the statistics of all frames, or of each frame alone."""
+
+    def __init__(self, features: int, eps: float, *, groups: int, per_frame: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        super().__init__(features, groups, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.per_frame = per_frame
+
+    def __call__(self, x: Features, latents: None = None) -> Features:
+        if not self.per_frame:
+            return super().__call__(x)
+        y = super().__call__(rearrange(x, "b f h w c -> (b f) h w c"))
+        return rearrange(y, "(b f) h w c -> b f h w c", b=x.shape[0])
+
+
+class SpatialNorm(nnx.Module):
+    """Group normalisation whose scale and shift are read from the latents: norm(x) * y(z) + b(z)."""
+
+    def __init__(self, layers: Layers, features: int, latent_features: int):
+        self.norm = layers.norm(features, 1e-6)
+        self.scale = layers.linear(latent_features, features)
+        self.shift = layers.linear(latent_features, features)
+
+    def __call__(self, x: Features, latents: Float[Array, "b f hz wz z"]) -> Features:
+        # A pointwise map commutes with nearest-neighbour upsampling and is far cheaper before it.
+        upsample = partial(
+            repeat,
+            pattern="b f h w c -> b f (h y) (w x) c",
+            y=x.shape[2] // latents.shape[2],
+            x=x.shape[3] // latents.shape[3],
+        )
+        return self.norm(x) * upsample(self.scale(latents)) + upsample(self.shift(latents))
+
+
+class ResnetBlock(nnx.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a linear shortcut where the width changes."""
+
+    def __init__(self, layers: Layers, norm: Callable[[int], nnx.Module], features: int, new_features: int):
+        self.norm1 = norm(features)
+        self.conv1 = layers.conv(features, new_features)
+        self.norm2 = norm(new_features)
+        self.conv2 = layers.conv(new_features, new_features)
+        self.shortcut = nnx.data(None if features == new_features else layers.linear(features, new_features))
+
+    def __call__(self, x: Features, stream: Stream, latents: Latent | None = None) -> Features:
+        y = self.conv1(jax.nn.silu(self.norm1(x, latents)), stream)
+        y = self.conv2(jax.nn.silu(self.norm2(y, latents)), stream)
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Level(nnx.Module):
+    """Residual blocks at one resolution, and the convolution of the step to the next one, if there is one."""
+
+    def __init__(self, blocks: list[ResnetBlock], resample: nnx.Conv | None = None):
+        self.blocks = nnx.List(blocks)
+        self.resample = nnx.data(resample)
+
+    def __call__(self, x: Features, stream: Stream, latents: Latent | None = None) -> Features:
+        for block in self.blocks:
+            x = block(x, stream, latents)
+        return x
+
+
+def residual_blocks(layers: Layers, norm: Callable, features: int, new_features: int, count: int) -> list[ResnetBlock]:
+    """`count` blocks, the first of which changes the width."""
+    return [ResnetBlock(layers, norm, new_features if i else features, new_features) for i in range(count)]
+
+
+class Encoder(nnx.Module):
+    """Video -> mean and log variance of the latents, in channels."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        features: int,
+        widths: tuple[int, ...],
+        latent_features: int,
+        blocks: int,
+        eps: float,
+        temporal_levels: int,
+    ):
+        norm = partial(layers.norm, eps=eps)
+        self.conv_in = layers.conv(features, widths[0])
+        self.levels = nnx.List(
+            Level(
+                residual_blocks(layers, norm, widths[max(i - 1, 0)], width, blocks),
+                layers.frame_conv(width, width, strides=2, padding=((0, 1), (0, 1))) if i < len(widths) - 1 else None,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.middle = Level(residual_blocks(layers, norm, widths[-1], widths[-1], 2))
+        self.norm_out = layers.norm(widths[-1], 1e-6)
+        self.conv_out = layers.conv(widths[-1], 2 * latent_features)
+        self.temporal_levels = temporal_levels
+
+    def __call__(self, x: Features, stream: Stream) -> Features:
+        x = self.conv_in(x, stream)
+        for i, level in enumerate(self.levels):
+            x = level(x, stream)
+            if level.resample is not None:
+                if i < self.temporal_levels:
+                    x = group_frames(x, 2, stream.lone).mean(axis=2)
+                x = level.resample(x)
+        x = self.middle(x, stream)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)), stream)
+
+
+class Decoder(nnx.Module):
+    """Latents -> video; each normalisation sees the latents again."""
+
+    def __init__(
+        self,
+        layers: Layers,
+        latent_features: int,
+        widths: tuple[int, ...],
+        new_features: int,
+        blocks: int,
+        temporal_levels: int,
+    ):
+        widths = widths[::-1]
+        norm = partial(SpatialNorm, layers, latent_features=latent_features)
+        self.conv_in = layers.conv(latent_features, widths[0])
+        self.middle = Level(residual_blocks(layers, norm, widths[0], widths[0], 2))
+        self.levels = nnx.List(
+            Level(
+                residual_blocks(layers, norm, widths[max(i - 1, 0)], width, blocks + 1),
+                layers.frame_conv(width, width, padding=1) if i < len(widths) - 1 else None,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.norm_out = norm(widths[-1])
+        self.conv_out = layers.conv(widths[-1], new_features)
+        self.temporal_levels = temporal_levels
+
+    def __call__(self, latents: Latent, stream: Stream) -> Features:
+        x = self.conv_in(latents, stream)
+        x = self.middle(x, stream, latents)
+        for i, level in enumerate(self.levels):
+            x = level(x, stream, latents)
+            if level.resample is not None:
+                if i < self.temporal_levels:
+                    x, latents = double_frames(x, stream.lone), double_frames(latents, stream.lone)
+                x = level.resample(repeat(x, "b f h w c -> b f (h 2) (w 2) c"))
+        x = self.norm_out(x, latents)
+        return self.conv_out(jax.nn.silu(x), stream)
+
+
+def double_frames(x: Features, lone: bool) -> Features:
+    """Each frame twice; a lone first frame once."""
+    return ungroup_frames(repeat(x, "b f h w c -> b f 2 h w c"), lone)
+
+
+class Autoencoder(nnx.Module):
+    """Encoder and decoder, fed in chunks of frames."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        patch_size: tuple[int, int, int],
+        ratio: tuple[int, int, int],
+        exactly_causal: bool,
+        chunks: tuple[int | None, int | None],
+    ):
+        self.encoder = encoder
+        self.decoder = decoder
+        self.patch_size = patch_size
+        self.ratio = ratio
+        self.exactly_causal = exactly_causal
+        self.chunks = chunks
+
+    def encode(self, video: Float[Array, "b F H W c"]) -> tuple[Latent, Latent]:
+        """Mean and log variance (between -30 and 20) of the latents, unscaled, of a video in -1..1.
+
+        rk + 1 frames, r the temporal ratio, give k + 1 latent frames. The public network also takes rk frames: none
+        stands alone, k latent frames.
+
+        Raises:
+          UserError: sizes that are no multiple of what one latent covers.
+        """
+        frames, height, width = video.shape[1:4]
+        lone = self.ratio[0] == 1 or frames % self.ratio[0] == 1
+        if not (lone or (frames % self.ratio[0] == 0 and not self._always_lone())):
+            raise UserError(f"{frames} frames cannot be encoded: give {self.ratio[0]} k + 1")
+        if height % self.ratio[1] or width % self.ratio[2]:
+            raise UserError(f"{height} x {width} cannot be encoded: give multiples of {self.ratio[1]} x {self.ratio[2]}")
+        t, y, x = self.patch_size
+        patches = rearrange(
+            group_frames(video, t, lone), "b n t (h y) (w x) c -> b n h w (t y x c)", y=y, x=x
+        )
+        moments = in_chunks(self.encoder, patches, self.chunks[0], lone)
+        mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30, 20)
+
+    def decode(self, latents: Latent) -> Video:
+        """The video, in about -1..1, of unscaled latents: k + 1 latent frames give rk + 1 frames.
+
+        The public network decodes an even number n of latent frames to rn frames.
+        """
+        lone = latents.shape[1] % 2 == 1 or self._always_lone()
+        t, y, x = self.patch_size
+        patches = in_chunks(self.decoder, latents, self.chunks[1], lone).astype(jnp.float32)
+        video = rearrange(patches, "b n h w (t y x c) -> b n t (h y) (w x) c", t=t, y=y, x=x)
+        return ungroup_frames(video, lone)
+
+    def _always_lone(self) -> bool:
+        return self.exactly_causal or self.patch_size[0] > 1
+
+
+def in_chunks(
+    network: Callable[[Features, Stream], Features], x: Features, size: int | None, lone: bool
+) -> Features:
+    """network(x) with `size` frames at a time; the first chunk also takes the remainder, a scan runs over the others."""
+    count = max(x.shape[1] // size, 1) if size else 1
+    first = x.shape[1] - (count - 1) * (size or 0)
+    stream = Stream(lone)
+    start = network(x[:, :first], stream)
+    if count == 1:
+        return start
+
+    def chunk(past, x):
+        stream = Stream(False, past)
+        y = network(x, stream)
+        return stream.future, y
+
+    chunks = rearrange(x[:, first:], "b (n f) h w c -> n b f h w c", f=size)
+    rest = lax.scan(chunk, stream.future, chunks)[1]
+    return jnp.concatenate([start, rearrange(rest, "n b f h w c -> b (n f) h w c")], axis=1)

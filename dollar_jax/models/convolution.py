@@ -1,0 +1,91 @@
+"""Causal convolution over time, and the stream that carries its past from one chunk of a video to the next."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+
+class Stream:
+    """One pass of a causal network over one chunk of a video.
+
+    Convolutions call `extend` in the order in which the network runs; `future`, given as `past` to the stream of the
+    next chunk, makes the two passes one.
+
+    Attributes:
+      lone: whether the chunk's first frame stands alone, and the frames after it in groups (a video of 4k + 1 frames).
+      future: the frames that each convolution leaves for the next chunk.
+    """
+
+    def __init__(self, lone: bool, past: Sequence[Array] | None = None):
+        self.lone = lone
+        self.future = []
+        self._past = None if past is None else iter(past)
+
+    def extend(self, x: Float[Array, "b f h w c"], frames: int) -> Float[Array, "b f+{frames} h w c"]:
+        """x with the `frames` frames before it in front: those of the chunk before, at the start repeats of the first."""
+        past = repeat_first(x, frames)[:, :frames] if self._past is None else next(self._past)
+        x = jnp.concatenate([past, x], axis=1)
+        self.future.append(x[:, -frames:])
+        return x
+
+
+def repeat_first(x: Float[Array, "b f h w c"], times: int) -> Float[Array, "b f+{times} h w c"]:
+    """x with its first frame `times` more times in front."""
+    return jnp.concatenate([x[:, :1]] * times + [x], axis=1)
+
+
+def group_frames(x: Float[Array, "b f h w c"], size: int, lone: bool) -> Float[Array, "b n {size} h w c"]:
+    """Frames in groups of `size`; a lone first frame fills a group of its own with repeats."""
+    return rearrange(repeat_first(x, size - 1) if lone else x, "b (n s) h w c -> b n s h w c", s=size)
+
+
+def ungroup_frames(x: Float[Array, "b n s h w c"], lone: bool) -> Float[Array, "b f h w c"]:
+    """The inverse of `group_frames`."""
+    return rearrange(x, "b n s h w c -> b (n s) h w c")[:, x.shape[2] - 1 if lone else 0 :]
+
+
+def convolve(
+    x: Float[Array, "b F h w i"], kernel: Float[Array, "t 3 3 i o"], stacked: bool
+) -> Float[Array, "b {x.shape[1]-kernel.shape[0]+1} h w o"]:
+    """3D convolution, over time without padding, over space with zeros to the same size.
+
+    Args:
+      stacked: as one 2D convolution over the time-shifted frames stacked in channels. The same sums, 3 to 9 times as
+        fast as XLA's 3D convolution on a CPU; accelerators have fast 3D convolutions.
+    """
+    batch, window = x.shape[0], kernel.shape[0]
+    if not stacked:
+        padding = ((0, 0), (1, 1), (1, 1))
+        return lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+    frames = x.shape[1] - window + 1
+    x = jnp.concatenate([x[:, i : i + frames] for i in range(window)], axis=-1)
+    y = lax.conv_general_dilated(
+        rearrange(x, "b f h w c -> (b f) h w c"),
+        rearrange(kernel, "t y x i o -> y x (t i) o"),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return rearrange(y, "(b f) h w o -> b f h w o", b=batch)
+
+
+class CausalConv(nnx.Module):
+    """Convolution with a 3 x 3 x 3 window that ends at the current frame. `stacked=None`: on CPUs (see `convolve`)."""
+
+    def __init__(self, features: int, new_features: int, *, dtype: jnp.dtype, stacked: bool | None, rngs: nnx.Rngs):
+        shape = (3, 3, 3, features, new_features)
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(new_features))
+        self.dtype = dtype
+        self.stacked = stacked
+
+    def __call__(self, x: Float[Array, "b f h w i"], stream: Stream) -> Float[Array, "b f h w o"]:
+        stacked = jax.default_backend() == "cpu" if self.stacked is None else self.stacked
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        x = stream.extend(x.astype(self.dtype), kernel.shape[0] - 1)
+        return convolve(x, kernel, stacked) + bias.reshape(1, 1, 1, 1, -1)

@@ -1,0 +1,37 @@
+"""A network is a pair (init, apply) on a plain dict of parameters; Flax NNX builds it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from dollar_jax.notation import Key, Params
+
+
+class Network(NamedTuple):
+    """Pure functions of a network: `init(key) -> params`, `apply(params, *args, method="__call__") -> result`."""
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., Any]
+
+
+def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+    """The pure pair of the module that `make` builds. The module may hold parameters only (no dropout, no statistics).
+
+    Building is abstract: no memory is spent before `init`.
+    """
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+    def init(key: Key) -> Params:
+        return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))
+
+    def apply(params: Params, *args, method: str = "__call__", **kwargs):
+        return getattr(nnx.merge(graph, params), method)(*args, **kwargs)
+
+    return Network(init, apply)
+
+
+def count_parameters(params: Params) -> int:
+    """How many numbers the parameters hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

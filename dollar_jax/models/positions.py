@@ -1,0 +1,84 @@
+"""Where the tokens of a video grid [f h w] lie, as CogVideoX places them.
+
+NumPy throughout: the tables are constants of a compiled step, made for the sizes it is traced with, and not parameters.
+Both kinds use the frequencies 10000^(-i / (d / 2)), i = 0 .. d/2 - 1, for d features of an axis.
+"""
+
+import numpy as np
+from einops import repeat
+from jaxtyping import Float
+
+from dollar_jax.importing import UserError
+
+Grid = tuple[int, int, int]
+
+
+def _angles(positions: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray, "n half"]:
+    return np.outer(positions, 10000.0 ** -(np.arange(width // 2) / (width // 2)))
+
+
+def _cells(t: np.ndarray, y: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
+    """The features of the three axes, repeated for every cell of the grid: three arrays [f*h*w, .]."""
+    f, h, w = len(t), len(y), len(x)
+    return [
+        repeat(t, "f d -> (f h w) d", h=h, w=w),
+        repeat(y, "h d -> (f h w) d", f=f, w=w),
+        repeat(x, "w d -> (f h w) d", f=f, h=h),
+    ]
+
+
+def sincos(grid: Grid, width: int, spatial_scale: float, temporal_scale: float) -> Float[np.ndarray, "n width"]:
+    """Vectors added to the tokens (CogVideoX-2B): a quarter of the features tells t, 3/8 tell x, 3/8 tell y.
+
+    Args:
+      grid: tokens along time, height and width.
+      width: features of a token, divisible by 16.
+      spatial_scale: positions along height and width are divided by it.
+      temporal_scale: positions along time are divided by it.
+    """
+
+    def axis(size: int, scale: float, width: int) -> np.ndarray:
+        angles = _angles(np.arange(size) / scale, width)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+    f, h, w = grid
+    spatial = width // 8 * 3
+    t, y, x = _cells(axis(f, temporal_scale, width // 4), axis(h, spatial_scale, spatial), axis(w, spatial_scale, spatial))
+    return np.concatenate([t, x, y], axis=-1).astype(np.float32)
+
+
+def rotary(grid: Grid, width: int, base: tuple[int, int], resize: bool) -> Float[np.ndarray, "n half"]:
+    """Angles by which pairs of features of queries and keys turn (CogVideoX-5B): 1/4 for t, 3/8 for y, 3/8 for x.
+
+    Args:
+      grid: tokens along time, height and width.
+      width: features of a head, divisible by 16.
+      base: tokens along height and width in training.
+      resize: True (1.0) fits the grid into the middle of the base, keeping its aspect ratio, so that a larger video has
+        finer positions; False (1.5) counts 0, 1, 2, ... from the top left corner.
+    Raises:
+      UserError: the grid is larger than the base, which only `resize` allows.
+    """
+    f, h, w = grid
+    if resize:
+        y, x = _fitted(h, w, base)
+    elif h > base[0] or w > base[1]:
+        raise UserError(f"a grid of {h} x {w} tokens is larger than the network's {base[0]} x {base[1]}: sample smaller")
+    else:
+        y, x = np.arange(h), np.arange(w)
+    spatial = width // 8 * 3
+    return np.concatenate(_cells(_angles(np.arange(f), width // 4), _angles(y, spatial), _angles(x, spatial)), axis=-1)
+
+
+def _fitted(h: int, w: int, base: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of h rows and w columns scaled to fit into the base, and centred in it."""
+    if h / w > base[0] / base[1]:
+        size = base[0], round(base[0] / h * w)
+    else:
+        size = round(base[1] / w * h), base[1]
+    coordinates = []
+    for count, length, room in zip((h, w), size, base, strict=True):
+        start = round((room - length) / 2)
+        # The public weights were trained with the last coordinate at (start + length) (count - 1) / count.
+        coordinates.append(np.linspace(start, (start + length) * (count - 1) / count, count))
+    return coordinates[0], coordinates[1]

@@ -1,0 +1,31 @@
+"""The one table of symbols, and the array aliases that every signature uses.
+
+| symbol | name in the code | meaning | equation |
+|---|---|---|---|
+| x0 | `x0`, `latents` | clean latents, [b f h w c] | |
+| eps | `eps` | standard Gaussian noise | 1 |
+| a_t, b_t | `signal`, `noise` | x_t = a_t x0 + b_t eps; DDPM: sqrt(abar_t), sqrt(1 - abar_t) | 1 |
+| t | `times` | 0 .. 999; -1 is the clean sample (a = 1, b = 0) | |
+| v | `velocity` | what a network predicts, of a kind: conjugate, v, eps, flow or x0 | 3, 4 |
+| theta' | `teacher` | the frozen pretrained network | |
+| theta | `student` | the few-step generator G | |
+| theta_fake | `fake_score` | the diffusion model of the student's samples | 12 |
+| phi | `reward_model` | the latent reward model | 14 |
+| w | `guidance` | v + w (v - v_null): 0 is no guidance (diffusers' scale is w + 1) | 9 |
+| s | `score` | grad log p_t(x_t) | 13 |
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+Params = Mapping[str, Any]  # a network's parameters: nested dict of arrays
+
+Latent = Float[Array, "b f h w c"]  # latent videos, scaled to about unit variance
+Video = Float[Array, "b F H W 3"]  # pixel videos; the docstring says whether -1..1 or 0..1
+Text = Float[Array, "b l d"]  # text embeddings
+Tokens = Int[Array, "b l"]  # token ids
+Times = Int[Array, "b"]  # diffusion times, 0 .. 999, -1 for clean
+PerExample = Float[Array, "b"]
+Key = PRNGKeyArray

@@ -1,0 +1,67 @@
+"""Consistency distillation over m teacher steps (Eq. 6-9)."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dollar_jax import diffusion
+from dollar_jax.diffusion import Coefficient
+from dollar_jax.notation import Latent, PerExample, Times
+from dollar_jax.objectives.context import Context
+from dollar_jax.sampling import fold, normal, walk
+
+
+def boundary(times: Times, sharpness: float = 10.0, deviation: float = 0.5) -> tuple[Coefficient, Coefficient]:
+    """LCM's c_skip and c_out: f(x, clean) = x exactly, f = x0 almost at once above. Each [b 1 1 1 1].
+
+    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = sharpness (t + 1): our clean time is -1.
+    """
+    scaled = sharpness * (times[:, None, None, None, None] + 1.0)
+    square = scaled**2 + deviation**2
+    return deviation**2 / square, scaled / jnp.sqrt(square)
+
+
+def distance(f: Latent, target: Latent, metric: Literal["mse", "huber"] = "mse", delta: float = 1e-3) -> PerExample:
+    """d of Eq. 6, a mean over elements: squared, or pseudo-Huber sqrt(x^2 + delta^2) - delta. [b]"""
+    square = (f - target) ** 2
+    if metric == "huber":
+        square = jnp.sqrt(square + delta**2) - delta
+    return jnp.mean(square, axis=(1, 2, 3, 4))
+
+
+def consistency(
+    context: Context,
+    *,
+    steps: int = 5,
+    grid: int = 50,
+    guidance: float = 7.5,
+    target: Literal["teacher", "ema", "student"] = "teacher",
+    metric: Literal["mse", "huber"] = "mse",
+) -> tuple[PerExample, dict]:
+    """d(f_theta(x_{t_{n+m}}, t_{n+m}), f_theta'(Denoise^m(x_{t_{n+m}}), t_n)) on noised data (Eq. 6, 7). [b]
+
+    Args:
+      steps: m, the teacher's DDIM steps between the two times; cut short where they reach the clean end.
+      grid: N, the times are `trailing_times(N)` and clean.
+      guidance: w of the teacher in Denoise^m, and in the target where the teacher is it.
+      target: whose f the student must equal: the teacher's (Eq. 6 to the letter), the student's average's (LCM), or
+        the student's own without gradient.
+      metric: mse or huber.
+    """
+    times = jnp.asarray((-1, *diffusion.trailing_times(grid)))
+    start = jax.vmap(lambda key: jax.random.randint(key, (), 1, grid + 1))(fold(context.keys, 0))
+    path = times[jnp.maximum(start[None] - jnp.arange(steps + 1)[:, None], 0)]
+    noise = normal(fold(context.keys, 1), context.latents.shape[1:])
+    x_start = diffusion.forward(context.latents, noise, *context.schedule.at(path[0]))
+
+    def f(denoise, x_t, times):
+        c_skip, c_out = boundary(times)
+        return c_skip * x_t + c_out * denoise(x_t, times, context.text)[0]
+
+    teacher = context.teacher(guidance)
+    other = {"teacher": teacher, "ema": context.ema, "student": context.student}[target]
+    x_end, _ = walk(teacher, x_start, context.text, path, context.schedule, "ddim", context.keys)
+    wanted = lax.stop_gradient(f(other, x_end, path[-1]))
+    return distance(f(context.student, x_start, path[0]), wanted, metric), {}

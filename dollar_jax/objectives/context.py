@@ -1,0 +1,40 @@
+"""What an objective of the generator may look at."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Array, Bool
+
+from dollar_jax.diffusion import Schedule
+from dollar_jax.notation import Latent, PerExample, Text
+from dollar_jax.sampling import Denoiser, Keys
+
+
+@dataclass(frozen=True)
+class Context:
+    """The networks and the batch of one generator update. An objective is `(context, **options) -> ([b], metrics)`.
+
+    Attributes:
+      schedule: a_t and b_t.
+      student: the denoiser that is trained; gradients flow through its parameters.
+      ema: the denoiser with the student's averaged parameters; frozen.
+      teacher: teacher(guidance) is the frozen denoiser at that guidance weight w.
+      fake_score: the denoiser of the student's distribution; frozen here.
+      reward_model: (latents, text, text_mask) -> [b], in units of the reward's running deviation; frozen here.
+      latents: clean latents of the data, [b f h w c].
+      text, text_mask: [b l d] and [b l], True where a token is real.
+      generated: the student's one-step x0 at its own times (Alg. 1, line 8), with gradient.
+      keys: [b], independent for each objective.
+    """
+
+    schedule: Schedule
+    student: Denoiser
+    ema: Denoiser
+    teacher: Callable[[float], Denoiser]
+    fake_score: Denoiser
+    reward_model: Callable[[Latent, Text, Array], PerExample]
+    latents: Latent
+    text: Text
+    text_mask: Bool[Array, "b l"]
+    generated: Latent
+    keys: Keys

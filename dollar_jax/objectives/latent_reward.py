@@ -1,0 +1,15 @@
+"""Latent reward models: their regression (Eq. 14) and fine-tuning by them (Eq. 15)."""
+
+from dollar_jax.notation import PerExample
+from dollar_jax.objectives.context import Context
+
+
+def reward_regression(estimate: PerExample, reward: PerExample) -> PerExample:
+    """(R(Dec(x)) - R_phi(x))^2 (Eq. 14). [b]"""
+    return (reward - estimate) ** 2
+
+
+def latent_reward(context: Context) -> tuple[PerExample, dict]:
+    """-R_phi(G(eps)) (Eq. 15). [b]"""
+    estimate = context.reward_model(context.generated, context.text, context.text_mask)
+    return -estimate, {"latent_reward_estimate": estimate}

@@ -1,0 +1,31 @@
+"""Eq. 4: the diffusion loss, on data for the teacher and on the student's samples for the fake score."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from dollar_jax import diffusion
+from dollar_jax.diffusion import Schedule, Velocity
+from dollar_jax.notation import Latent, PerExample, Text, Times
+from dollar_jax.sampling import Keys, normal
+
+
+def velocity_loss(velocity: Latent, target: Latent) -> PerExample:
+    """||v_theta(x_t, t) - v||^2, a mean over elements (Eq. 4; v = x0 - eps for the conjugate kind). [b]"""
+    return jnp.mean((velocity - target) ** 2, axis=(1, 2, 3, 4))
+
+
+def velocity_matching(
+    network: Callable[[Latent, Times, Text], Latent],
+    kind: Velocity,
+    schedule: Schedule,
+    x0: Latent,
+    times: Times,
+    text: Text,
+    keys: Keys,
+) -> PerExample:
+    """Noises x0 to `times` and scores the network's velocity there against the target of its kind. [b]"""
+    eps = normal(keys, x0.shape[1:])
+    a, b = schedule.at(times)
+    velocity = network(diffusion.forward(x0, eps, a, b), times, text).astype(jnp.float32)
+    return velocity_loss(velocity, diffusion.from_x0_eps(kind, x0, eps, a, b))

@@ -1,0 +1,170 @@
+"""A text-to-video model read from its folder: captions and noise in, latents and videos out."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from dollar_jax import checkpoint, diffusion, sampling
+from dollar_jax.checkpoint import Card
+from dollar_jax.data.text import tokenize
+from dollar_jax.diffusion import Schedule
+from dollar_jax.importing import UserError
+from dollar_jax.models.network import Network
+from dollar_jax.notation import Params
+
+Frames = UInt8[np.ndarray, "n F H W 3"]
+Latents = Float[np.ndarray, "n f h w c"]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The networks of a card, and what one does with them. Arrays in and out are NumPy's; work is done in batches.
+
+    Attributes:
+      card: see `dollar_jax.checkpoint`.
+      networks: (network, parameters) by component.
+      tokenizer: a Hugging Face tokenizer.
+    """
+
+    card: Card
+    networks: dict[str, tuple[Network, Params]]
+    tokenizer: Any
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return diffusion.make_schedule(**self.card["schedule"])
+
+    @cached_property
+    def _encode(self):
+        return jax.jit(partial(self.networks["vae"][0].apply, method="encode"))
+
+    @cached_property
+    def _decode(self):
+        return jax.jit(partial(self.networks["vae"][0].apply, method="decode"))
+
+    @cached_property
+    def _encode_text(self):
+        return jax.jit(self.networks["text_encoder"][0].apply)
+
+    @property
+    def _scale(self) -> float:
+        return self.card["vae"]["config"]["scaling_factor"]
+
+    def encode_text(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings [n l d] float32 and the mask [n l] of real tokens."""
+        tokens, mask = tokenize(self.tokenizer, list(captions), self.card["tokenizer"]["length"])
+        # The public pipeline lets the encoder see the padding: so was the teacher trained.
+        return np.asarray(self._encode_text(self.networks["text_encoder"][1], tokens)), mask
+
+    def encode_video(self, video: Frames) -> Latents:
+        """The posterior mean, scaled to about unit variance."""
+        mean, _ = self._encode(self.networks["vae"][1], video / np.float32(127.5) - 1)
+        return np.asarray(mean) * self._scale
+
+    def decode(self, latents: Latents) -> Frames:
+        """Videos of scaled latents."""
+        video = self._decode(self.networks["vae"][1], latents / self._scale)
+        return to_uint8((np.asarray(video) + 1) / 2)
+
+    def times(self, steps: int | None) -> tuple[int, ...]:
+        """The card's own times, or `steps` of them.
+
+        Raises:
+          UserError: a student was not distilled for so many steps.
+        """
+        own = tuple(self.card["times"])
+        if steps is None or steps == len(own):
+            return own
+        times = diffusion.trailing_times(steps, self.schedule.signal.shape[0] - 1)
+        if self.card["role"] == "student" and not set(times) <= set(own):
+            raise UserError(f"--steps={steps}: this student knows the times {own}; take a number of steps among them")
+        return times
+
+    @cached_property
+    def sampler(self):
+        """(params, noise, text, null_text, keys, times, guidance) -> latents, jitted; times and guidance are static."""
+        network = self.networks["transformer"][0]
+
+        def run(params, noise, text, null_text, keys, times, guidance):
+            denoise = sampling.denoiser(
+                network.apply, params, self.card["velocity"], self.schedule, null_text, guidance
+            )
+            return sampling.sample(denoise, noise, text, times, self.schedule, self.card["sampler"], keys)
+
+        return jax.jit(run, static_argnames=("times", "guidance"))
+
+    def generate(
+        self,
+        text: Float[np.ndarray, "n l d"],
+        noise: Latents,
+        keys: jax.Array,
+        steps: int | None = None,
+        guidance: float | None = None,
+        batch_size: int = 16,
+    ) -> Iterator[Latents]:
+        """Latents of batch after batch; the last one may be shorter.
+
+        Args:
+          text: embeddings of the captions, a row a video.
+          noise: where each video starts.
+          keys: [n], for samplers that draw more noise.
+          steps: how many; None is the card's own number.
+          guidance: the paper's w (diffusers' scale is w + 1); None is the card's own.
+        """
+        guidance = self.card["guidance"] if guidance is None else guidance
+        null_text, _ = self.encode_text([""])
+        for start in range(0, len(noise), batch_size):
+            part = slice(start, start + batch_size)
+            rows = pad_rows((noise[part], text[part], keys[part]), batch_size)
+            latents = self.sampler(
+                self.networks["transformer"][1], rows[0], rows[1], null_text, rows[2], self.times(steps), guidance
+            )
+            yield np.asarray(latents)[: len(noise[part])]
+
+
+def pad_rows(arrays: tuple, count: int) -> tuple:
+    """Each array with its last row repeated up to `count` rows: one compiled shape for the last batch too."""
+    return tuple(x[jnp.minimum(jnp.arange(count), len(x) - 1)] for x in arrays)
+
+
+def to_uint8(video: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """0..1 to 0..255, clipped."""
+    return np.round(np.clip(video, 0, 1) * 255).astype(np.uint8)
+
+
+def draw_noise(card: Card, seed: int, prompts: int, videos: int) -> tuple[Latents, jax.Array]:
+    """Noise [prompts * videos, f h w c] and keys, prompt by prompt. A video's noise depends only on the seed, its prompt's
+    number and its own: more prompts or videos leave it as it is.
+    """
+    prompt, video = (x.ravel() for x in jnp.indices((prompts, videos)))
+    fold = jax.vmap(jax.random.fold_in)
+    keys = fold(fold(jnp.broadcast_to(jax.random.key(seed), prompt.shape), prompt), video)
+    return np.asarray(sampling.normal(keys, card["latent_shape"])), sampling.fold(keys, 1)
+
+
+def load(folder: str | os.PathLike, parts: Sequence[str] = checkpoint.COMPONENTS, **options) -> Pipeline:
+    """Reads a model's folder, or one numbered checkpoint in it.
+
+    Raises:
+      UserError: what is missing or does not fit.
+    """
+    card = checkpoint.read_card(folder)
+    if missing := [part for part in parts if part not in card]:
+        raise UserError(f"{folder}: this checkpoint has no {missing[0]}")
+    networks = {part: checkpoint.load_component(folder, card[part], **options) for part in parts}
+    tokenizer = None
+    if "text_encoder" in parts:
+        from transformers import AutoTokenizer  # takes seconds to import
+
+        tokenizer = AutoTokenizer.from_pretrained(Path(folder) / card["tokenizer"]["path"], local_files_only=True)
+    return Pipeline(card, networks, tokenizer)
+
+

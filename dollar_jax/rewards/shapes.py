@@ -1,0 +1,181 @@
+"""Reads a clip of the shapes world: what it shows, where, and how far it is from a valid rendering.
+
+The least-squares fit of the renderer itself to the pixels, so noise, blur and the artefacts of a decoder cost
+quality (`clean_db`) long before they cost the reading.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dollar_jax.data.shapes import (
+    ATTRIBUTES,
+    BACKGROUND,
+    CAPTIONS,
+    COLOURS,
+    MOTIONS,
+    RESOLUTION,
+    SHAPES,
+    SIZE,
+    TRAVEL,
+    coverage,
+    path,
+)
+from dollar_jax.importing import UserError
+
+Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
+
+_PALETTE = np.array(list(COLOURS.values()), np.float32)
+_HUES = _PALETTE - _PALETTE.mean(1, keepdims=True)
+_HUES /= np.linalg.norm(_HUES, axis=1, keepdims=True)
+_DIRECTIONS = np.array(list(MOTIONS.values()), np.float32)
+_STILL = list(MOTIONS).index("standing still")
+_STEPS = 5  # of Gauss-Newton; the centroids start it within a pixel or two
+_STEP = 0.5  # pixels, of its finite differences
+_CHUNK = 32  # clips whose masks stay in the processor's cache
+_EXPLAINED = 0.3  # a clip of which the best rendering explains less of the coloured energy shows none of the shapes
+
+
+class Reading(NamedTuple):
+    """What clips show. Lengths are in pixels of the video, (x, y) with y downwards."""
+
+    colour: Int[np.ndarray, "b"]  # index into COLOURS
+    shape: Int[np.ndarray, "b"]  # index into SHAPES
+    motion: Int[np.ndarray, "b"]  # index into MOTIONS
+    position: Float[np.ndarray, "b 2"]  # of the middle of the path, from the middle of the image
+    velocity: Float[np.ndarray, "b 2"]  # pixels a frame
+    size: Float[np.ndarray, "b"]
+    background: Float[np.ndarray, "b"]  # grey, 0..1
+    clean_db: Float[np.ndarray, "b"]  # PSNR to the nearest valid rendering
+    found: Bool[np.ndarray, "b"]  # whether the clip shows one of the shapes at all
+
+
+def read(video: Frames) -> Reading:
+    """The attributes of square clips, 0..1, of any frame count and resolution.
+
+    Colour is the palette entry nearest in chroma; the path starts from the centroid of that chroma. Each shape is then
+    fitted by least squares over position, velocity, size and background, and the one with the least residual is taken.
+    The nearest valid rendering has the fitted values clipped to what the world allows, which is exact to second order,
+    because they hardly interact; any position is valid.
+    """
+    video = np.asarray(video, np.float32)
+    parts = [_read(video[start : start + _CHUNK]) for start in range(0, len(video), _CHUNK)]
+    return Reading(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
+    frames, pixels = video.shape[1:3]
+    unit = pixels / RESOLUTION
+
+    chroma = video - video.mean(-1, keepdims=True)
+    # Each pixel votes with the length of its chroma: a faint tint of the background must not outvote the shape.
+    votes = np.einsum("bfhwc,bfhw->bc", chroma, np.linalg.norm(chroma, axis=-1)) @ _HUES.T
+    colour = votes.argmax(1)
+    grey = np.median(video.mean(-1), axis=(1, 2, 3))
+    # For a given background the squared error in RGB is, up to a constant, that of a mask along this one contrast.
+    contrast = _PALETTE[colour] - grey[:, None]
+    contrast /= (contrast**2).sum(1, keepdims=True)
+    mask = np.einsum("bfhwc,bc->bfhw", video - grey[:, None, None, None, None], contrast)
+
+    hue = np.einsum("bfhwc,bc->bfhw", chroma, _HUES[colour])
+    centroids = _centroids(hue * np.abs(hue))
+    fits = [_fit(shape, mask, centroids, unit) for shape in SHAPES]
+    shape = np.argmin([residual for *_, residual in fits], axis=0)
+    chosen = shape, np.arange(len(shape))
+    position, velocity, size, residual = (np.stack(values)[chosen] for values in zip(*fits, strict=True))
+
+    speed = np.array(TRAVEL) * unit / max(frames - 1, 1)
+    along = velocity @ _DIRECTIONS.T
+    motion = np.where(along.max(1) > speed[0] / 2, along.argmax(1), _STILL)
+    valid_velocity = np.clip(along[np.arange(len(motion)), motion], *speed)[:, None] * _DIRECTIONS[motion]
+    valid_mask = _render(shape, np.clip(size, SIZE[0] * unit, SIZE[1] * unit), position, valid_velocity, frames, pixels)
+    background = _background(video, valid_mask, _PALETTE[colour])
+    valid = _compose(valid_mask, _PALETTE[colour], np.clip(background, *BACKGROUND))
+    return Reading(
+        colour=colour,
+        shape=shape,
+        motion=motion,
+        position=position - pixels / 2,
+        velocity=velocity,
+        size=size,
+        background=background,
+        clean_db=-10 * np.log10(((video - valid) ** 2).mean((1, 2, 3, 4))),
+        found=residual < (1 - _EXPLAINED) * (mask**2).sum((1, 2, 3)),
+    )
+
+
+def alignment(frames: Frames, captions: Sequence[str]) -> dict[str, Bool[np.ndarray, "b"]]:
+    """Whether the clips show what their captions say: 'colour', 'shape', 'motion', and 'all' three.
+
+    Raises:
+      UserError: a caption that is not one of `CAPTIONS`.
+    """
+    strangers = set(captions) - set(CAPTIONS)
+    if strangers:
+        raise UserError(f"{strangers.pop()!r} is not a caption of the shapes world, such as {CAPTIONS[0]!r}")
+    reading = read(frames)
+    wanted = np.array([ATTRIBUTES[caption] for caption in captions]).T
+    names = ("colour", "shape", "motion")
+    agrees = {name: (getattr(reading, name) == want) & reading.found for name, want in zip(names, wanted, strict=True)}
+    return agrees | {"all": agrees["colour"] & agrees["shape"] & agrees["motion"]}
+
+
+def _centroids(weights: Float[np.ndarray, "b f h w"]) -> Float[np.ndarray, "b f 2"]:
+    """(x, y) of the centre of each frame's weights, inside the image whatever they are."""
+    pixels = weights.shape[-1]
+    middles = np.arange(pixels, dtype=np.float32) + 0.5 - pixels / 2
+    moments = np.stack([weights.sum(2) @ middles, weights.sum(3) @ middles], -1)
+    return pixels / 2 + np.clip(moments / np.maximum(weights.sum((2, 3)), 1)[..., None], -pixels / 4, pixels / 4)
+
+
+def _fit(shape: str, mask: Float[np.ndarray, "b f h w"], centroids: Float[np.ndarray, "b f 2"], unit: float):
+    """Least-squares (position, velocity, size) of `shape` under `mask`, and the squared residual [b], by Gauss-Newton."""
+    frames, pixels = mask.shape[1:3]
+    times = np.arange(frames) - (frames - 1) / 2
+    # [f 3 5]: how each frame's (x, y, size) follows from the clip's (x, y, velocity in x, in y, size).
+    basis = np.zeros((frames, 3, 5))
+    basis[:, [0, 1, 2], [0, 1, 4]] = 1
+    basis[:, 0, 2] = basis[:, 1, 3] = times
+    line = np.linalg.pinv(basis[:, :2, :4].reshape(-1, 4))
+    start = centroids.reshape(len(mask), -1) @ line.T
+    values = np.concatenate([start, np.full((len(mask), 1), np.mean(SIZE) * unit)], 1)
+    sizes = np.array([0.8 * SIZE[0], 1.2 * SIZE[1]]) * unit  # any blob would do if its size were free
+
+    def masks(values, shift=(0, 0, 0)):
+        x_y_size = np.einsum("fij,bj->bfi", basis, values) + shift
+        return coverage(shape, x_y_size[..., 2], x_y_size[..., :2], pixels)
+
+    for _ in range(_STEPS):
+        error = mask - masks(values)
+        slopes = np.stack([masks(values, step) - masks(values, -step) for step in np.eye(3) * _STEP], 2) / (2 * _STEP)
+        slopes = slopes.reshape(*slopes.shape[:3], -1)
+        hessian = np.einsum("fij,bfik,fkl->bjl", basis, slopes @ slopes.swapaxes(2, 3), basis, optimize=True)
+        gradient = np.einsum("fij,bfi->bj", basis, (slopes @ error.reshape(*error.shape[:2], -1, 1))[..., 0])
+        values = values + np.linalg.solve(hessian + 1e-3 * np.eye(5), gradient[..., None])[..., 0]
+        values[:, 4] = np.clip(values[:, 4], *sizes)
+    return values[:, :2], values[:, 2:4], values[:, 4], ((mask - masks(values)) ** 2).sum((1, 2, 3))
+
+
+def _render(shape, size, position, velocity, frames: int, pixels: int) -> Float[np.ndarray, "b f h w"]:
+    """Masks of clips of different shapes."""
+    masks = np.empty((len(shape), frames, pixels, pixels), np.float32)
+    for kind, name in enumerate(SHAPES):
+        of = shape == kind
+        sizes = np.repeat(size[of, None], frames, 1)
+        masks[of] = coverage(name, sizes, path(position[of], velocity[of], frames), pixels)
+    return masks
+
+
+def _background(video, mask, colour) -> Float[np.ndarray, "b"]:
+    """Least-squares grey behind the mask: video = grey (1 - mask) + colour mask."""
+    uncovered = 1 - mask
+    rest = video.mean(-1) - mask * colour.mean(-1)[:, None, None, None]
+    return (uncovered * rest).sum((1, 2, 3)) / (uncovered**2).sum((1, 2, 3))
+
+
+def _compose(mask, colour, background) -> Float[np.ndarray, "b f h w 3"]:
+    """Clips of the masks filled with their colour before their grey."""
+    background = background[:, None, None, None, None].astype(np.float32)
+    return background + mask[..., None] * (colour[:, None, None, None] - background)

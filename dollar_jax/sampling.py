@@ -1,0 +1,150 @@
+"""From networks to samples: denoisers, the reverse process over any times, and the generator's rollouts."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from dollar_jax import diffusion
+from dollar_jax.diffusion import Schedule, Velocity
+from dollar_jax.notation import Latent, Params, Text, Times
+
+Denoiser = Callable[[Latent, Times, Text], tuple[Latent, Latent]]  # (x_t, t, text) -> (x0, eps)
+Sampler = Literal["ddim", "ancestral", "renoise"]
+Keys = Key[Array, "b"]
+
+
+def denoiser(
+    apply: Callable,
+    params: Params,
+    velocity: Velocity,
+    schedule: Schedule,
+    null_text: Text | None = None,
+    guidance: float = 0.0,
+) -> Denoiser:
+    """The network as a function (x_t, t, text) -> (x0, eps), with classifier-free guidance (Eq. 8, 9).
+
+    Args:
+      apply: apply(params, x_t [b f h w c], times [b], text [b l d]) -> velocity [b f h w c].
+      velocity: the kind of what it predicts.
+      null_text: [1 l d], the embedding of the empty caption; needed when guidance is not 0.
+      guidance: the paper's w. Not 0: both halves run as one call on a doubled batch.
+    """
+
+    def denoise(x_t, times, text):
+        if guidance:
+            null = jnp.broadcast_to(null_text, text.shape)
+            both = apply(params, *map(_twice, (x_t, times)), jnp.concatenate([text, null]))
+            v = diffusion.guide(*jnp.split(both.astype(jnp.float32), 2), guidance)
+        else:
+            v = apply(params, x_t, times, text).astype(jnp.float32)
+        return diffusion.to_x0_eps(velocity, v, x_t, *schedule.at(times))
+
+    return denoise
+
+
+def _twice(x):
+    return jnp.concatenate([x, x])
+
+
+def normal(keys: Keys, shape: Sequence[int]) -> jax.Array:
+    """Standard normal noise [b *shape], row i from key i: the same numbers however the batch is cut or sharded."""
+    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(keys)
+
+
+def fold(keys: Keys, stream: int | jax.Array) -> Keys:
+    """Independent keys [b] for another use of the same examples."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
+
+
+def step_to(
+    sampler: Sampler, schedule: Schedule, x0: Latent, eps: Latent, z: Latent, times: Times, following: Times
+) -> Latent:
+    """x at the `following` times from what the denoiser says at `times`, by one reverse step (Eq. 5) of a sampler."""
+    a, b = schedule.at(times)
+    a_next, b_next = schedule.at(following)
+    match sampler:
+        case "ddim":
+            sigma = jnp.zeros_like(b)
+        case "ancestral":
+            sigma = diffusion.posterior_deviation(a, b, a_next, b_next)
+        case "renoise":
+            sigma = b_next
+    return diffusion.reverse_step(x0, eps, z, a_next, b_next, sigma)
+
+
+def walk(
+    denoise: Denoiser,
+    x_t: Latent,
+    text: Text,
+    path: Int[Array, "n b"],
+    schedule: Schedule,
+    sampler: Sampler,
+    keys: Keys,
+) -> tuple[Latent, Float[Array, "n-1 b f h w c"]]:
+    """Reverse steps along a path of times, each example on its own: n times are n - 1 calls of the network.
+
+    Returns:
+      x at the last times, and the x_t from which each step was taken. A step from a time to itself stands still.
+    """
+
+    def step(x_t, scanned):
+        index, here, there = scanned
+        x0, eps = denoise(x_t, here, text)
+        z = jnp.zeros_like(x_t) if sampler == "ddim" else normal(fold(keys, index), x_t.shape[1:])
+        moved = step_to(sampler, schedule, x0, eps, z, here, there)
+        return jnp.where((here == there)[:, None, None, None, None], x_t, moved), x_t
+
+    return lax.scan(step, x_t, (jnp.arange(path.shape[0] - 1), path[:-1], path[1:]))
+
+
+def sample(
+    denoise: Denoiser,
+    noise: Latent,
+    text: Text,
+    times: Sequence[int],
+    schedule: Schedule,
+    sampler: Sampler,
+    keys: Keys,
+) -> Latent:
+    """From pure noise to clean through `times`: 50-step DDIM for a teacher, 4, 2 or 1 steps for a student.
+
+    `times` may come in any order (the paper lists them ascending); the last step lands on the denoiser's x0.
+    """
+    path = jnp.asarray([*sorted(times, reverse=True), -1])
+    path = jnp.broadcast_to(path[:, None], (len(path), noise.shape[0]))
+    return walk(denoise, noise, text, path, schedule, sampler, keys)[0]
+
+
+def rollout(
+    kind: Literal["data", "simulate"],
+    student: Denoiser,
+    latents: Latent,
+    text: Text,
+    times: Sequence[int],
+    schedule: Schedule,
+    sampler: Sampler,
+    keys: Keys,
+) -> tuple[Latent, Times]:
+    """The generator's input: x_t at one of the student's times, drawn for each example.
+
+    data: noised training latents (Sec. 3.3). simulate: where the student itself arrives from pure noise, as at
+    inference. No gradient passes: Eq. 12 differentiates the one-step x0 from here only.
+
+    Returns:
+      x_t [b f h w c] and its times [b].
+    """
+    ordered = jnp.asarray(sorted(times, reverse=True))
+    drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(times)))(fold(keys, 0))
+    noise = normal(fold(keys, 1), latents.shape[1:])
+    if kind == "data":
+        x_t = diffusion.forward(latents, noise, *schedule.at(ordered[drawn]))
+    else:
+        path = jnp.broadcast_to(ordered[:, None], (len(times), latents.shape[0]))
+        last, visited = walk(student, noise, text, path, schedule, sampler, fold(keys, 2))
+        visited = jnp.concatenate([visited, last[None]])
+        x_t = jax.vmap(lambda states, index: states[index], (1, 0))(visited, drawn)
+    return lax.stop_gradient(x_t), ordered[drawn]

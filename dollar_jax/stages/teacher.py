@@ -1,0 +1,50 @@
+"""Pretrains a teacher from scratch on encoded videos, into `workdir/teacher`."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dollar_jax import diffusion
+from dollar_jax.checkpoint import read_card, relocate, write_card
+from dollar_jax.models import build
+from dollar_jax.stages.common import encoded_batches, sampler_view
+from dollar_jax.steps import teacher as steps
+from dollar_jax.train import compile_step, initialize, train
+
+
+def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
+    """Eq. 4 with caption dropout; its card says how to sample it and where the VAE and the text encoder are."""
+    folder, stage = workdir / "teacher", config.teacher
+    schedule = diffusion.make_schedule(**stage.schedule)
+    diffusion.check_velocity(stage.velocity, schedule)
+    card = relocate(read_card(workdir / "encoded"), workdir / "encoded", folder) | {
+        "role": "teacher",
+        "transformer": {
+            "architecture": stage.architecture,
+            "config": stage.network.to_dict(),
+            "path": "checkpoints",
+            "item": "ema",
+        },
+        "velocity": stage.velocity,
+        "schedule": stage.schedule.to_dict(),
+        "times": diffusion.trailing_times(stage.steps, schedule.signal.shape[0] - 1),
+        "sampler": stage.sampler,
+        "guidance": stage.guidance,
+    }
+    write_card(folder, card)
+
+    network = build(stage.architecture, stage.network.to_dict(), dtype=config.dtype, remat=config.remat)
+    key = jax.random.key(config.seed)
+    state = initialize(partial(steps.init, network, stage), mesh, jax.random.fold_in(key, 0))
+    show, null_text = sampler_view(folder, card, network, config)
+    step = compile_step(steps.make_step(network, stage.velocity, schedule, stage), state, mesh)
+
+    def update(state, batch, captions):
+        del captions  # their embeddings are in the batch
+        return step(state, {"null_text": null_text}, batch, jax.random.fold_in(key, 1))
+
+    batches = encoded_batches(config, workdir, stage.batch_size)
+    train(folder, state, update, batches, stage, mesh, show)

@@ -1,0 +1,56 @@
+"""Pretraining of a teacher: Eq. 4 with caption dropout."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from dollar_jax.diffusion import Schedule, Velocity
+from dollar_jax.models.network import Network
+from dollar_jax.notation import Key, Params
+from dollar_jax.objectives.velocity import velocity_matching
+from dollar_jax.steps.common import TrainState, make_optimizer, mean_gradient, moving_average, update
+
+
+def init(network: Network, config: ConfigDict, key: Key) -> TrainState:
+    """The state before the first step."""
+    params = network.init(key)
+    optimizer = make_optimizer(config.optimizer, config.iterations)
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def make_step(network: Network, velocity: Velocity, schedule: Schedule, config: ConfigDict):
+    """(state, frozen, batch, key) -> (state, metrics).
+
+    frozen: {'null_text': [1 l d]}. batch: {'latents': [b f h w c], 'text': [b l d]}.
+    """
+    optimizer: optax.GradientTransformation = make_optimizer(config.optimizer, config.iterations)
+    count = schedule.signal.shape[0] - 1
+
+    def step(state: TrainState, frozen: Params, batch: dict, key: Key) -> tuple[TrainState, dict]:
+        size = batch["latents"].shape[0]
+        key = jax.random.fold_in(key, state.step)
+        time_key, drop_key, noise_key = jax.random.split(key, 3)
+        # Stratified: each example draws from its own slice of the times, which lowers the variance of the loss.
+        slices = jnp.arange(size) + jax.random.uniform(time_key, (size,))
+        dropped = jax.random.bernoulli(drop_key, config.caption_dropout, (size, 1, 1))
+        examples = {
+            "latents": batch["latents"],
+            "times": jnp.minimum((slices / size * count).astype(jnp.int32), count - 1),
+            "text": jnp.where(dropped, frozen["null_text"], batch["text"]),
+            "keys": jax.random.split(noise_key, size),
+        }
+
+        def loss(params, part):
+            def run(x_t, times, text):
+                return network.apply(params, x_t, times, text)
+
+            args = (part[name] for name in ("latents", "times", "text", "keys"))
+            return velocity_matching(run, velocity, schedule, *args), {}
+
+        gradient, metrics = mean_gradient(loss, state.params, examples, config.accumulate)
+        params, optimizer_state, norms = update(optimizer, gradient, state.optimizer, state.params, "teacher")
+        ema = moving_average(state.ema, params, config.ema, state.step)
+        return TrainState(state.step + 1, params, ema, optimizer_state), metrics | norms
+
+    return step

@@ -1,0 +1,16 @@
+"""Every test runs with jaxtyping checked, rank promotion refused and warnings as errors."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+from jaxtyping import install_import_hook
+
+install_import_hook("dollar_jax", "beartype.beartype")
+
+# Helpers of several test files lie beside this one.
+sys.path.insert(0, str(Path(__file__).parent))
+jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,248 @@
+"""The objectives against Gaussian worlds whose scores, flows and divergences are known."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gaussian import Gaussian
+
+from dollar_jax import diffusion, sampling
+from dollar_jax.objectives.consistency import boundary, consistency, distance
+from dollar_jax.objectives.context import Context
+from dollar_jax.objectives.latent_reward import latent_reward, reward_regression
+from dollar_jax.objectives.variational_score import follow, kl_gradient, variational_score
+from dollar_jax.objectives.velocity import velocity_loss, velocity_matching
+
+SCHEDULE = diffusion.ddpm_schedule()
+REAL = Gaussian(0.5, 0.7, SCHEDULE)
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHEDULE, **changes):
+    latents = REAL.mean + REAL.deviation * sampling.normal(keys(count, 9), (1, 2, 2, 2))
+    values = {
+        "schedule": schedule,
+        "student": student,
+        "ema": student,
+        "teacher": lambda guidance: teacher,
+        "fake_score": fake_score,
+        "reward_model": lambda latents, text, mask: latents.mean(axis=(1, 2, 3, 4)),
+        "latents": latents,
+        "text": jnp.zeros((count, 1, 1)),
+        "text_mask": jnp.ones((count, 1), bool),
+        "generated": latents,
+        "keys": keys(count),
+    }
+    return Context(**(values | changes))
+
+
+# Eq. 4
+
+
+def test_conjugate_loss_on_gaussian_data_is_the_conditional_variance_and_no_less_elsewhere():
+    count, times = 20000, jnp.full(20000, 499)
+    x0 = REAL.mean + REAL.deviation * sampling.normal(keys(count), (1, 1, 1, 1))
+    a, b = (float(x.squeeze()) for x in SCHEDULE.at(times[:1]))
+    variance = (a * REAL.deviation) ** 2 + b**2
+    wanted = REAL.deviation**2 + 1 - (a * REAL.deviation**2 - b) ** 2 / variance
+
+    def loss(shift):
+        def network(x_t, times, text):
+            return diffusion.from_x0_eps("conjugate", *REAL(x_t, times), *SCHEDULE.at(times)) + shift
+
+        text = jnp.zeros((count, 1, 1))
+        return velocity_matching(network, "conjugate", SCHEDULE, x0, times, text, keys(count, 1)).mean()
+
+    assert float(loss(0.0)) == pytest.approx(wanted, rel=4 * np.sqrt(2 / count))
+    assert float(jax.grad(loss)(0.0)) == pytest.approx(0, abs=8 * np.sqrt(wanted / count))
+    assert float(loss(0.3)) == pytest.approx(float(loss(0.0)) + 0.09, abs=0.02)
+
+
+def test_velocity_loss_by_hand():
+    velocity, target = jnp.ones((2, 1, 1, 1, 2)), jnp.array([[1.0, 3.0], [0.0, 0.0]]).reshape(2, 1, 1, 1, 2)
+    np.testing.assert_allclose(velocity_loss(velocity, target), [2, 1])
+
+
+# Eq. 6-9
+
+
+def test_boundary_is_the_identity_at_the_clean_end_and_x0_elsewhere():
+    c_skip, c_out = (x.squeeze() for x in boundary(jnp.array([-1, 0, 19, 999])))
+    assert (float(c_skip[0]), float(c_out[0])) == (1, 0)
+    # By hand at t = 0: s = 10, d = .5: .25 / 100.25 and 10 / sqrt(100.25).
+    assert float(c_skip[1]) == pytest.approx(0.25 / 100.25)
+    assert float(c_out[1]) == pytest.approx(10 / np.sqrt(100.25))
+    np.testing.assert_allclose(c_out[2:], 1, atol=1e-5)
+
+
+def test_distances_by_hand():
+    f, target = jnp.array([3.0, 0.0]).reshape(1, 1, 1, 1, 2), jnp.zeros((1, 1, 1, 1, 2))
+    assert float(distance(f, target)[0]) == pytest.approx(4.5)
+    assert float(distance(f, target, "huber", delta=4.0)[0]) == pytest.approx(0.5)
+
+
+def flow_map(x_t, times, text):
+    """The student that has learnt everything: it jumps to the end of the exact probability flow."""
+    a, b = SCHEDULE.at(times)
+    x0 = REAL.flow(x_t, times)
+    return x0, (x_t - a * x0) / b
+
+
+@pytest.mark.parametrize("target", ["ema", "student"])
+@pytest.mark.parametrize("metric", ["mse", "huber"])
+def test_consistency_vanishes_on_the_exact_flow_map(target, metric):
+    # What is left is the error of the teacher's DDIM steps: with a 20 times finer grid nothing.
+    def loss(student, grid):
+        return float(consistency(context(64, student), grid=grid, target=target, metric=metric)[0].mean())
+
+    wrong = loss(lambda *args: tuple(x + 0.3 * SCHEDULE.at(args[1])[1] for x in flow_map(*args)), 1000)
+    coarse, fine = loss(flow_map, 50), loss(flow_map, 1000)
+    assert fine < coarse / 10
+    assert fine < (1e-6 if metric == "mse" else 1e-4)
+    assert fine < wrong / 100 or target == "student"
+
+
+def test_consistency_with_the_teacher_as_target_has_its_optimum_at_the_teachers_denoiser_after_m_steps():
+    ctx = context(64, student=flow_map)
+    start = consistency(ctx, steps=5, grid=50, target="teacher")[0]
+    # By hand: noise the same latents with the same keys, walk, denoise there.
+    times = jnp.asarray((-1, *diffusion.trailing_times(50)))
+    index = jax.vmap(lambda key: jax.random.randint(key, (), 1, 51))(sampling.fold(ctx.keys, 0))
+    a, b = SCHEDULE.at(times[index])
+    x = a * ctx.latents + b * sampling.normal(sampling.fold(ctx.keys, 1), ctx.latents.shape[1:])
+    f = REAL.flow(x, times[index])
+    for _ in range(5):
+        following = jnp.maximum(index - 1, 0)
+        x0, eps = REAL(x, times[index])
+        a, b = SCHEDULE.at(times[following])
+        x = jnp.where((index == 0)[:, None, None, None, None], x, a * x0 + b * eps)
+        index = following
+    wanted = jnp.where((index == 0)[:, None, None, None, None], x, REAL(x, times[index])[0])
+    np.testing.assert_allclose(start, jnp.mean((f - wanted) ** 2, axis=(1, 2, 3, 4)), rtol=1e-3, atol=1e-7)
+
+
+def test_only_the_student_side_of_consistency_has_a_gradient():
+    def loss(side):
+        def moved(by):
+            def denoise(x_t, times, text):
+                x0, eps = REAL(x_t, times)
+                return x0 + by, eps
+
+            changes = {"student": {"student": denoise}, "teacher": {"teacher": lambda w: denoise}}[side]
+            return consistency(replace(context(), **changes), target="teacher")[0].mean()
+
+        return float(jax.grad(moved)(0.1))
+
+    assert loss("student") != 0
+    assert loss("teacher") == 0
+
+
+# Eq. 10-13
+
+
+def quadrature(count=24):
+    """Nodes z, eps and weights of two independent standard normals: expectations of quadratics are exact."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    z, eps = (x.reshape(-1, 1, 1, 1, 1) for x in np.meshgrid(nodes, nodes))
+    weights = np.outer(weights, weights).ravel()
+    return jnp.asarray(z, jnp.float32), jnp.asarray(eps, jnp.float32), jnp.asarray(weights / weights.sum(), jnp.float32)
+
+
+@pytest.mark.parametrize("time", [19, 249, 499, 979])
+def test_kl_gradient_is_that_of_the_closed_form(time):
+    z, eps, weights = quadrature()
+    times = jnp.full(len(z), time)
+    a, b = SCHEDULE.at(times)
+
+    def kl(mean, deviation):  # of the noised generator N(mean, deviation^2) from the noised REAL
+        a_t, b_t = a[0].squeeze(), b[0].squeeze()
+        fake, real = (a_t * deviation) ** 2 + b_t**2, (a_t * REAL.deviation) ** 2 + b_t**2
+        shift = a_t * (mean - REAL.mean)
+        return 0.5 * (jnp.log(real / fake) + (fake + shift**2) / real - 1)
+
+    def estimate(mean, deviation):
+        fake = Gaussian(mean, deviation, SCHEDULE)
+        x_t = diffusion.forward(mean + deviation * z, eps, a, b)
+        # Scores by Eq. 13 from the denoisers, as the objective takes them.
+        s_real, s_fake = (diffusion.score(world(x_t, times)[0], x_t, a, b) for world in (REAL, fake))
+        per_sample = kl_gradient(s_real, s_fake, a).squeeze()
+        return float(weights @ per_sample), float(weights @ (per_sample * z.squeeze()))
+
+    for parameters in ((1.5, 0.3), (-0.2, 1.4)):
+        np.testing.assert_allclose(estimate(*parameters), jax.grad(kl, (0, 1))(*parameters), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(estimate(REAL.mean, REAL.deviation), (0, 0), atol=1e-5)
+
+
+def test_follow_passes_the_gradient_on():
+    x, gradient = sampling.normal(keys(2), (2, 3, 1, 2, 2))[:, :, :, :, 0][..., None]
+    value, passed = jax.value_and_grad(lambda x: follow(x, gradient).sum())(x)
+    np.testing.assert_allclose(passed, gradient / gradient[0].size, rtol=1e-5)
+    assert float(value) == pytest.approx(float(0.5 * jnp.mean(gradient**2, axis=(1, 2, 3, 4)).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_variational_score_moves_the_generator_to_the_teachers_distribution(normalize):
+    z = sampling.normal(keys(512, 3), (1, 2, 2, 2))
+
+    def gradient(mean, deviation):
+        def loss(mean, deviation):
+            fake = Gaussian(jax.lax.stop_gradient(mean), jax.lax.stop_gradient(deviation), SCHEDULE)
+            ctx = context(512, fake_score=fake, generated=mean + deviation * z)
+            return variational_score(ctx, normalize=normalize)[0].mean()
+
+        return [float(x) for x in jax.grad(loss, (0, 1))(mean, deviation)]
+
+    at_optimum = gradient(REAL.mean, REAL.deviation)
+    np.testing.assert_allclose(at_optimum, 0, atol=1e-5)
+    too_high, too_wide = gradient(REAL.mean + 0.5, REAL.deviation), gradient(REAL.mean, 2 * REAL.deviation)
+    assert too_high[0] > 0.01
+    assert too_wide[1] > 0.01
+    assert gradient(REAL.mean - 0.5, REAL.deviation)[0] < -0.01
+
+
+def test_variational_score_by_hand():
+    # Fake and real are points, so that x0 is their mean: the direction is (fake - real) / mean |x - real| = 1 / 2.
+    real, fake = Gaussian(1.0, 0.0, SCHEDULE), Gaussian(2.0, 0.0, SCHEDULE)
+    generated = jnp.full((2, 1, 1, 1, 4), 3.0)
+
+    def loss(x, normalize):
+        ctx = context(2, teacher=real, fake_score=fake, latents=x, generated=x)
+        return variational_score(ctx, normalize=normalize)[0].sum()
+
+    np.testing.assert_allclose(jax.grad(loss)(generated, True), 0.5 / 4, rtol=1e-3)
+    np.testing.assert_allclose(jax.grad(loss)(generated, False), 1 / 4, rtol=1e-3)
+
+
+def test_real_score_is_guided_and_times_stay_inside():
+    seen = []
+
+    def teacher(guidance):
+        seen.append(guidance)
+
+        def denoise(x_t, times, text):
+            seen.append((int(times.min()), int(times.max())))
+            return REAL(x_t, times)
+
+        return denoise
+
+    variational_score(replace(context(500), teacher=teacher), guidance=3.5)
+    guidance, (low, high) = seen
+    assert guidance == 3.5
+    assert 20 <= low < 40
+    assert 960 < high < 980
+
+
+# Eq. 14, 15
+
+
+def test_reward_equations_by_hand():
+    np.testing.assert_allclose(reward_regression(jnp.array([1.0, 2.0]), jnp.array([3.0, 2.0])), [4, 0])
+    generated = jnp.full((4, 1, 1, 1, 2), 0.25)
+    loss, metrics = latent_reward(context(latents=generated, generated=generated))
+    np.testing.assert_allclose(loss, -0.25)
+    np.testing.assert_allclose(metrics["latent_reward_estimate"], 0.25)

@@ -1,0 +1,134 @@
+import itertools
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dollar_jax import diffusion
+from dollar_jax.importing import UserError
+
+KINDS = ("conjugate", "v", "eps", "flow", "x0")
+VARIANCE_PRESERVING = diffusion.ddpm_schedule()
+
+
+def draw(seed, times):
+    x0, eps = jax.random.normal(jax.random.key(seed), (2, len(times), 1, 2, 2, 3))
+    return x0, eps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("schedule", [VARIANCE_PRESERVING, diffusion.flow_schedule()], ids=["ddpm", "flow"])
+def test_a_velocity_gives_back_x0_and_eps(kind, schedule):
+    # eps knows nothing of x0 at pure noise, x0 nothing of eps at the clean end.
+    times = jnp.array([0, 1, 19, 249, 500, 980] + ([999] if kind != "eps" else []) + ([-1] if kind != "x0" else []))
+    x0, eps = draw(0, times)
+    a, b = schedule.at(times)
+    x_t = diffusion.forward(x0, eps, a, b)
+    velocity = diffusion.from_x0_eps(kind, x0, eps, a, b)
+    x0_again, eps_again = diffusion.to_x0_eps(kind, velocity, x_t, a, b)
+    # Dividing by a small a or b magnifies the rounding of x_t.
+    np.testing.assert_allclose(x0_again, x0, atol=2e-6 / (1 if kind != "eps" else float(a.min())))
+    np.testing.assert_allclose(eps_again, eps, atol=2e-6 / (1 if kind != "x0" else float(b.min())))
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.permutations(("conjugate", "v", "flow", "x0"), 2)))
+def test_kinds_convert_into_each_other_even_without_signal(one, other):
+    times = jnp.array([249, 499, 749, 999])
+    x0, eps = draw(1, times)
+    a, b = VARIANCE_PRESERVING.at(times)
+    x_t = diffusion.forward(x0, eps, a, b)
+    assert float(a[-1].squeeze()) == 0
+    velocity = diffusion.from_x0_eps(one, x0, eps, a, b)
+    there = diffusion.from_x0_eps(other, *diffusion.to_x0_eps(one, velocity, x_t, a, b), a, b)
+    back = diffusion.from_x0_eps(one, *diffusion.to_x0_eps(other, there, x_t, a, b), a, b)
+    np.testing.assert_allclose(there, diffusion.from_x0_eps(other, x0, eps, a, b), atol=1e-5)
+    np.testing.assert_allclose(back, velocity, atol=1e-5)
+
+
+def test_conjugate_velocity_is_equation_8_by_hand():
+    # a = .6, b = .8, x0 = 2, eps = -1: x_t = .4, v = 3, x0 = (.4 + .8 * 3) / 1.4.
+    a, b = (jnp.full((1, 1, 1, 1, 1), value) for value in (0.6, 0.8))
+    x0, eps = diffusion.to_x0_eps("conjugate", jnp.full((1, 1, 1, 1, 1), 3.0), jnp.full((1, 1, 1, 1, 1), 0.4), a, b)
+    assert float(x0.squeeze()) == pytest.approx(2)
+    assert float(eps.squeeze()) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("zero_snr", [True, False])
+def test_schedule_is_the_public_one(shift, betas, zero_snr):
+    public = diffusers.CogVideoXDDIMScheduler(
+        beta_schedule=betas, rescale_betas_zero_snr=zero_snr, snr_shift_scale=shift, timestep_spacing="trailing"
+    )
+    ours = diffusion.ddpm_schedule(betas=betas, zero_snr=zero_snr, snr_shift=shift)
+    np.testing.assert_allclose(ours.signal[1:] ** 2, public.alphas_cumprod.numpy(), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(ours.signal**2 + ours.noise**2, 1, atol=1e-6)
+    assert (float(ours.signal[-1]) == 0) == zero_snr
+    assert (float(ours.signal[0]), float(ours.noise[0])) == (1, 0)
+
+
+def test_flow_schedule_is_a_straight_line():
+    schedule = diffusion.flow_schedule(10)
+    np.testing.assert_allclose(schedule.signal + schedule.noise, 1, atol=1e-6)
+    np.testing.assert_allclose(schedule.noise, np.arange(11) / 10, atol=1e-6)
+    # Half way, a shift of 3 stands at 3 * .5 / (1 + 2 * .5) = .75.
+    assert float(diffusion.flow_schedule(10, shift=3.0).noise[5]) == pytest.approx(0.75)
+
+
+def test_times_of_the_paper():
+    assert diffusion.trailing_times(4) == (249, 499, 749, 999)
+    assert diffusion.trailing_times(1) == (999,)
+    assert diffusion.trailing_times(50)[:2] == (19, 39)
+    assert diffusion.trailing_times(50)[-1] == 999
+    with pytest.raises(UserError, match="must divide"):
+        diffusion.trailing_times(3)
+
+
+def test_eps_prediction_is_refused_where_it_cannot_work():
+    with pytest.raises(UserError, match="zero_snr"):
+        diffusion.check_velocity("eps", VARIANCE_PRESERVING)
+    diffusion.check_velocity("eps", diffusion.ddpm_schedule(zero_snr=False))
+
+
+def test_guidance_is_the_papers_w_and_diffusers_scale_minus_one():
+    v, v_null = draw(2, range(1))
+    np.testing.assert_array_equal(diffusion.guide(v, v_null, 0.0), v)
+    np.testing.assert_allclose(diffusion.guide(v, v_null, 7.5), v_null + 8.5 * (v - v_null), rtol=1e-4, atol=1e-5)
+
+
+def coefficients(sigma_of):
+    """Weight of x0 and variance of the noise in x_next, for 499 -> 249, read off the linear step itself."""
+    schedule = diffusion.ddpm_schedule(betas="linear", beta_start=1e-4, beta_end=0.02, zero_snr=False)
+    here, there = schedule.at(jnp.array([499])), schedule.at(jnp.array([249]))
+    sigma = sigma_of(*here, *there)
+    zero, one = jnp.zeros((1, 1, 1, 1, 1)), jnp.ones((1, 1, 1, 1, 1))
+    weights = [
+        float(diffusion.reverse_step(x0, eps, z, *there, sigma).squeeze())
+        for x0, eps, z in ((one, zero, zero), (zero, one, zero), (zero, zero, one))
+    ]
+    return weights, [float(x.squeeze()) for x in (*here, *there, sigma)]
+
+
+@pytest.mark.parametrize(
+    "sigma_of",
+    [lambda a, b, a_next, b_next: 0 * b, diffusion.posterior_deviation, lambda a, b, a_next, b_next: b_next],
+    ids=["ddim", "ancestral", "renoise"],
+)
+def test_reverse_steps_keep_the_marginals(sigma_of):
+    # x_t = a x0 + b eps with x0 known: x_next must be a_next x0 plus noise of variance b_next^2.
+    (x0, eps, z), (_, _, a_next, b_next, _) = coefficients(sigma_of)
+    assert x0 == pytest.approx(a_next, abs=1e-6)
+    assert eps**2 + z**2 == pytest.approx(b_next**2, abs=1e-6)
+
+
+def test_ancestral_sigma_is_the_papers_and_its_printed_step_is_not_the_posterior():
+    _, (a, b, a_next, b_next, sigma) = coefficients(diffusion.posterior_deviation)
+    alpha = (a / a_next) ** 2
+    assert sigma**2 == pytest.approx((1 - alpha) * b_next**2 / b**2, rel=1e-4)
+    # As printed, with x_t = a x0 + b eps substituted: coefficients of x0 and of the noise.
+    printed_x0 = a_next - np.sqrt(b_next**2 - sigma**2) * a / b + b_next * a / b
+    printed_variance = b_next**2 + sigma**2
+    assert abs(printed_x0 - a_next) > 0.05
+    assert abs(printed_variance - b_next**2) > 0.1
