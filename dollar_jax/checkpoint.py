@@ -3,7 +3,7 @@
 The folder of a training stage is such a folder, so that what is in training can be sampled at any time. Card:
 
   role          teacher, student or vae
-  transformer, vae, text_encoder    {architecture, config, path, item}: parameters are the entry `item` of the orbax
+  transformer, vae, text_encoder    {architecture, config, path, item} (vae: and scaling_factor): parameters are the entry `item` of the orbax
                 checkpoint at `path`, relative to the folder; a path that holds numbered steps means the newest
   tokenizer     {path, length}, a Hugging Face tokenizer folder
   velocity, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
@@ -20,6 +20,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
+from dollar_jax.files import write_atomically
 from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
@@ -31,11 +32,7 @@ COMPONENTS = ("transformer", "vae", "text_encoder")
 
 def write_card(folder: str | os.PathLike, card: Card) -> None:
     """Writes `folder/config.json`, atomically."""
-    path = Path(folder) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".config.json.{os.getpid()}")
-    temporary.write_text(json.dumps(card, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_atomically(Path(folder) / "config.json", json.dumps(card, indent=2) + "\n")
 
 
 def read_card(folder: str | os.PathLike) -> Card:

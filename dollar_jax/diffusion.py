@@ -19,8 +19,8 @@ Coefficient = Float[Array, "b 1 1 1 1"]
 class Schedule(NamedTuple):
     """Signal a_t and noise b_t of x_t = a_t x0 + b_t eps (Eq. 1). Row 0 is the clean sample, row t + 1 is time t."""
 
-    signal: Float[Array, "rows"]
-    noise: Float[Array, "rows"]
+    signal: Float[Array, " rows"]
+    noise: Float[Array, " rows"]
 
     def at(self, times: Times) -> tuple[Coefficient, Coefficient]:
         """(a_t, b_t) at times [b] in -1 .. T - 1, each [b 1 1 1 1]."""
@@ -97,9 +97,7 @@ def forward(x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
     return a * x0 + b * eps
 
 
-def to_x0_eps(
-    velocity: Velocity, v: Latent, x_t: Latent, a: Coefficient, b: Coefficient
-) -> tuple[Latent, Latent]:
+def to_x0_eps(velocity: Velocity, v: Latent, x_t: Latent, a: Coefficient, b: Coefficient) -> tuple[Latent, Latent]:
     """(x0, eps) that the network's velocity `v` of a kind means at x_t. Both satisfy x_t = a x0 + b eps.
 
     conjugate: v = x0 - eps (Eq. 8); v: v = a eps - b x0 (Eq. 3); flow: v = eps - x0; eps and x0: themselves.

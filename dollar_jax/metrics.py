@@ -18,6 +18,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from dollar_jax import pictures
+from dollar_jax.files import write_atomically
 
 QUIET = 10.0  # seconds between two lines of progress where there is no terminal
 
@@ -55,8 +56,8 @@ class Logger:
         if not self._writes:
             return
         self._path = Path(folder) / "metrics.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        _write(self._path, [line for line in read(folder) if line["step"] < start])
+        kept = [line for line in read(folder) if line["step"] < start]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._events = SummaryWriter(str(folder), purge_step=start)
         self._bar = None
         if sys.stdout.isatty():
@@ -138,12 +139,6 @@ class Logger:
 def _accumulate(averages: dict[str, Average], metrics: dict) -> dict[str, Average]:
     new = {name: Average.from_model_output(jnp.asarray(value, jnp.float32)) for name, value in metrics.items()}
     return {name: averages[name].merge(new[name]) if name in averages else new[name] for name in new}
-
-
-def _write(path: Path, lines: list[dict]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(temporary, path)
 
 
 def _duration(seconds: float) -> str:

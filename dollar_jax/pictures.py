@@ -1,11 +1,14 @@
-"""Small videos as pictures that people can look at: enlarged, tiled, encoded. Frames are uint8, [f h w 3] a clip."""
+"""Small videos as pictures that people can look at: enlarged, side by side, as strips of frames. Frames are uint8."""
 
 import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from einops import rearrange, repeat
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER = (24, 28, 27), (255, 255, 255)
 
 
 def enlarge(frames: UInt8[np.ndarray, "*n h w 3"], height: int) -> UInt8[np.ndarray, "*n H W 3"]:
@@ -25,4 +28,59 @@ def gif(frames: UInt8[np.ndarray, "f h w 3"], fps: int) -> bytes:
     first, *rest = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
+def evenly(length: int, count: int) -> Int[np.ndarray, " k"]:
+    """At most `count` of `length` indices, evenly spaced, the first and the last among them."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int)
+
+
+def strip(frames: UInt8[np.ndarray, "f h w 3"], kind: str = "PNG") -> bytes:
+    """All frames from left to right in one picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(rearrange(frames, "f h w c -> h (f w) c")).save(buffer, kind, quality=82, optimize=True)
+    return buffer.getvalue()
+
+
+def shrink(frames: UInt8[np.ndarray, "f h w 3"], height: int) -> UInt8[np.ndarray, "f H W 3"]:
+    """Frames reduced to `height`; lower ones stay as they are."""
+    if frames.shape[1] <= height:
+        return frames
+    size = (round(frames.shape[2] * height / frames.shape[1]), height)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
+
+
+def montage(
+    clips: Mapping[str, UInt8[np.ndarray, "n f h w 3"]], captions: Sequence[str], frames: int = 4, height: int = 80
+) -> bytes:
+    """A labelled PNG: a row for each model, a few frames of each prompt from left to right.
+
+    Args:
+      clips: model -> n videos, of the same prompts.
+      captions: of the n prompts.
+      frames: of each video, the first and the last among them.
+      height: about that of a frame, in pixels.
+    """
+    font = ImageFont.load_default(20)
+    gap, margin, head = 3, 20, 44  # between frames, between videos, above the first row
+    rows = {
+        model: [shrink(enlarge(video[evenly(len(video), frames)], height), 2 * height) for video in videos]
+        for model, videos in clips.items()
+    }
+    count, tall, wide, _ = next(iter(rows.values()))[0].shape
+    column = count * (wide + gap) + 2 * margin
+    left = 2 * margin + round(max(font.getlength(model) for model in rows))
+    picture = Image.new("RGB", (left + column * len(captions), head + len(rows) * (tall + margin)), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for i, caption in enumerate(captions):
+        draw.text((left + i * column, head / 2), caption, INK, font, anchor="lm")
+    for row, (model, videos) in enumerate(rows.items()):
+        top = head + row * (tall + margin)
+        draw.text((margin, top + tall / 2), model, INK, font, anchor="lm")
+        for i, video in enumerate(videos):
+            for k, frame in enumerate(video):
+                picture.paste(Image.fromarray(frame), (left + i * column + k * (wide + gap), top))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

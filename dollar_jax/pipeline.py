@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 
 from dollar_jax import checkpoint, diffusion, sampling
 from dollar_jax.checkpoint import Card
-from dollar_jax.data.text import tokenize
+from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Schedule
 from dollar_jax.importing import UserError
 from dollar_jax.models.network import Network
@@ -56,7 +56,7 @@ class Pipeline:
 
     @property
     def _scale(self) -> float:
-        return self.card["vae"]["config"]["scaling_factor"]
+        return self.card["vae"]["scaling_factor"]
 
     def encode_text(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings [n l d] float32 and the mask [n l] of real tokens."""
@@ -162,9 +162,5 @@ def load(folder: str | os.PathLike, parts: Sequence[str] = checkpoint.COMPONENTS
     networks = {part: checkpoint.load_component(folder, card[part], **options) for part in parts}
     tokenizer = None
     if "text_encoder" in parts:
-        from transformers import AutoTokenizer  # takes seconds to import
-
-        tokenizer = AutoTokenizer.from_pretrained(Path(folder) / card["tokenizer"]["path"], local_files_only=True)
+        tokenizer = load_tokenizer(Path(folder) / card["tokenizer"]["path"])
     return Pipeline(card, networks, tokenizer)
-
-

@@ -14,7 +14,7 @@ from dollar_jax.notation import Latent, Params, Text, Times
 
 Denoiser = Callable[[Latent, Times, Text], tuple[Latent, Latent]]  # (x_t, t, text) -> (x0, eps)
 Sampler = Literal["ddim", "ancestral", "renoise"]
-Keys = Key[Array, "b"]
+Keys = Key[Array, " b"]
 
 
 def denoiser(

@@ -13,9 +13,7 @@ AXES = ("data", "fsdp")
 
 # First match wins, from the last axis backwards; what matches none is replicated. Optimiser states repeat the paths of
 # the parameters they belong to, so that they follow them.
-RULES = (
-    (r".*/(kernel|embedding)$", ("fsdp", None)),
-)
+RULES = ((r".*/(kernel|embedding)$", ("fsdp", None)),)
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
@@ -55,7 +53,9 @@ def shard(tree, mesh: Mesh):
             if re.match(pattern, name) and leaf.ndim >= len(axes):
                 axes = (None,) * (leaf.ndim - len(axes)) + axes
                 fits = zip(axes, leaf.shape, strict=True)
-                return NamedSharding(mesh, PartitionSpec(*(a if a and n % mesh.shape[a] == 0 else None for a, n in fits)))
+                return NamedSharding(
+                    mesh, PartitionSpec(*(a if a and n % mesh.shape[a] == 0 else None for a, n in fits))
+                )
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)

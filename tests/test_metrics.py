@@ -146,5 +146,5 @@ def test_videos_are_animated_with_their_captions(tmp_path):
 
 
 def test_tensorflow_is_not_imported():
-    code = "import sys, dollar_jax.metrics; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys; sys.modules['torch'] = None; import dollar_jax.metrics; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ from dollar_jax.convert.tables import Rule, linear_rules, norm_rules, same
 
 
 def patch_kernel(x: np.ndarray) -> np.ndarray:
-    """A convolution [out, in, p, p] (CogVideoX 1.0) or a matrix over flat patches [out, in r p p] (1.5) -> [in r p p, out]."""
+    """A convolution [out, in, p, p] (1.0) or a matrix over flat patches [out, in r p p] (1.5) -> [in r p p, out]."""
     return x.reshape(len(x), -1).T
 
 

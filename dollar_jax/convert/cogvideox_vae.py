@@ -43,7 +43,7 @@ def pointwise(x: np.ndarray) -> np.ndarray:
 
 
 def _level(theirs: str, ours: str) -> list[Rule]:
-    """The rules of one group of residual blocks. Encoder norms are plain, decoder norms are conditioned on the latents."""
+    """The rules of one group of residual blocks."""
     block, place = rf"{theirs}\.resnets\.(?P<block>\d+)\.", rf"{ours}/blocks/\g<block>/"
     return [
         (rf"{block}(?P<name>conv\d)\.conv\.weight", rf"{place}\g<name>/kernel", convolution),
@@ -55,6 +55,7 @@ def _level(theirs: str, ours: str) -> list[Rule]:
 
 
 def _norm(theirs: str, ours: str) -> list[Rule]:
+    """Norms are plain in the encoder and conditioned on the latents in the decoder."""
     return [
         (rf"{theirs}\.weight", rf"{ours}/scale", same),
         (rf"{theirs}\.bias", rf"{ours}/bias", same),

@@ -51,36 +51,51 @@ def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target:
 
     Args:
       table: the rules; each key must match exactly one.
-      state_dict: PyTorch key -> array.
+      state_dict: PyTorch key -> array. Tied weights may come under all their names.
       target: nested dict of arrays or ShapeDtypeStructs: what the network needs. Dtypes are cast to the target's.
     Raises:
-      UserError: all faults at once: keys that match no rule or several, wrong shapes, parameters left unfilled.
+      UserError: all faults at once: keys that match no rule or several, that have no place, the wrong shape or a place
+        that another key fills with other values; parameters or layers left unfilled.
     """
-    flat = {"/".join(str(k.key) for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(target)}
-    filled = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flat.items()}
-    missing = {path: set(range(leaf.shape[0])) for path, leaf in flat.items() if leaf.ndim}
+    filled = {_name(path): np.empty(leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(target)}
+    seen = {path: np.zeros(array.shape[:1], bool) for path, array in filled.items()}
+
+    def fill(key: str, value: np.ndarray) -> None:
+        matches = [(match, *rule) for pattern, *rule in table if (match := re.fullmatch(pattern, key))]
+        if len(matches) != 1:
+            raise UserError(f"{key} matches {len(matches)} rules")
+        match, path, transform = matches[0]
+        path, layer = match.expand(path), match.groupdict().get("layer")
+        if path not in filled:
+            raise UserError(f"{key} has no place: the network has no {path}")
+        if layer is not None and int(layer) >= len(filled[path]):
+            raise UserError(f"{key} has no place: the network has {len(filled[path])} layers")
+        row = ... if layer is None else int(layer)
+        place, again = filled[path][row], seen[path][row].any()
+        seen[path][row] = True
+        try:
+            ours = transform(value).astype(place.dtype)
+        except ValueError as error:
+            raise UserError(f"{key} has shape {value.shape}, which does not fit {path}: {error}") from error
+        if ours.shape != place.shape:
+            raise UserError(f"{key} has shape {value.shape}, which makes {ours.shape}, but {path} is {place.shape}")
+        if again and not np.array_equal(ours, place):
+            raise UserError(f"{key} gives {path} other values than an earlier key")
+        filled[path][row] = ours
+
     faults = []
     for key, value in state_dict.items():
-        matches = [(m, path, f) for pattern, path, f in table if (m := re.fullmatch(pattern, key))]
-        if len(matches) != 1:
-            faults.append(f"{key} matches {len(matches)} rules")
-            continue
-        match, path, transform = matches[0]
-        path = match.expand(path)
-        if path not in flat:
-            faults.append(f"{key} has no place: the network has no {path}")
-            continue
-        layer = match.groupdict().get("layer")
-        rows = slice(None) if layer is None else int(layer)
-        value = transform(value)
-        if layer is not None and int(layer) >= flat[path].shape[0]:
-            faults.append(f"{key}: the network has only {flat[path].shape[0]} layers")
-        elif value.shape != filled[path][rows].shape:
-            faults.append(f"{key} has shape {value.shape}, the network needs {filled[path][rows].shape} at {path}")
-        else:
-            filled[path][rows] = value
-            missing[path] -= set(range(flat[path].shape[0])) if layer is None else {int(layer)}
-    faults += [f"nothing fills {path}" for path, rows in missing.items() if rows]
+        try:
+            fill(key, value)
+        except UserError as fault:
+            faults.append(str(fault))
+    for path, rows in seen.items():
+        if not rows.all():
+            faults.append(f"nothing fills {path}" + (f", layers {np.flatnonzero(~rows)}" if rows.any() else ""))
     if faults:
         raise UserError("the weights do not fit the network: " + "; ".join(faults))
-    return jax.tree_util.tree_map_with_path(lambda p, _: filled["/".join(str(k.key) for k in p)], target)
+    return jax.tree.map_with_path(lambda path, _: filled[_name(path)], target)
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(step.key) for step in path)

@@ -1,7 +1,7 @@
 """The shapes world: short captioned videos of one moving shape, rendered on the fly.
 
-The caption names colour, shape and motion; size, speed, position and background are free within it. Lengths and speeds below are those of 9 frames
-of 32 x 32 pixels; another resolution or frame count shows the same motion, scaled.
+The caption names colour, shape and motion; size, speed, position and background are free within it. Lengths below are
+those of 9 frames of 32 x 32 pixels; another resolution or frame count shows the same, scaled.
 """
 
 import itertools
@@ -19,7 +19,7 @@ MOTIONS = {  # (x, y) of the unit velocity, y downwards as in an image
     "moving down": (0.0, 1.0),
     "standing still": (0.0, 0.0),
 }
-CAPTIONS = tuple(f"a {colour} {shape} {motion}" for colour, shape, motion in itertools.product(COLOURS, SHAPES, MOTIONS))
+CAPTIONS = tuple(f"a {' '.join(words)}" for words in itertools.product(COLOURS, SHAPES, MOTIONS))
 
 # Caption -> (colour, shape, motion), indices into the three tables above.
 ATTRIBUTES = dict(zip(CAPTIONS, np.ndindex(len(COLOURS), len(SHAPES), len(MOTIONS)), strict=True))

@@ -15,9 +15,9 @@ from jaxtyping import Float
 class Subspace(NamedTuple):
     """The principal space of data, and how data lie in it and off it."""
 
-    origin: Float[np.ndarray, "d"]
+    origin: Float[np.ndarray, " d"]
     basis: Float[np.ndarray, "d k"]  # orthonormal, by falling variance
-    mean: Float[np.ndarray, "k"]  # of the Gaussian within the space
+    mean: Float[np.ndarray, " k"]  # of the Gaussian within the space
     covariance: Float[np.ndarray, "k k"]
     residual: float  # mean squared distance of data from the space
 
@@ -37,7 +37,7 @@ def fit(latents: Float[np.ndarray, "n f h w c"], components: int = 32) -> Subspa
     origin = fitted.mean(0)
     basis = np.linalg.svd(fitted - origin, full_matrices=False)[2][:components].T
     within, off = _project(held_out, origin, basis)
-    return Subspace(origin, basis, within.mean(0), np.cov(within, rowvar=False), off.mean())
+    return Subspace(origin, basis, within.mean(0), np.cov(within, rowvar=False), float(off.mean()))
 
 
 def frechet(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
@@ -58,9 +58,9 @@ def hf(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
 
 
 def gaussian_distance(
-    mean: Float[np.ndarray, "k"],
+    mean: Float[np.ndarray, " k"],
     covariance: Float[np.ndarray, "k k"],
-    other_mean: Float[np.ndarray, "k"],
+    other_mean: Float[np.ndarray, " k"],
     other_covariance: Float[np.ndarray, "k k"],
 ) -> float:
     """Squared Frechet (2-Wasserstein) distance of two Gaussians: |m - m'|^2 + tr(C + C' - 2 (C^1/2 C' C^1/2)^1/2)."""
@@ -71,7 +71,7 @@ def gaussian_distance(
 
 
 def pooled_deviation(values: Float[np.ndarray, "n d"], groups: Sequence[str]) -> float:
-    """Standard deviation within groups: unbiased, pooled over groups and over the d dimensions; nan if all are alone."""
+    """Unbiased standard deviation within groups, pooled over them and over the d dimensions; nan if all are alone."""
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     freedom = len(values) - len(names)
     if not freedom:
@@ -88,8 +88,8 @@ def _flat(latents: np.ndarray) -> Float[np.ndarray, "n d"]:
 
 
 def _project(
-    flat: Float[np.ndarray, "n d"], origin: Float[np.ndarray, "d"], basis: Float[np.ndarray, "d k"]
-) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n"]]:
+    flat: Float[np.ndarray, "n d"], origin: Float[np.ndarray, " d"], basis: Float[np.ndarray, "d k"]
+) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
     """Coordinates within the space, and squared distances from it."""
     centred = flat - origin
     within = centred @ basis

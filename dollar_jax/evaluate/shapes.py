@@ -1,4 +1,4 @@
-"""The shapes world's judgement of a model's videos: what they show, how clean they are, and how they lie beside data."""
+"""How a model does in the shapes world: what its videos show, how clean they are, and how they lie beside data."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -39,7 +39,7 @@ def measure(
     captions: Sequence[str],
     reference: Reference,
 ) -> dict[str, float]:
-    """The metrics of a model's clips (0..1), as many for each caption; None of them tells enough alone.
+    """The metrics of a model's clips (0..1), as many for each caption. None of them tells enough alone.
 
     Returns:
       alignment       share of clips that show all their captions say; and of it alone: colour, shape, motion
@@ -84,5 +84,5 @@ def _read(frames: Float[np.ndarray, "n F H W 3"]) -> shapes.Reading:
 
 def _spread(reading: shapes.Reading, captions: Sequence[str]) -> tuple[float, float]:
     found = reading.found
-    groups = np.asarray(captions)[found]
+    groups = np.asarray(captions)[found].tolist()
     return pooled_deviation(reading.background[found, None], groups), pooled_deviation(reading.position[found], groups)

@@ -40,3 +40,12 @@ def time_samplers(samplers: Mapping[str, Callable[[], object]], videos: int, rep
 def network_calls(steps: int, guidance: float) -> int:
     """Calls of the network for one video: guidance (the paper's w, Eq. 9) evaluates it twice a step."""
     return steps * (2 if guidance else 1)
+
+
+def speed_up(teacher: Mapping, student: Mapping) -> tuple[float | None, float]:
+    """How many times faster the student is, and the bound: the teacher's calls of the network over the student's.
+
+    Both are rows of the report. The first is None where one of them was not timed.
+    """
+    seconds = [row.get("diffusion_seconds_per_video") for row in (teacher, student)]
+    return seconds[0] / seconds[1] if all(seconds) else None, teacher["calls"] / student["calls"]

@@ -27,7 +27,7 @@ def diversity(
     frames: Real[np.ndarray, "p n f h w 3"],
     spacing: int,
     embed: Callable[[Real[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]] = pixels,
-) -> Float[np.ndarray, "p"]:
+) -> Float[np.ndarray, " p"]:
     """Eq. 17 for each of p prompts: the Vendi score among its n videos at a key frame, averaged over the key frames.
 
     Args:

@@ -1,7 +1,6 @@
 """Attention behind one function, so that a kernel can be swapped without touching a network."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 

@@ -29,7 +29,17 @@ Sequence = Float[Array, "b n d"]  # text tokens, then video tokens
 Condition = Float[Array, "b t"]  # embedded times
 Turn = Float[np.ndarray, "1 n 1 half"]  # cosines or sines of the rotary angles
 
-small = nnx.initializers.normal(0.02)
+# What a block keeps for the gradient; the rest is recomputed. On the CPU `dots` is the fastest, `none` the slowest: the
+# scan writes what it keeps into stacked arrays and reads it back.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+near_zero = nnx.initializers.normal(0.02)
+# Activations can be large beside their spread, where E[x^2] - E[x]^2 would cancel.
+Norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +76,21 @@ class Config:
     patch_bias: bool = True
 
     def __post_init__(self):
-        fixed = {"ofs_embed_dim": None, "dropout": 0.0, "activation_fn": "gelu-approximate", "timestep_activation_fn": "silu"}
+        fixed = {
+            "ofs_embed_dim": None,
+            "dropout": 0.0,
+            "activation_fn": "gelu-approximate",
+            "timestep_activation_fn": "silu",
+        }
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise UserError(f"cogvideox_dit supports {name} = {value} only, not {getattr(self, name)}")
         if self.patch_size_t and not self.use_rotary_positional_embeddings:
-            raise UserError("patch_size_t needs use_rotary_positional_embeddings (so it is in diffusers)")
+            raise UserError(
+                "patch_size_t needs use_rotary_positional_embeddings: diffusers has no sin-cos positions for it"
+            )
+        if self.use_learned_positional_embeddings and not self.use_rotary_positional_embeddings:
+            raise UserError("use_learned_positional_embeddings needs use_rotary_positional_embeddings, as in diffusers")
         size = self.attention_head_dim if self.use_rotary_positional_embeddings else self.width
         if size % 16:
             raise UserError(f"positions need a width divisible by 16, not {size}: change attention_head_dim")
@@ -85,6 +104,13 @@ class Config:
         """Latent frames, rows and columns in a token."""
         return self.patch_size_t or 1, self.patch_size, self.patch_size
 
+    @property
+    def grid(self) -> positions.Grid:
+        """Tokens along time, height and width in training."""
+        frames = (self.sample_frames - 1) // self.temporal_compression_ratio + 1
+        r, p, q = self.patch
+        return frames // r, self.sample_height // p, self.sample_width // q
+
 
 def build(dtype: DTypeLike = jnp.float32, remat: str = "full", **config) -> Network:
     """The network `apply(params, latents [b f h w c], times [b], text [b l d]) -> velocity [b f h w c]` in float32.
@@ -93,7 +119,8 @@ def build(dtype: DTypeLike = jnp.float32, remat: str = "full", **config) -> Netw
 
     Args:
       dtype: what it computes in; parameters are float32.
-      remat: 'full' keeps only the blocks' inputs for the gradient and recomputes the rest; 'none' keeps everything.
+      remat: what is kept for the gradient beside the blocks' inputs: 'none' recomputes nothing and keeps everything,
+        'dots' keeps the results of linear layers, 'full' recomputes everything.
       **config: fields of `Config`.
     Raises:
       UserError: unknown or unsupported config; when traced: latents that patches do not tile.
@@ -101,9 +128,19 @@ def build(dtype: DTypeLike = jnp.float32, remat: str = "full", **config) -> Netw
     unknown = config.keys() - {field.name for field in dataclasses.fields(Config)}
     if unknown:
         raise UserError(f"cogvideox_dit has no {', '.join(sorted(unknown))}; see Config in models/cogvideox_dit.py")
-    if remat not in ("none", "full"):
-        raise UserError(f"remat is 'none' or 'full', not {remat!r}")
+    if remat not in REMAT:
+        raise UserError(f"remat is one of {', '.join(REMAT)}, not {remat!r}")
     return from_module(lambda rngs: CogVideoXDiT(Config(**config), dtype, remat, rngs))
+
+
+def tokens(sizes: tuple[int, int, int], patch: tuple[int, int, int]) -> positions.Grid:
+    """Tokens along time, height and width of latents of these sizes."""
+    if any(size % step for size, step in zip(sizes, patch, strict=True)):
+        raise UserError(
+            f"latents of {sizes} frames, rows and columns do not divide into patches of {patch}: change the size"
+        )
+    f, h, w = (size // step for size, step in zip(sizes, patch, strict=True))
+    return f, h, w
 
 
 def time_features(times: Times, width: int, flip_sin_to_cos: bool, freq_shift: int) -> Float[Array, "b width"]:
@@ -117,7 +154,7 @@ def time_features(times: Times, width: int, flip_sin_to_cos: bool, freq_shift: i
 def turn(x: Float[Array, "b n h d"], cos: Turn, sin: Turn) -> Float[Array, "b n h d"]:
     """Rotates each pair of neighbouring features by its angle."""
     even, odd = x[..., 0::2], x[..., 1::2]
-    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
 class AdaptiveNorm(nnx.Module):
@@ -125,10 +162,16 @@ class AdaptiveNorm(nnx.Module):
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         affine = config.norm_elementwise_affine
-        self.modulation = nnx.Linear(config.time_embed_dim, 6 * config.width, dtype=dtype, kernel_init=small, rngs=rngs)
-        self.norm = nnx.LayerNorm(config.width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs)
+        self.modulation = nnx.Linear(
+            config.time_embed_dim, 6 * config.width, dtype=dtype, kernel_init=near_zero, rngs=rngs
+        )
+        self.norm = Norm(
+            config.width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs
+        )
 
-    def __call__(self, x: Sequence, condition: Condition, is_text: Bool[np.ndarray, "1 n 1"]) -> tuple[Sequence, Sequence]:
+    def __call__(
+        self, x: Sequence, condition: Condition, is_text: Bool[np.ndarray, "1 n 1"]
+    ) -> tuple[Sequence, Sequence]:
         """The modulated tokens, and the gate of what will be computed from them."""
         video, text = jnp.split(self.modulation(condition)[:, None, :], 2, axis=-1)
         shift, scale, gate = jnp.split(jnp.where(is_text, text, video), 3, axis=-1)
@@ -140,7 +183,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         linear = partial(nnx.Linear, config.width, config.width, dtype=dtype, rngs=rngs)
-        norm = partial(nnx.LayerNorm, config.attention_head_dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        norm = partial(Norm, config.attention_head_dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.query, self.key, self.value = (linear(use_bias=config.attention_bias) for _ in range(3))
         self.query_norm, self.key_norm = norm(), norm()
         self.project = linear()
@@ -165,17 +208,20 @@ class Block(nnx.Module):
         self.expand = linear(config.width, 4 * config.width)
         self.contract = linear(4 * config.width, config.width)
 
-    def __call__(self, x, condition, is_text, rotation) -> Sequence:
+    def __call__(
+        self, x: Sequence, condition: Condition, is_text: Bool[np.ndarray, "1 n 1"], rotation: tuple[Turn, Turn] | None
+    ) -> Sequence:
         y, gate = self.attention_norm(x, condition, is_text)
         x = x + gate * self.attention(y, rotation)
         y, gate = self.mlp_norm(x, condition, is_text)
-        return x + gate * self.contract(jax.nn.gelu(self.expand(y)))
+        return x + gate * self.contract(jax.nn.gelu(self.expand(y), approximate=True))
 
 
 class CogVideoXDiT(nnx.Module):
     """See the module's docstring; `build` makes the pure network."""
 
     def __init__(self, config: Config, dtype: DTypeLike, remat: str, rngs: nnx.Rngs):
+        self.config = config
         linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
         width, patch = config.width, int(np.prod(config.patch))
         affine = config.norm_elementwise_affine
@@ -186,53 +232,64 @@ class CogVideoXDiT(nnx.Module):
         self.time_project = linear(config.time_embed_dim, config.time_embed_dim)
         stack = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))
         self.blocks = stack(rngs)
-        norm = partial(nnx.LayerNorm, width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs)
+        norm = partial(Norm, width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs)
         self.norm, self.project_norm = norm(), norm()
-        self.project_modulation = linear(config.time_embed_dim, 2 * width, kernel_init=small)
-        self.project = linear(width, config.out_channels * patch, kernel_init=small)
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.project_modulation = linear(config.time_embed_dim, 2 * width, kernel_init=near_zero)
+        self.project = linear(width, config.out_channels * patch, kernel_init=near_zero)
+        if config.use_learned_positional_embeddings:
+            self.positions = nnx.Param(jnp.asarray(self._sincos(config.grid, config.max_text_seq_length)))
+        self.remat = remat
 
     def __call__(self, latents: Latent, times: Times, text: Text) -> Float[Array, "b f h w k"]:
         """The velocity of `latents` at `times` 0 .. 999, given the text."""
         config = self.config
         r, p, q = config.patch
-        if any(size % patch for size, patch in zip(latents.shape[1:4], config.patch, strict=True)):
-            raise UserError(f"latents of {latents.shape[1:4]} frames, rows, columns are not divisible by {config.patch}")
-        grid = latents.shape[1] // r, latents.shape[2] // p, latents.shape[3] // q
+        f, h, w = grid = tokens(latents.shape[1:4], config.patch)
+        length = text.shape[1]
 
         condition = time_features(times, config.width, config.flip_sin_to_cos, config.freq_shift)
         condition = jax.nn.silu(self.time_project(jax.nn.silu(self.time_expand(condition))))
-
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
-        video = self.patch_embed(patches)
-        if not config.use_rotary_positional_embeddings:
-            where = positions.sincos(grid, config.width, config.spatial_interpolation_scale, config.temporal_interpolation_scale)
-            video = video + where[None].astype(video.dtype)
-        x = jnp.concatenate([self.text_embed(text), video], axis=1)
-        is_text = np.arange(x.shape[1])[None, :, None] < text.shape[1]
-        rotation = self._rotation(grid, text.shape[1]) if config.use_rotary_positional_embeddings else None
+        x = self._place(jnp.concatenate([self.text_embed(text), self.patch_embed(patches)], axis=1), grid, length)
+        is_text = np.arange(x.shape[1])[None, :, None] < length
+        rotation = self._rotation(grid, length) if config.use_rotary_positional_embeddings else None
 
         graph, blocks = nnx.split(self.blocks)
 
         def step(x, block):
             return nnx.merge(graph, block)(x, condition, is_text, rotation), None
 
-        if self.remat == "full":
-            step = jax.checkpoint(step, prevent_cse=False)
-        x, _ = jax.lax.scan(step, x, blocks, unroll=__import__("os").environ.get("UNROLL","1")=="all" or 1)
+        step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[self.remat])
+        x, _ = jax.lax.scan(step, x, blocks)
 
         shift, scale = jnp.split(self.project_modulation(condition)[:, None, :], 2, axis=-1)
-        x = self.project_norm(self.norm(x[:, text.shape[1] :])) * (1 + scale) + shift
-        f, h, w = grid
-        velocity = rearrange(
-            self.project(x), "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q
-        )
+        x = self.project(self.project_norm(self.norm(x[:, length:])) * (1 + scale) + shift)
+        velocity = rearrange(x, "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
         return velocity.astype(jnp.float32)
 
-    def _rotation(self, grid: positions.Grid, text_length: int) -> tuple[Turn, Turn]:
+    def _place(self, x: Sequence, grid: positions.Grid, length: int) -> Sequence:
+        """Adds what is added for a token's position."""
+        config = self.config
+        if config.use_learned_positional_embeddings:
+            if (grid, length) != (config.grid, config.max_text_seq_length):
+                raise UserError(
+                    f"learned positions exist for {config.max_text_seq_length} text tokens and a grid of {config.grid}, "
+                    f"not for {length} and {grid}: use the sizes of training"
+                )
+            return x + self.positions[...].astype(x.dtype)
+        if config.use_rotary_positional_embeddings:
+            return x
+        return x + self._sincos(grid, length).astype(x.dtype)
+
+    def _sincos(self, grid: positions.Grid, length: int) -> Float[np.ndarray, "1 n d"]:
+        """Sin-cos positions for the whole sequence: text has none."""
+        config = self.config
+        scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
+        return np.pad(positions.sincos(grid, config.width, *scales), ((length, 0), (0, 0)))[None]
+
+    def _rotation(self, grid: positions.Grid, length: int) -> tuple[Turn, Turn]:
         """Cosines and sines for the whole sequence: text does not turn."""
         config = self.config
-        base = config.sample_height // config.patch_size, config.sample_width // config.patch_size
-        video = positions.rotary(grid, config.attention_head_dim, base, resize=config.patch_size_t is None)
-        angles = np.concatenate([np.zeros((text_length, video.shape[1])), video])[None, :, None, :]
+        angles = positions.rotary(grid, config.attention_head_dim, config.grid[1:], fit=config.patch_size_t is None)
+        angles = np.pad(angles, ((length, 0), (0, 0)))[None, :, None, :]
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

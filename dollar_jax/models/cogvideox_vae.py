@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dollar_jax.importing import UserError
@@ -34,11 +35,11 @@ def build(
     norm_eps: float = 1e-6,
     norm_num_groups: int = 32,
     temporal_compression_ratio: int = 4,
-    patch_size: tuple[int, int, int] = (1, 1, 1),
+    patch_size: Sequence[int] = (1, 1, 1),
     exactly_causal: bool = False,
     encode_chunk: int | None = 8,
     decode_chunk: int | None = 2,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     stacked: bool | None = None,
 ) -> Network:
     """The autoencoder: `apply(params, video, method="encode")` and `apply(params, latents, method="decode")`.
@@ -105,7 +106,7 @@ class Layers(NamedTuple):
 class GroupNorm(nnx.GroupNorm):
     """Group normalisation with the statistics of all frames, or of each frame alone."""
 
-    def __init__(self, features: int, eps: float, *, groups: int, per_frame: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, eps: float, *, groups: int, per_frame: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(features, groups, epsilon=eps, dtype=dtype, rngs=rngs)
         self.per_frame = per_frame
 
@@ -286,11 +287,11 @@ class Autoencoder(nnx.Module):
         if not (lone or (frames % self.ratio[0] == 0 and not self._always_lone())):
             raise UserError(f"{frames} frames cannot be encoded: give {self.ratio[0]} k + 1")
         if height % self.ratio[1] or width % self.ratio[2]:
-            raise UserError(f"{height} x {width} cannot be encoded: give multiples of {self.ratio[1]} x {self.ratio[2]}")
+            raise UserError(
+                f"{height} x {width} cannot be encoded: give multiples of {' x '.join(map(str, self.ratio[1:]))}"
+            )
         t, y, x = self.patch_size
-        patches = rearrange(
-            group_frames(video, t, lone), "b n t (h y) (w x) c -> b n h w (t y x c)", y=y, x=x
-        )
+        patches = rearrange(group_frames(video, t, lone), "b n t (h y) (w x) c -> b n h w (t y x c)", y=y, x=x)
         moments = in_chunks(self.encoder, patches, self.chunks[0], lone)
         mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30, 20)
@@ -310,10 +311,8 @@ class Autoencoder(nnx.Module):
         return self.exactly_causal or self.patch_size[0] > 1
 
 
-def in_chunks(
-    network: Callable[[Features, Stream], Features], x: Features, size: int | None, lone: bool
-) -> Features:
-    """network(x) with `size` frames at a time; the first chunk also takes the remainder, a scan runs over the others."""
+def in_chunks(network: Callable[[Features, Stream], Features], x: Features, size: int | None, lone: bool) -> Features:
+    """network(x), `size` frames at a time; the first chunk also takes the remainder, a scan runs over the others."""
     count = max(x.shape[1] // size, 1) if size else 1
     first = x.shape[1] - (count - 1) * (size or 0)
     stream = Stream(lone)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -27,7 +28,7 @@ class Stream:
         self._past = None if past is None else iter(past)
 
     def extend(self, x: Float[Array, "b f h w c"], frames: int) -> Float[Array, "b f+{frames} h w c"]:
-        """x with the `frames` frames before it in front: those of the chunk before, at the start repeats of the first."""
+        """x with the `frames` frames before it in front: the chunk's before, or at the start copies of the first."""
         past = repeat_first(x, frames)[:, :frames] if self._past is None else next(self._past)
         x = jnp.concatenate([past, x], axis=1)
         self.future.append(x[:, -frames:])
@@ -77,7 +78,7 @@ def convolve(
 class CausalConv(nnx.Module):
     """Convolution with a 3 x 3 x 3 window that ends at the current frame. `stacked=None`: on CPUs (see `convolve`)."""
 
-    def __init__(self, features: int, new_features: int, *, dtype: jnp.dtype, stacked: bool | None, rngs: nnx.Rngs):
+    def __init__(self, features: int, new_features: int, *, dtype: DTypeLike, stacked: bool | None, rngs: nnx.Rngs):
         shape = (3, 3, 3, features, new_features)
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(new_features))

@@ -6,14 +6,14 @@ Both kinds use the frequencies 10000^(-i / (d / 2)), i = 0 .. d/2 - 1, for d fea
 
 import numpy as np
 from einops import repeat
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from dollar_jax.importing import UserError
 
 Grid = tuple[int, int, int]
 
 
-def _angles(positions: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray, "n half"]:
+def _angles(positions: Real[np.ndarray, " n"], width: int) -> Float[np.ndarray, "n half"]:
     return np.outer(positions, 10000.0 ** -(np.arange(width // 2) / (width // 2)))
 
 
@@ -43,27 +43,31 @@ def sincos(grid: Grid, width: int, spatial_scale: float, temporal_scale: float) 
 
     f, h, w = grid
     spatial = width // 8 * 3
-    t, y, x = _cells(axis(f, temporal_scale, width // 4), axis(h, spatial_scale, spatial), axis(w, spatial_scale, spatial))
+    t, y, x = _cells(
+        axis(f, temporal_scale, width // 4), axis(h, spatial_scale, spatial), axis(w, spatial_scale, spatial)
+    )
     return np.concatenate([t, x, y], axis=-1).astype(np.float32)
 
 
-def rotary(grid: Grid, width: int, base: tuple[int, int], resize: bool) -> Float[np.ndarray, "n half"]:
+def rotary(grid: Grid, width: int, base: tuple[int, int], fit: bool) -> Float[np.ndarray, "n half"]:
     """Angles by which pairs of features of queries and keys turn (CogVideoX-5B): 1/4 for t, 3/8 for y, 3/8 for x.
 
     Args:
       grid: tokens along time, height and width.
       width: features of a head, divisible by 16.
       base: tokens along height and width in training.
-      resize: True (1.0) fits the grid into the middle of the base, keeping its aspect ratio, so that a larger video has
+      fit: True (1.0) fits the grid into the middle of the base and keeps its aspect ratio, so that a larger video has
         finer positions; False (1.5) counts 0, 1, 2, ... from the top left corner.
     Raises:
-      UserError: the grid is larger than the base, which only `resize` allows.
+      UserError: the grid is larger than the base, which only `fit` allows.
     """
     f, h, w = grid
-    if resize:
+    if fit:
         y, x = _fitted(h, w, base)
     elif h > base[0] or w > base[1]:
-        raise UserError(f"a grid of {h} x {w} tokens is larger than the network's {base[0]} x {base[1]}: sample smaller")
+        raise UserError(
+            f"a grid of {h} x {w} tokens is larger than the network's {base[0]} x {base[1]}: sample smaller"
+        )
     else:
         y, x = np.arange(h), np.arange(w)
     spatial = width // 8 * 3
@@ -72,10 +76,8 @@ def rotary(grid: Grid, width: int, base: tuple[int, int], resize: bool) -> Float
 
 def _fitted(h: int, w: int, base: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates of h rows and w columns scaled to fit into the base, and centred in it."""
-    if h / w > base[0] / base[1]:
-        size = base[0], round(base[0] / h * w)
-    else:
-        size = round(base[1] / w * h), base[1]
+    taller = h / w > base[0] / base[1]
+    size = (base[0], round(base[0] / h * w)) if taller else (round(base[1] / w * h), base[1])
     coordinates = []
     for count, length, room in zip((h, w), size, base, strict=True):
         start = round((room - length) / 2)

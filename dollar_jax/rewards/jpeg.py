@@ -1,38 +1,31 @@
-"""How well the frames of a video compress: a reward without a gradient, as in DDPO (arXiv 2305.13301)."""
+"""How well the frames of a video compress: rewards without a gradient, as in DDPO (arXiv 2305.13301)."""
 
 import io
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Array, Float
+from PIL import Image
+
+Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
+Scores = Float[np.ndarray, "b"]
 
 
-def jpeg_compressibility(
-    frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]
-) -> Float[np.ndarray, "b"]:
-    """Minus the kilobytes (1000 bytes) of a frame as a JPEG file of quality 95, averaged over the video's frames.
+def jpeg_compressibility(frames: Frames, captions: Sequence[str]) -> Scores:
+    """Minus the kilobytes (1000 bytes) of a frame as a JPEG file of quality 95, mean over the frames of each video.
 
-    Args:
-      frames: 0..1; what lies outside is clipped.
-      captions: not looked at; every reward takes them.
+    Values outside 0..1 are clipped. Captions are not looked at: every reward takes them.
     """
-    from PIL import Image
-
-    def kilobytes(image: np.ndarray) -> float:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=95)
-        return file.tell() / 1000
-
-    images = np.rint(np.clip(frames, 0, 1) * 255).astype(np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow compresses outside the interpreter lock
-        sizes = list(pool.map(kilobytes, images.reshape(-1, *images.shape[2:])))
-    return -np.reshape(sizes, images.shape[:2]).mean(1)
+    images = np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8)
+    return -np.array([np.mean([_kilobytes(image) for image in video]) for video in images])
 
 
-def jpeg_incompressibility(
-    frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]
-) -> Float[np.ndarray, "b"]:
-    """Kilobytes of a frame as a JPEG file: see `jpeg_compressibility`."""
+def jpeg_incompressibility(frames: Frames, captions: Sequence[str]) -> Scores:
+    """Kilobytes of a frame as a JPEG file: `jpeg_compressibility` with the other sign."""
     return -jpeg_compressibility(frames, captions)
+
+
+def _kilobytes(image: np.ndarray) -> float:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95)
+    return file.tell() / 1000

@@ -26,6 +26,9 @@ from dollar_jax.data.shapes import (
 from dollar_jax.importing import UserError
 
 Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
+Numbers = Float[np.ndarray, "b"]
+Indices = Int[np.ndarray, "b"]
+Flags = Bool[np.ndarray, "b"]
 
 _PALETTE = np.array(list(COLOURS.values()), np.float32)
 _HUES = _PALETTE - _PALETTE.mean(1, keepdims=True)
@@ -41,15 +44,15 @@ _EXPLAINED = 0.3  # a clip of which the best rendering explains less of the colo
 class Reading(NamedTuple):
     """What clips show. Lengths are in pixels of the video, (x, y) with y downwards."""
 
-    colour: Int[np.ndarray, "b"]  # index into COLOURS
-    shape: Int[np.ndarray, "b"]  # index into SHAPES
-    motion: Int[np.ndarray, "b"]  # index into MOTIONS
+    colour: Indices  # index into COLOURS
+    shape: Indices  # index into SHAPES
+    motion: Indices  # index into MOTIONS
     position: Float[np.ndarray, "b 2"]  # of the middle of the path, from the middle of the image
     velocity: Float[np.ndarray, "b 2"]  # pixels a frame
-    size: Float[np.ndarray, "b"]
-    background: Float[np.ndarray, "b"]  # grey, 0..1
-    clean_db: Float[np.ndarray, "b"]  # PSNR to the nearest valid rendering
-    found: Bool[np.ndarray, "b"]  # whether the clip shows one of the shapes at all
+    size: Numbers
+    background: Numbers  # grey, 0..1
+    clean_db: Numbers  # PSNR to the nearest valid rendering
+    found: Flags  # whether the clip shows one of the shapes at all
 
 
 def read(video: Frames) -> Reading:
@@ -106,7 +109,7 @@ def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
     )
 
 
-def alignment(frames: Frames, captions: Sequence[str]) -> dict[str, Bool[np.ndarray, "b"]]:
+def alignment(frames: Frames, captions: Sequence[str]) -> dict[str, Flags]:
     """Whether the clips show what their captions say: 'colour', 'shape', 'motion', and 'all' three.
 
     Raises:
@@ -131,7 +134,7 @@ def _centroids(weights: Float[np.ndarray, "b f h w"]) -> Float[np.ndarray, "b f 
 
 
 def _fit(shape: str, mask: Float[np.ndarray, "b f h w"], centroids: Float[np.ndarray, "b f 2"], unit: float):
-    """Least-squares (position, velocity, size) of `shape` under `mask`, and the squared residual [b], by Gauss-Newton."""
+    """Position, velocity and size of the `shape` nearest to `mask`, and the squared residual [b], by Gauss-Newton."""
     frames, pixels = mask.shape[1:3]
     times = np.arange(frames) - (frames - 1) / 2
     # [f 3 5]: how each frame's (x, y, size) follows from the clip's (x, y, velocity in x, in y, size).
@@ -168,7 +171,7 @@ def _render(shape, size, position, velocity, frames: int, pixels: int) -> Float[
     return masks
 
 
-def _background(video, mask, colour) -> Float[np.ndarray, "b"]:
+def _background(video, mask, colour) -> Numbers:
     """Least-squares grey behind the mask: video = grey (1 - mask) + colour mask."""
     uncovered = 1 - mask
     rest = video.mean(-1) - mask * colour.mean(-1)[:, None, None, None]

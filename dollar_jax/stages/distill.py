@@ -14,7 +14,7 @@ from dollar_jax.checkpoint import load_component, read_card, relocate, write_car
 from dollar_jax.importing import UserError, resolve
 from dollar_jax.models import build
 from dollar_jax.pipeline import load
-from dollar_jax.stages.common import encoded_batches, sampler_view
+from dollar_jax.stages.common import encoded_source, host_batches, sampler_view
 from dollar_jax.steps import dollar
 from dollar_jax.train import compile_step, initialize, place, train
 
@@ -81,7 +81,15 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             metrics |= extra
         return state, metrics
 
-    train(folder, state, update, encoded_batches(config, workdir, generator.batch_size), generator, mesh, show)
+    train(
+        folder,
+        state,
+        update,
+        host_batches(encoded_source(config, workdir), generator.batch_size, config.seed),
+        generator,
+        mesh,
+        show,
+    )
 
 
 def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:

@@ -9,6 +9,7 @@ from flax import struct
 from jax import lax
 from ml_collections import ConfigDict
 
+from dollar_jax.models.network import Network
 from dollar_jax.notation import Key, Params
 from dollar_jax.sampling import Keys
 
@@ -21,6 +22,13 @@ class TrainState:
     params: Params
     ema: Params
     optimizer: optax.OptState
+
+
+def init_state(network: Network, config: ConfigDict, key: Key) -> TrainState:
+    """The state before the first step."""
+    params = network.init(key)
+    optimizer = make_optimizer(config.optimizer, config.iterations)
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
 def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransformation:

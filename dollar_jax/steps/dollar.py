@@ -31,11 +31,11 @@ class RewardStatistics:
     mean: jax.Array
     squares: jax.Array
 
-    def normalize(self, reward: Float[Array, "b"]) -> Float[Array, "b"]:
+    def normalize(self, reward: Float[Array, " b"]) -> Float[Array, " b"]:
         """The reward in running deviations from its running mean."""
         return (reward - self.mean) / jnp.sqrt(self.squares / self.count + 1e-12)
 
-    def add(self, reward: Float[Array, "b"]) -> "RewardStatistics":
+    def add(self, reward: Float[Array, " b"]) -> "RewardStatistics":
         """With a batch more."""
         count = self.count + reward.shape[0]
         shift = reward.mean() - self.mean

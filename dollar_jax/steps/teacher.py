@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from ml_collections import ConfigDict
 
 from dollar_jax.diffusion import Schedule, Velocity
@@ -12,19 +11,12 @@ from dollar_jax.objectives.velocity import velocity_matching
 from dollar_jax.steps.common import TrainState, make_optimizer, mean_gradient, moving_average, update
 
 
-def init(network: Network, config: ConfigDict, key: Key) -> TrainState:
-    """The state before the first step."""
-    params = network.init(key)
-    optimizer = make_optimizer(config.optimizer, config.iterations)
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-
-
 def make_step(network: Network, velocity: Velocity, schedule: Schedule, config: ConfigDict):
     """(state, frozen, batch, key) -> (state, metrics).
 
     frozen: {'null_text': [1 l d]}. batch: {'latents': [b f h w c], 'text': [b l d]}.
     """
-    optimizer: optax.GradientTransformation = make_optimizer(config.optimizer, config.iterations)
+    optimizer = make_optimizer(config.optimizer, config.iterations)
     count = schedule.signal.shape[0] - 1
 
     def step(state: TrainState, frozen: Params, batch: dict, key: Key) -> tuple[TrainState, dict]:

@@ -1,0 +1,129 @@
+"""The shapes world: VAE, teacher and students from scratch on a laptop's CPU, no download.
+
+    python -m dollar_jax.main --config=configs/shapes.py --workdir=out/shapes
+
+About ten minutes on two cores; ends with out/shapes/report/index.html. Expect (3 seeds, see README): a teacher that
+reads as its caption in all attributes in 99 % of its videos, and a 4-step student at its side in quality and diversity.
+"""
+
+from ml_collections import ConfigDict
+
+
+def optimizer(learning_rate: float, **changes) -> ConfigDict:
+    """AdamW; see dollar_jax.steps.common.make_optimizer."""
+    fields = {"warmup": 20, "decay_from": 0.0, "b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "clip": 1.0}
+    return ConfigDict({"learning_rate": learning_rate, **fields, **changes})
+
+
+def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
+    """What every trained stage has: length, batch, and what is written when."""
+    log = {"accumulate": 1, "save_every": 200, "keep": 2, "log_every": 20, "show_every": 500}
+    return ConfigDict({"iterations": iterations, "batch_size": batch_size, **log, **fields})
+
+
+def get_config() -> ConfigDict:
+    """The default experiment; every field can be changed on the command line."""
+    config = ConfigDict()
+    config.seed = 0
+    config.stages = ("vae", "encode", "teacher", "distill", "report")
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.dtype = "float32"
+    config.remat = "none"
+    config.video = ConfigDict({"frames": 9, "height": 32, "width": 32, "fps": 8})
+    # A path names a dataset written by `python -m dollar_jax.data`; without one, clips of the shapes world are rendered.
+    config.data = ConfigDict({"path": "", "clips": 12288})
+    config.show_captions = ("a red ring moving left", "a green square moving up", "a blue cross standing still")
+
+    config.vae = stage(
+        iterations=2000,
+        batch_size=4,
+        architecture="cogvideox_vae",
+        network=ConfigDict(
+            {
+                "block_out_channels": (48,),
+                "latent_channels": 4,
+                "layers_per_block": 1,
+                "norm_num_groups": 8,
+                "temporal_compression_ratio": 1,
+                "patch_size": (4, 4, 4),
+                "exactly_causal": True,
+                "encode_chunk": None,
+                "decode_chunk": None,
+            }
+        ),
+        kl=1e-4,
+        ema=0.99,
+        optimizer=optimizer(4e-3),
+    )
+    # A frozen random encoder tells 14 words apart as well as a trained one.
+    config.text = ConfigDict(
+        {
+            "architecture": "t5",
+            "network": ConfigDict({"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 1}),
+            "length": 6,
+        }
+    )
+    config.teacher = stage(
+        path="",  # a checkpoint of one's own instead of training one
+        iterations=4000,
+        batch_size=32,
+        architecture="cogvideox_dit",
+        network=ConfigDict(
+            {
+                "num_attention_heads": 4,
+                "attention_head_dim": 32,
+                "in_channels": 4,
+                "out_channels": 4,
+                "time_embed_dim": 128,
+                "text_embed_dim": 32,
+                "num_layers": 4,
+                "sample_width": 8,
+                "sample_height": 8,
+                "sample_frames": 9,
+                "patch_size": 2,
+                "patch_size_t": 3,
+                "use_rotary_positional_embeddings": True,
+            }
+        ),
+        velocity="conjugate",
+        schedule=ConfigDict({"kind": "ddpm", "zero_snr": True, "snr_shift": 1.0}),
+        steps=50,
+        sampler="ddim",
+        guidance=0.0,  # guidance narrows this world: see README
+        caption_dropout=0.1,
+        ema=0.999,
+        optimizer=optimizer(1.5e-3),
+    )
+
+    config.generator = stage(
+        iterations=400,
+        batch_size=16,
+        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 1.0}),
+        options=ConfigDict({"variational_score": {"guidance": 0.0}, "consistency": {"guidance": 0.0, "steps": 5}}),
+        times=(249, 499, 749, 999),
+        rollout="simulate",
+        sampler="ddim",
+        heterogeneous=False,
+        ema=0.99,
+        optimizer=optimizer(1e-4, b1=0.0, decay_from=0.6),
+    )
+    config.fake_score = ConfigDict({"updates": 2, "optimizer": optimizer(2e-4, b1=0.0, decay_from=1.0)})
+    config.reward = ConfigDict(
+        {
+            "name": "dollar_jax.rewards.jpeg:jpeg_compressibility",
+            "options": {},
+            "architecture": "latent_reward",
+            "network": ConfigDict({"channels": 4}),
+            "batch_size": 16,
+            "optimizer": optimizer(1e-3, decay_from=1.0),
+        }
+    )
+    # Each student changes `generator` in its own way, and may start from another one.
+    config.students = ConfigDict(
+        {
+            "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},
+            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 100}},
+        },
+        sort_keys=False,
+    )
+    return config

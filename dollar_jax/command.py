@@ -1,0 +1,36 @@
+"""What the commands share: flags in, one line and exit status 2 for a mistake of the user's."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from dollar_jax.importing import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs a command; a wrong flag or a UserError is one line on stderr and exit status 2."""
+    try:
+        app.run(lambda argv: main(), flags_parser=_parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def required(*needed: flags.FlagHolder) -> None:
+    """Raises UserError if one of the flags was not given."""
+    for flag in needed:
+        if not flag.value:
+            raise UserError(f"--{flag.name} is missing; see --help")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    logging.set_verbosity(logging.ERROR)
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # An unknown field of a config is an AttributeError or KeyError, a config that is not there an OSError.
+        raise UserError(str(error).strip("'\"").splitlines()[0]) from error
+    if rest:
+        raise UserError(f"{rest[0]}: not a flag; did you mean --{rest[0]}?")
+    return argv

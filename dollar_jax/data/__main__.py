@@ -1,0 +1,82 @@
+"""Turns video files and their captions into a dataset (TFDS, ArrayRecord) that the training configs read.
+
+    python -m dollar_jax.data --videos=DIR --captions=captions.jsonl --out=DIR --config=configs/dollar.py
+    python -m dollar_jax.data ... --frames=49 --height=480 --width=720 --fps=8
+    python -m dollar_jax.data ... --encode --teacher=CHECKPOINT
+
+captions.jsonl has a line {"file": "cat.mp4", "caption": "a cat asleep on a piano"} for each
+file, relative to --videos. Whatever PyAV decodes will do (mp4, webm, mkv, gif), and png, jpg,
+webp and bmp images, which become videos of one frame. Of each video the first --frames frames
+at --fps are kept, scaled to cover --height x --width and cropped around the middle. With
+--encode the teacher's VAE and text encoder turn them into latents and text embeddings.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from dollar_jax.command import required, run
+from dollar_jax.importing import UserError
+
+_VIDEOS = flags.DEFINE_string("videos", None, "Folder of the files.")
+_CAPTIONS = flags.DEFINE_string("captions", None, "captions.jsonl.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write, which must not exist yet.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Takes the sizes below from config.video.")
+_SIZE = {
+    "frames": flags.DEFINE_integer("frames", None, "Frames of a video.", lower_bound=1),
+    "height": flags.DEFINE_integer("height", None, "Pixels.", lower_bound=1),
+    "width": flags.DEFINE_integer("width", None, "Pixels.", lower_bound=1),
+    "fps": flags.DEFINE_float("fps", None, "Frames a second.", lower_bound=0.001),
+}
+_SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out, and name, files that cannot be decoded or are too short.")
+_ENCODE = flags.DEFINE_bool("encode", False, "Store latents and text embeddings.")
+_TEACHER = flags.DEFINE_string("teacher", None, "Checkpoint whose networks encode.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos encoded at a time.", lower_bound=1)
+
+
+def main() -> None:
+    required(_VIDEOS, _CAPTIONS, _OUT)
+    if _ENCODE.value != bool(_TEACHER.value):
+        raise UserError("--encode and --teacher=CHECKPOINT go together")
+    out = Path(_OUT.value)
+    if out.exists():
+        raise UserError(f"{out} exists already: remove it or choose another --out")
+    size = _size()
+
+    from dollar_jax.data.clips import open_clips, read_captions
+
+    records = read_captions(_CAPTIONS.value, _VIDEOS.value)
+
+    from dollar_jax.data.dataset import write_dataset  # takes seconds, after all that can be refused without it
+    from dollar_jax.data.pipeline import in_order
+
+    examples = in_order(open_clips(records, size, _SKIP_BAD.value))
+    if _ENCODE.value:
+        examples = _encode(examples)
+    # Without a terminal a bar would fill the log.
+    progress = tqdm(examples, desc="videos", total=len(records), unit="video", disable=None, dynamic_ncols=True)
+    count = write_dataset(out, progress, size | {"encoded_by": _TEACHER.value} if _ENCODE.value else size)
+    print(f"{out}: {count} of {len(records)} files written")
+
+
+def _size() -> dict[str, float]:
+    """The sizes of the flags, and of the config where there is no flag."""
+    config = _CONFIG.value.video if _CONFIG.value else {}
+    size = {name: config.get(name) if flag.value is None else flag.value for name, flag in _SIZE.items()}
+    if missing := [f"--{name}" for name, value in size.items() if value is None]:
+        raise UserError(f"give {', '.join(missing)}, or --config=FILE for all sizes")
+    return size
+
+
+def _encode(examples):
+    from dollar_jax.data.encoding import encode
+    from dollar_jax.pipeline import load
+
+    model = load(_TEACHER.value, parts=("vae", "text_encoder"))
+    return encode(examples, model.encode_video, model.encode_text, _BATCH_SIZE.value)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,77 @@
+"""A folder of video files and images with a list of captions, as a random-access source."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dollar_jax.data.dataset import Dataset, Example
+from dollar_jax.data.video import is_image, read_clip
+from dollar_jax.importing import UserError
+
+
+def read_captions(path: str | os.PathLike, videos: str | os.PathLike) -> list[tuple[Path, str]]:
+    """(file, caption) of each line {"file": ..., "caption": ...}; files are relative to the folder `videos`.
+
+    Raises:
+      UserError: names the first line that is wrong, or whose file is missing.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("file", "caption")):
+            raise UserError(f'{path}, line {number}: give {{"file": "...", "caption": "..."}}, both strings')
+        file = Path(videos) / record["file"]
+        if not file.is_file():
+            raise UserError(f"{path}, line {number}: there is no file {file}")
+        records.append((file, record["caption"]))
+    if not records:
+        raise UserError(f"{path} names no videos")
+    return records
+
+
+class Clips:
+    """Files decoded to one size: {'video': uint8 [f height width 3], 'caption': str}, f = 1 of an image.
+
+    With `skip_bad`, a file that cannot be decoded or is too short is named on stderr and becomes None.
+    """
+
+    def __init__(self, records: Sequence[tuple[Path, str]], size: dict[str, float], skip_bad: bool):
+        self._records, self._size, self._skip_bad = records, size, skip_bad
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example | None:
+        file, caption = self._records[index]
+        try:
+            return {"video": read_clip(file, **self._size), "caption": caption}
+        except UserError as error:
+            if not self._skip_bad:
+                raise
+            tqdm.write(f"left out {error}")
+            return None
+
+
+def open_clips(records: Sequence[tuple[Path, str]], size: dict[str, float], skip_bad: bool) -> Dataset:
+    """All files, videos first.
+
+    Args:
+      size: frames, height, width and fps, as of `read_clip`.
+    """
+    kinds = [[record for record in records if is_image(record[0]) == image] for image in (False, True)]
+    return Dataset([Clips(kind, size, skip_bad) for kind in kinds if kind], size)

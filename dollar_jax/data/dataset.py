@@ -1,0 +1,166 @@
+"""Captioned videos, or their latents and text embeddings, on disk: a TFDS dataset in ArrayRecord.
+
+Any TFDS reader opens it (`tfds.builder_from_directory`). Videos and images have different frame counts, so they are two
+splits; `dollar_jax.data.pipeline` never mixes them in a batch. TFDS takes a second to import, hence inside functions.
+"""
+
+import bisect
+import itertools
+import operator
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dollar_jax.importing import UserError
+
+SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # in a file, in memory
+
+Example = Mapping[str, np.ndarray | str]
+
+
+def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: Mapping[str, Any]) -> int:
+    """Writes a new dataset, which appears only when it is complete, and says how many examples it has.
+
+    Args:
+      folder: must not exist yet.
+      examples: all with the same names and types: a 'video' uint8 [f H W 3] or 'latents' [f h w c], whose f may
+        differ; anything else of a fixed shape; strings. The largest first: its size sets the size of the files.
+      info: what a reader should know of all of them; JSON.
+
+    Raises:
+      UserError: the folder exists or cannot be written, or there are no examples.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder} exists already: remove it or choose another one")
+    examples = iter(examples)
+    first = next(examples, None)
+    if first is None:
+        raise UserError(f"{folder}: nothing to write")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="captioned_videos", version=tfds.core.Version("1.0.0"), data_dir=str(temporary), module_name=__name__
+    )
+    features = tfds.features.FeaturesDict({name: _feature(name, value) for name, value in first.items()})
+    try:
+        with _writing(folder):
+            temporary.mkdir(parents=True)
+        writer = tfds.core.SequentialWriter(
+            tfds.core.DatasetInfo(builder=identity, features=features, metadata=tfds.core.MetadataDict(info)),
+            max_examples_per_shard=max(1, SHARD_BYTES // _bytes(first)),
+            file_format="array_record",
+        )
+        count = 0
+        for block in _blocks(itertools.chain([first], examples)):
+            by_split = {"images": [], "videos": []}
+            for example in block:
+                by_split["images" if _frames(example) == 1 else "videos"].append(example)
+            by_split = {split: group for split, group in by_split.items() if group}
+            with _writing(folder):
+                writer.initialize_splits(list(by_split), fail_if_exists=False)
+                writer.add_examples(by_split)
+            count += len(block)
+        with _writing(folder):
+            writer.close_all()
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return count
+
+
+class Dataset:
+    """Random access to all examples: videos first, then images.
+
+    Attributes:
+      parts: one sequence for each frame count, since only these can be batched.
+      info: what `write_dataset` was told.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Example]], info: Mapping[str, Any]):
+        self.parts, self.info = parts, info
+        self._ends = list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        part = bisect.bisect_right(self._ends, index)
+        return self.parts[part][index - self._ends[part] + len(self.parts[part])]
+
+
+def open_dataset(folder: str | os.PathLike) -> Dataset:
+    """Opens what `write_dataset` wrote.
+
+    Raises:
+      UserError: the folder holds no such dataset.
+    """
+    import tensorflow_datasets as tfds
+
+    if not (Path(folder) / "dataset_info.json").is_file():
+        raise UserError(f"{folder}: no dataset here; write one with python -m dollar_jax.data")
+    builder = tfds.builder_from_directory(folder)
+    splits = [name for name in ("videos", "images") if name in builder.info.splits]
+    return Dataset([_Split(builder.as_data_source(name)) for name in splits], builder.info.metadata)
+
+
+class _Split:
+    """One split, its strings decoded."""
+
+    def __init__(self, source: Sequence[Example]):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        return {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What writing raises, with a full disk for one, becomes one line; what making the examples raises passes."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord's is a RuntimeError
+        raise UserError(f"{folder} cannot be written: {str(error).partition('; writing')[0]}") from error
+
+
+def _blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """A few examples at a time: each call of TFDS's writer is slow."""
+    block, size = [], 0
+    for example in examples:
+        block.append(example)
+        size += _bytes(example)
+        if size >= BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _bytes(example: Example) -> int:
+    return sum(len(value.encode()) if isinstance(value, str) else value.nbytes for value in example.values())
+
+
+def _frames(example: Example) -> int:
+    return len(example["latents"] if "latents" in example else example["video"])
+
+
+def _feature(name: str, value: np.ndarray | str):
+    import tensorflow_datasets as tfds
+
+    if isinstance(value, str):
+        return tfds.features.Text()
+    shape = (None, *value.shape[1:]) if name in ("video", "latents") else value.shape
+    return tfds.features.Tensor(shape=shape, dtype=value.dtype, encoding="bytes")

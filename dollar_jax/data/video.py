@@ -1,0 +1,175 @@
+"""Video files and images: read, resampled to a frame count, rate and size, checked against a VAE's factors, written."""
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from dollar_jax.importing import UserError
+
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+Frames = UInt8[np.ndarray, "f h w 3"]
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether the file's name says that it is a still image. A GIF is a video."""
+    return Path(path).suffix.lower() in IMAGES
+
+
+def read_clip(path: str | os.PathLike, frames: int, height: int, width: int, fps: float) -> Frames:
+    """The first `frames` frames of a file at `fps`, scaled to cover height x width and cropped around the middle.
+
+    Each is the file's frame nearest in time. An image is a video of one frame, whatever `frames` says.
+
+    Raises:
+      UserError: the file is missing, cannot be decoded, or is too short.
+    """
+    if is_image(path):
+        with _decoding(path), Image.open(path) as image:
+            return _cover(ImageOps.exif_transpose(image).convert("RGB"), height, width)[None]
+    clip = []
+    with _decoding(path):
+        for frame in _resample(_decode(path), (index / fps for index in range(frames))):
+            clip.append(_cover(Image.fromarray(_rgb(frame)), height, width))
+    if len(clip) < frames:
+        raise UserError(
+            f"{path}: too short, {len(clip)} of {frames} frames at {fps:g} fps; leave it out, or take fewer frames"
+        )
+    return np.stack(clip)
+
+
+def read_video(path: str | os.PathLike) -> tuple[Frames, float]:
+    """All frames of a video as they are, and their mean rate in frames a second.
+
+    Raises:
+      UserError: the file is missing or cannot be decoded.
+    """
+    with _decoding(path):
+        with av.open(os.fspath(path)) as container:
+            rate = container.streams.video[0].average_rate
+        return np.stack([_rgb(frame) for frame in _decode(path)]), float(rate)
+
+
+def write_video(path: str | os.PathLike, frames: Frames, fps: float) -> None:
+    """Writes an mp4 file (H.264, 4:2:0, near lossless in brightness), which appears only when it is complete.
+
+    Raises:
+      UserError: an odd height or width, which 4:2:0 does not have.
+    """
+    path = Path(path)
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise UserError(f"{path}: H.264 needs an even height and width, not {height} x {width}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with av.open(os.fspath(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_size(
+    frames: int,
+    height: int,
+    width: int,
+    *,
+    temporal: int,
+    spatial: int,
+    patch: int = 1,
+    patch_t: int = 1,
+    chunk: int | None = None,
+) -> None:
+    """Refuses sizes that a VAE and a transformer cannot take.
+
+    Args:
+      frames, height, width: of the videos.
+      temporal, spatial: by which the VAE reduces frames and sides: temporal * k + 1 frames become k + 1.
+      patch, patch_t: of the transformer, in latent pixels and latent frames.
+      chunk: the VAE encodes each `chunk` frames on their own, to chunk / temporal + 1.
+
+    Raises:
+      UserError: names the nearest sizes that fit.
+    """
+
+    def frames_fit(count: int) -> bool:
+        if chunk:
+            return count % chunk == 0 and count // chunk * (chunk // temporal + 1) % patch_t == 0
+        return (count - 1) % temporal == 0 and ((count - 1) // temporal + 1) % patch_t == 0
+
+    def side_fits(count: int) -> bool:
+        return count % (spatial * patch) == 0
+
+    rules = [("frames", frames, frames_fit), ("height", height, side_fits), ("width", width, side_fits)]
+    faults = [f"{name} {size}, nearest {_nearest(size, fits)}" for name, size, fits in rules if not fits(size)]
+    if faults:
+        raise UserError(f"the networks cannot take these sizes: {'; '.join(faults)}")
+
+
+def _nearest(size: int, fits: Callable[[int], bool]) -> str:
+    above = next(count for count in range(max(size, 1), 2**31) if fits(count))
+    below = next((count for count in range(size, 0, -1) if fits(count)), None)
+    return f"{below} or {above}" if below else str(above)
+
+
+@contextmanager
+def _decoding(path: str | os.PathLike) -> Iterator[None]:
+    """What the decoders raise becomes one line about the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (av.FFmpegError, OSError, SyntaxError, ValueError) as error:  # Pillow's are of all three kinds
+        raise UserError(f"{path}: cannot be decoded ({error}); convert it, or leave it out") from error
+
+
+def _decode(path: str | os.PathLike) -> Iterator[av.VideoFrame]:
+    with av.open(os.fspath(path)) as container:
+        if not container.streams.video:
+            raise ValueError("it has no video")
+        empty = True
+        for frame in container.decode(video=0):
+            if frame.time is None:
+                raise ValueError("its frames have no time stamps")
+            yield frame
+            empty = False
+        if empty:
+            raise ValueError("it has no frames")
+
+
+def _resample(frames: Iterator[av.VideoFrame], times: Iterable[float]) -> Iterator[av.VideoFrame]:
+    """The frame nearest to each of the ascending times, counted from the first frame; none past the last one's end."""
+    pending = deque(times)
+    first = last = next(frames)
+    gap = 0.0
+    for frame in itertools.chain(frames, [None]):
+        gap = frame.time - last.time if frame else gap
+        while pending and pending[0] <= last.time - first.time + gap / 2:
+            pending.popleft()
+            yield last
+        if not pending:
+            return
+        last = frame
+
+
+def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels the way up that the file asks for: phones store what they film sideways."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def _cover(image: Image.Image, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))

@@ -1,0 +1,95 @@
+"""python -m dollar_jax.sample --checkpoint=C --prompts=P.txt --out=DIR: videos of a teacher or a student.
+
+DIR/{prompt:05d}-{video}.mp4 for every line of P.txt, and with --save_latents the same name .npy, float32 [f, h, w, c].
+"""
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from dollar_jax.command import required, run
+from dollar_jax.files import write_atomically
+from dollar_jax.importing import UserError
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, or W/STUDENT/checkpoints/STEP.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the videos.")
+_STEPS = flags.DEFINE_integer("steps", None, "Network steps; by default the checkpoint's own.", lower_bound=1)
+_NUM_VIDEOS = flags.DEFINE_integer("num_videos", 1, "Videos a prompt.", lower_bound=1)
+_GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scale minus 1; default: the checkpoint's.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+_NOISE = flags.DEFINE_string("noise", None, "float32 .npy [prompts * videos, f, h, w, c] to start from instead.")
+_SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "Write the latents beside each video.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos at a time.", lower_bound=1)
+
+
+def main() -> None:
+    required(_CHECKPOINT, _PROMPTS, _OUT)
+    prompts = read_prompts(_PROMPTS.value)
+
+    from dollar_jax import pipeline  # JAX starts here, after what can be refused without it
+    from dollar_jax.data.video import write_video
+
+    model = pipeline.load(_CHECKPOINT.value)
+    model.times(_STEPS.value)
+    noise, keys = pipeline.draw_noise(model.card, _SEED.value, len(prompts), _NUM_VIDEOS.value)
+    if _NOISE.value:
+        noise = read_noise(_NOISE.value, noise.shape)
+    text, _ = model.encode_text(prompts)
+    text = np.repeat(text, _NUM_VIDEOS.value, axis=0)
+    names = [f"{prompt:05d}-{video}" for prompt in range(len(prompts)) for video in range(_NUM_VIDEOS.value)]
+
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with tqdm(total=len(names), desc="sampling", unit="video") as progress:
+        for latents in model.generate(text, noise, keys, _STEPS.value, _GUIDANCE.value, _BATCH_SIZE.value):
+            for latent, frames in zip(latents, model.decode(latents), strict=True):
+                name = names[progress.n]
+                if _SAVE_LATENTS.value:
+                    buffer = io.BytesIO()
+                    np.save(buffer, latent)
+                    write_atomically(out / f"{name}.npy", buffer.getvalue())
+                write_video(out / f"{name}.mp4", frames, model.card["video"]["fps"])
+                progress.update()
+    print(f"{len(names)} videos in {out}, {time.perf_counter() - start:.1f} s")
+
+
+def read_prompts(path: str) -> list[str]:
+    """The lines of a file that are not empty.
+
+    Raises:
+      UserError: no file, not text, or no prompt in it.
+    """
+    try:
+        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts={path}: {error}") from error
+    if not prompts:
+        raise UserError(f"--prompts={path} has no prompt; write one a line")
+    return prompts
+
+
+def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The user's noise.
+
+    Raises:
+      UserError: no such array, or not float32 of `shape`.
+    """
+    try:
+        noise = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--noise={path}: {error}") from error
+    if noise.dtype != np.float32 or noise.shape != shape:
+        raise UserError(
+            f"--noise={path} is {noise.dtype} {noise.shape}; this checkpoint and prompts need float32 {shape}"
+        )
+    return noise
+
+
+if __name__ == "__main__":
+    run(main)

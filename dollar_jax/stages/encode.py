@@ -1,0 +1,49 @@
+"""Encodes the videos once, into `workdir/encoded`: training then runs neither VAE nor text encoder."""
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dollar_jax.checkpoint import Card, read_card, relocate, save_params, write_card
+from dollar_jax.data.dataset import write_dataset
+from dollar_jax.data.encoding import encode as encode_examples
+from dollar_jax.data.pipeline import in_order
+from dollar_jax.data.text import load_tokenizer, write_word_tokenizer
+from dollar_jax.models import build
+from dollar_jax.pipeline import load
+from dollar_jax.stages.common import video_source
+
+BATCH_SIZE = 32
+
+
+def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
+    """Writes latents and text embeddings of `config.data`, by the networks of the teacher if there is one already, else
+    by this run's VAE and a random text encoder for the words that the captions use.
+    """
+    del mesh  # the encoders fit on one device
+    folder = workdir / "encoded"
+    if (folder / "data").exists():
+        return
+    source = video_source(config)
+    if config.teacher.path:
+        card = relocate(read_card(config.teacher.path), config.teacher.path, folder)
+    else:
+        card = relocate(read_card(workdir / "vae"), workdir / "vae", folder) | _text_encoder(config, folder, source)
+    write_card(folder, card)
+    model = load(folder, parts=("vae", "text_encoder"))
+    examples = encode_examples(in_order(source), model.encode_video, model.encode_text, BATCH_SIZE)
+    progress = tqdm(examples, desc="encode", total=len(source), unit="video", disable=None, dynamic_ncols=True)
+    write_dataset(folder / "data", progress, config.video.to_dict())
+
+
+def _text_encoder(config: ConfigDict, folder: Path, source) -> Card:
+    write_word_tokenizer(folder / "tokenizer", (source[i]["caption"] for i in range(len(source))))
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    sizes = config.text.network.to_dict() | {"vocab_size": len(tokenizer)}
+    network = build(config.text.architecture, sizes)
+    save_params(folder / "text_encoder", network.init(jax.random.key(config.seed)))
+    part = {"architecture": config.text.architecture, "config": sizes, "path": "text_encoder", "item": ""}
+    return {"text_encoder": part, "tokenizer": {"path": "tokenizer", "length": config.text.length}}

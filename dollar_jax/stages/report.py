@@ -1,0 +1,155 @@
+"""Samples teacher and students on the same prompts and noise, measures them and writes `workdir/report`."""
+
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dollar_jax import metrics
+from dollar_jax.data.shapes import CAPTIONS
+from dollar_jax.evaluate.report import DATA, TEACHER, write_report
+from dollar_jax.evaluate.timing import network_calls, time_samplers
+from dollar_jax.importing import resolve
+from dollar_jax.pipeline import Pipeline, draw_noise, load
+from dollar_jax.stages.common import HELD_OUT, held_out_source
+from dollar_jax.stages.distill import teacher_folder
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the report: a model at a number of steps."""
+
+    name: str
+    pipeline: Pipeline
+    steps: int
+
+    @property
+    def calls(self) -> int:
+        return network_calls(self.steps, self.pipeline.card["guidance"])
+
+
+def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
+    """`index.html` and `report.json`; see `dollar_jax.evaluate.report` and, for the numbers, `.shapes` and `.timing`."""
+    del mesh  # models are compared on one device
+    folder, settings = workdir / "report", config.report
+    if (folder / "report.json").exists():
+        return
+    reference, measure = (resolve(f"{settings.measures}:{part}", "") for part in ("reference", "measure"))
+    reward = partial(resolve(config.reward.name, "dollar_jax.rewards"), **config.reward.options)
+    captions = np.repeat(_captions(config), settings.videos_per_caption).tolist()
+    entries = list(_entries(config, workdir))
+    teacher = entries[0].pipeline
+    noise, keys = draw_noise(
+        teacher.card, HELD_OUT, len(captions) // settings.videos_per_caption, settings.videos_per_caption
+    )
+    text, _ = teacher.encode_text(captions)
+
+    def row(name: str, frames: np.ndarray, latents: np.ndarray, captions: Sequence[str]) -> dict:
+        values = frames / np.float32(255)
+        rewards = reward(values, captions)
+        return {
+            "model": name,
+            "videos": len(captions),
+            **measure(values, latents, captions, known),
+            "reward": float(np.mean(rewards)),
+            "reward_standard_error": float(np.std(rewards) / len(rewards) ** 0.5),
+        }
+
+    real = held_out_source(config)
+    frames, *rest = _encoded(teacher, [real[i] for i in range(min(settings.reference_clips, len(real)))])
+    known = reference(frames / np.float32(255), *rest)
+    rows, clips = [row(DATA, *_encoded(teacher, _balanced(real, settings.videos_per_caption)))], {}
+    seconds = time_samplers(
+        {entry.name: _timed(entry, noise, text, keys, settings.batch_size) for entry in entries},
+        settings.batch_size,
+        settings.repeats,
+    )
+    shown = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
+    for entry in tqdm(entries, desc="report", unit="model", disable=None):
+        parts = entry.pipeline.generate(text, noise, keys, entry.steps, batch_size=settings.batch_size)
+        parts = [(latents, entry.pipeline.decode(latents)) for latents in parts]
+        latents, frames = (np.concatenate(part) for part in zip(*parts, strict=True))
+        clips[entry.name] = frames[shown]
+        rows.append(
+            row(entry.name, frames, latents, captions)
+            | {
+                "objectives": sorted(entry.pipeline.card.get("objectives", {})),
+                "steps": entry.steps,
+                "calls": entry.calls,
+                "diffusion_seconds_per_video": seconds[entry.name].median,
+                "diffusion_seconds_per_video_std": seconds[entry.name].std,
+            }
+        )
+    stages = ["vae", "teacher", *config.students]
+    write_report(
+        folder,
+        rows,
+        clips,
+        {stage: metrics.read(workdir / stage) for stage in stages},
+        {
+            "title": "DOLLAR",
+            "student": next(iter(config.students)),
+            "captions": [captions[i] for i in shown],
+            "fps": config.video.fps,
+            "command": f"python -m dollar_jax.main --config=configs/shapes.py --workdir={workdir}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
+            "configs": {name: config[name].to_yaml() for name in ("vae", "teacher", "generator", "students")},
+        },
+    )
+    print(f"report: {folder / 'index.html'}")
+
+
+def _entries(config: ConfigDict, workdir: Path) -> Iterator[Entry]:
+    """The teacher at its own steps and at a student's, the students at theirs, the first one at fewer too."""
+    teacher = load(teacher_folder(config, workdir))
+    students = {name: load(workdir / name) for name in config.students}
+    yield Entry(TEACHER, teacher, len(teacher.card["times"]))
+    first = next(iter(students))
+    own = len(students[first].card["times"])
+    yield Entry(f"{TEACHER}, {own} steps", teacher, own)
+    for name, student in students.items():
+        yield Entry(name, student, len(student.card["times"]))
+    for steps in config.report.fewer_steps:
+        yield Entry(f"{first}, {steps} step{'s' * (steps > 1)}", students[first], steps)
+
+
+def _captions(config: ConfigDict) -> list[str]:
+    """Those of the shapes world, or the first different ones of the user's data."""
+    if not config.data.path:
+        return list(CAPTIONS)
+    source = held_out_source(config)
+    return list(dict.fromkeys(source[i]["caption"] for i in range(len(source))))[: config.report.captions]
+
+
+def _balanced(source: Sequence[dict], count: int) -> list[dict]:
+    """`count` clips of every caption that has so many; one of each where none has."""
+    groups = defaultdict(list)
+    for i in range(len(source)):
+        clip = source[i]
+        groups[clip["caption"]].append(clip)
+    count = min(count, max(map(len, groups.values())))
+    return [clip for group in groups.values() if len(group) >= count for clip in group[:count]]
+
+
+def _encoded(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Frames, latents and captions of real clips."""
+    frames = np.stack([clip["video"] for clip in clips])
+    latents = np.concatenate([model.encode_video(frames[i : i + 32]) for i in range(0, len(frames), 32)])
+    return frames, latents, [clip["caption"] for clip in clips]
+
+
+def _timed(entry: Entry, noise, text, keys, batch_size: int) -> Callable[[], jax.Array]:
+    """A sampler of one batch whose inputs lie ready on the device."""
+    inputs = jax.device_put((noise[:batch_size], text[:batch_size], entry.pipeline.encode_text([""])[0]))
+    params = jax.device_put(entry.pipeline.networks["transformer"][1])
+    times, guidance = entry.pipeline.times(entry.steps), entry.pipeline.card["guidance"]
+    return lambda: entry.pipeline.sampler(params, *inputs, keys[:batch_size], times=times, guidance=guidance)

@@ -1,0 +1,67 @@
+"""Trains the VAE on videos, into `workdir/vae`."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dollar_jax.checkpoint import read_card, write_card
+from dollar_jax.models import build
+from dollar_jax.pipeline import load
+from dollar_jax.stages.common import host_batches, video_source
+from dollar_jax.steps.common import init_state
+from dollar_jax.steps.vae import make_step
+from dollar_jax.train import compile_step, initialize, train
+
+MEASURED_CLIPS = 256  # enough for a standard deviation to 1 %
+
+
+def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
+    """Reconstruction with a weak KL; at the end the card learns the factor that scales latents to unit variance."""
+    folder, stage = workdir / "vae", config.vae
+    if (folder / "config.json").exists() and "latent_shape" in read_card(folder):
+        return
+    card = {
+        "role": "vae",
+        "vae": {
+            "architecture": stage.architecture,
+            "config": stage.network.to_dict(),
+            "scaling_factor": 1.0,
+            "path": "checkpoints",
+            "item": "ema",
+        },
+        "video": config.video.to_dict(),
+    }
+    write_card(folder, card)
+    network = build(stage.architecture, stage.network.to_dict(), dtype=config.dtype)
+    key = jax.random.key(config.seed)
+    state = initialize(partial(init_state, network, stage), mesh, jax.random.fold_in(key, 3))
+    step = compile_step(make_step(network, stage), state, mesh)
+    source = video_source(config)
+    shown = [source[i] for i in range(len(config.show_captions))]
+    frames = np.stack([clip["video"] for clip in shown])
+
+    @jax.jit
+    def reconstruct(params, video):
+        mean, _ = network.apply(params, video, method="encode")
+        return network.apply(params, mean, method="decode")
+
+    def show(state):
+        video = np.asarray(reconstruct(state.ema, frames / np.float32(127.5) - 1))
+        return np.round(np.clip(video + 1, 0, 2) * 127.5).astype(np.uint8), [clip["caption"] for clip in shown]
+
+    def update(state, batch, captions):
+        del captions
+        return step(state, {}, batch, jax.random.fold_in(key, 4))
+
+    train(folder, state, update, host_batches(source, stage.batch_size, config.seed), stage, mesh, show)
+
+    trained = load(folder, parts=("vae",))
+    clips = [source[i]["video"] for i in range(min(MEASURED_CLIPS, len(source)))]
+    latents = [trained.encode_video(np.stack(clips[i : i + 32])) for i in range(0, len(clips), 32)]
+    card["vae"]["scaling_factor"] = float(1 / np.concatenate(latents).std())
+    card["latent_shape"] = latents[0].shape[1:]
+    write_card(folder, card)

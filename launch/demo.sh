@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Trains VAE, teacher and students of the shapes world from scratch and writes a report. Two CPU cores, about 15 minutes.
+# usage: launch/demo.sh [WORKDIR] [--config.FIELD=VALUE ...]     the same WORKDIR again: goes on where it stopped
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+workdir=${1:-out/shapes}
+[ -x .venv/bin/python ] || python3 -m venv .venv
+echo "installing requirements into .venv"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+
+.venv/bin/python -m dollar_jax.main --config=configs/shapes.py --workdir="$workdir" "${@:2}"
+echo "open $workdir/report/index.html"

@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+
+from dollar_jax.convert.cogvideox_vae import FIXED, SIZES, config, pointwise
+from dollar_jax.importing import UserError
+
+PUBLIC = dict.fromkeys(SIZES, 4) | FIXED | {"scaling_factor": 1.15258426, "_class_name": "AutoencoderKLCogVideoX"}
+
+
+def test_config_keeps_sizes_alone():
+    assert config(PUBLIC) == dict.fromkeys(SIZES, 4)
+
+
+def test_config_of_something_else():
+    with pytest.raises(UserError, match="lacks latent_channels, norm_eps"):
+        config({name: 4 for name in SIZES if name not in ("norm_eps", "latent_channels")})
+
+
+@pytest.mark.parametrize("change", [{"use_quant_conv": True}, {"use_post_quant_conv": True}, {"act_fn": "relu"}])
+def test_config_with_layers_that_we_lack(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        config(PUBLIC | change)
+
+
+def test_pointwise_convolution_is_a_matrix():
+    weight = np.random.default_rng(0).normal(size=(5, 3, 1, 1, 1))
+    np.testing.assert_array_equal(pointwise(weight), weight[:, :, 0, 0, 0].T)

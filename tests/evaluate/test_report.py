@@ -1,0 +1,179 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dollar_jax.evaluate.report import METRICS, show, write_report
+
+CAPTIONS = ["a red ring", "<b>a blue cross</b> & more"]
+VOID = {"meta", "link", "input"}
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def run(folder, **changes):
+    """Writes a report of a teacher, its data and two students, with `changes`, and returns the page and the numbers."""
+    rows = [
+        {"model": "data", "objectives": [], "steps": None, "calls": None, "videos": 300, "frechet": 1.5, "hf": 1.0},
+        {"model": "teacher", "objectives": [], "steps": 50, "calls": 100, "videos": 300, "alignment": 1.0}
+        | {"frechet": 2.5, "hf": 1.24, "diffusion_seconds_per_video": 0.05},
+        {"model": "four", "objectives": ["variational_score", "consistency"], "steps": 4, "calls": 4, "videos": 300}
+        | {"alignment": 0.993, "frechet": 2.0, "hf": 1.43, "diffusion_seconds_per_video": 0.0025},
+        {"model": "one", "objectives": ["my_fork:loss"], "steps": 1, "calls": 1, "videos": 300, "alignment": None}
+        | {"frechet": float("nan"), "hf": 3.0},
+    ]
+    arguments = {
+        "rows": rows,
+        "clips": {model: noise(2, 9, 32, 32, 3, seed=i) for i, model in enumerate(["teacher", "four", "one"])},
+        "curves": {"teacher": [{"step": 19, "time": 1.0, "loss": 0.9}, {"step": 39, "time": 2.0, "loss": None}]},
+        "meta": {"title": "A run", "student": "four", "captions": CAPTIONS, "fps": 8, "command": "python -m x"}
+        | {"machine": "two CPU cores", "configs": {"four": "seed: 0"}},
+    }
+    write_report(folder, **arguments | changes)
+    return (folder / "index.html").read_text("utf-8"), json.loads((folder / "report.json").read_text("utf-8"))
+
+
+class Page(HTMLParser):
+    """The tags of a page, checked to close in order, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.words = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data.split()
+
+    @property
+    def text(self):
+        return " ".join(self.words).replace("\N{EN DASH}", "-").replace("\N{MULTIPLICATION SIGN}", "x")
+
+
+def test_numbers_follow_the_contract(tmp_path):
+    _, numbers = run(tmp_path)
+    rows = {row["model"]: row for row in numbers["rows"]}
+    assert list(rows) == ["data", "teacher", "four", "one"]
+    assert rows["four"]["objectives"] == ["variational_score", "consistency"]
+    assert (rows["four"]["steps"], rows["four"]["calls"], rows["four"]["videos"]) == (4, 4, 300)
+    assert rows["four"]["diffusion_seconds_per_video"] == 0.0025
+    assert rows["one"]["frechet"] is None
+    assert numbers["meta"]["machine"] == "two CPU cores"
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    text, _ = run(tmp_path)
+    page = Page(text)
+    assert not {"script", "img", "iframe", "video"} & {tag for tag, _ in page.tags}
+    links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert links == ["data:,"]
+    assert set(re.findall(r"url\((.{5})", text)) == {"data:"}
+    assert "http" not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "report.json"]
+
+
+def test_headline_compares_student_and_teacher(tmp_path):
+    text = Page(run(tmp_path)[0]).text
+    assert "4 steps in place of 50" in text
+    assert "20.0 times faster ; counting calls alone predicts 25 times" in text
+    assert "Alignment, higher is better 99.3 % teacher 100.0 %" in text
+
+
+def test_the_table_has_all_rows_and_dashes_for_the_unknown(tmp_path):
+    text = Page(run(tmp_path)[0]).text
+    assert "four VSD + CD 4 4 x 20.0 x 25 99.3 % 2.00 1.43 2.5 ms 300" in text
+    assert "one my_fork:loss 1 1 - x 100 - - 3.00 - 300" in text
+    assert "data - - - - - - 1.50 1.00 - 300" in text
+
+
+def test_metrics_nobody_measured_are_left_out(tmp_path):
+    text = Page(run(tmp_path)[0]).text
+    assert [metric.name for metric in METRICS if metric.meaning in text] == [
+        *("Alignment", "Fréchet distance", "Detail", "Time a video")
+    ]
+
+
+def test_clips_are_on_the_page_without_loss_and_have_names(tmp_path):
+    text, _ = run(tmp_path)
+    pictures = dict(re.findall(r"\.(m\dc\d) \{ --s: url\(data:image/png;base64,([^)]+)\)", text))
+    assert len(pictures) == 6
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(pictures["m1c0"]))))
+    assert (pixels == np.concatenate(list(noise(2, 9, 32, 32, 3, seed=1)[0]), axis=1)).all()
+    names = {a["class"]: a["aria-label"] for _, a in Page(text).tags if a.get("class", "").startswith("clip ")}
+    assert names["clip m1c0"] == "four: a red ring"
+    assert names["clip m0c1"] == f"teacher: {CAPTIONS[1]}"
+
+
+def test_captions_are_escaped(tmp_path):
+    text, _ = run(tmp_path)
+    assert "<h3>&lt;b&gt;a blue cross&lt;/b&gt; &amp; more</h3>" in text
+
+
+def test_large_clips_become_light(tmp_path):
+    large = {model: noise(2, 49, 240, 360, 3) for model in ("teacher", "four")}
+    text, _ = run(tmp_path, clips=large)
+    (first, *_) = re.findall(r"url\(data:image/jpeg;base64,([^)]+)\)", text)
+    assert Image.open(io.BytesIO(base64.b64decode(first))).size == (16 * 168, 112)
+    assert "--frames: 16; --aspect: 1.5000" in text
+
+
+def test_a_curve_goes_from_its_largest_to_its_smallest_value(tmp_path):
+    lines = [{"step": 10 * i, "time": 0.0, "loss": 3.0 - i, "norm/student_gradient": 10.0**i} for i in range(3)]
+    text, _ = run(tmp_path, curves={"student": lines, "empty": []})
+    assert 'class="raw" d="M0 0L50 50L100 100"' in text
+    assert 'class="raw" d="M0 100L50 50L100 0"' in text  # on a log scale
+    assert "student, loss: from 3 to 1 in 20 steps" in text
+
+
+def test_dots_lie_between_the_worst_and_the_ideal(tmp_path):
+    text, _ = run(tmp_path)
+    card = text[text.index("Energy where real clips") :].split("</table>")[0]
+    assert re.findall(r'cx="([\d.]+)%"', card) == ["4.0", "15.04", "23.78", "96.0"]
+    assert set(re.findall(r'class="ideal" x1="([\d.]+)%"', card)) == {"4.0"}
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (0.9934, "%", "99.3 %"),
+        (0.0471, "s", "47.1 ms"),
+        (2.0, "s", "2 s"),
+        (25.93, "dB", "25.9 dB"),
+        (1.434, "", "1.43"),
+        (23.71, "", "23.7"),
+        (None, "", "\N{EN DASH}"),
+        (float("inf"), "dB", "\N{EN DASH}"),
+    ],
+)
+def test_numbers_are_shown_as_people_read_them(value, unit, shown):
+    assert show(value, unit) == shown
+
+
+def test_mistakes_leave_the_old_report(tmp_path):
+    old, _ = run(tmp_path)
+    clips = {model: noise(2, 9, 32, 32, 3) for model in ("teacher", "four")}
+    with pytest.raises(ValueError, match="stranger"):
+        run(tmp_path, clips=clips | {"stranger": clips["four"]})
+    with pytest.raises(ValueError, match="four"):
+        run(tmp_path, clips={"teacher": clips["teacher"]})
+    with pytest.raises(ValueError, match="2 captions"):
+        run(tmp_path, clips=clips | {"four": clips["four"][:1]})
+    assert (tmp_path / "index.html").read_text("utf-8") == old

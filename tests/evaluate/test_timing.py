@@ -1,0 +1,50 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dollar_jax.evaluate import timing
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+
+    def sampler(self, log, name, seconds):
+        seconds = iter(seconds)
+
+        def sample():
+            log.append(name)
+            self.now += next(seconds)
+            return jnp.zeros(1)
+
+        return sample
+
+
+def test_samplers_take_turns_after_a_warm_up_and_seconds_are_for_one_video(monkeypatch):
+    clock, log = Clock(monkeypatch), []
+    samplers = {
+        "teacher": clock.sampler(log, "teacher", [90, 8, 10, 30]),
+        "student": clock.sampler(log, "student", [50, 1, 2, 3]),
+    }
+    times = timing.time_samplers(samplers, videos=2, repeats=3)
+    assert log == ["teacher", "student"] * 4
+    assert times["teacher"] == timing.Timing(median=5, mean=8, std=pytest.approx(np.std([4, 5, 15])))
+    assert times["student"].median == 1
+
+
+def test_the_work_is_waited_for():
+    # Without a barrier the call returns at once: it is launched from another thread here.
+    matrix = jnp.ones((1000, 1000))
+    work = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda i, y: y @ x / 1000, x))
+    waited = []
+    times = timing.time_samplers({"work": lambda: waited.append(work(matrix)) or waited[-1]}, videos=1, repeats=2)
+    assert all(array.is_ready() for array in waited)
+    assert times["work"].median > 1e-3
+
+
+def test_speed_up_and_its_bound():
+    teacher = {"calls": 100, "diffusion_seconds_per_video": 2.0}
+    assert timing.speed_up(teacher, {"calls": 4, "diffusion_seconds_per_video": 0.1}) == (20, 25)
+    assert timing.speed_up(teacher, {"calls": 2}) == (None, 50)

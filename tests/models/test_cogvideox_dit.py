@@ -1,0 +1,225 @@
+"""The DiT against diffusers' CogVideoXTransformer3DModel with the same random weights."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from flax import nnx
+
+from dollar_jax.convert import cogvideox
+from dollar_jax.convert.tables import convert
+from dollar_jax.importing import UserError
+from dollar_jax.models import cogvideox_dit
+from dollar_jax.models.network import count_parameters
+
+SMALL = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 24,
+    "text_embed_dim": 12,
+    "num_layers": 3,
+    "sample_width": 10,
+    "sample_height": 6,
+    "sample_frames": 9,
+    "max_text_seq_length": 5,
+}
+ROTARY = SMALL | {"use_rotary_positional_embeddings": True}
+CASES = {  # name: config, latent frames x height x width
+    "sincos": (SMALL, (3, 6, 10)),
+    "sincos at another size": (SMALL | {"temporal_interpolation_scale": 2.0}, (5, 8, 6)),
+    "unusual switches": (
+        SMALL
+        | {
+            "flip_sin_to_cos": False,
+            "freq_shift": 1,
+            "attention_bias": False,
+            "patch_bias": False,
+            "norm_elementwise_affine": False,
+            "norm_eps": 1e-2,
+            "patch_size": 1,
+            "out_channels": 3,
+        },
+        (1, 3, 5),
+    ),
+    "rotary": (ROTARY, (5, 8, 6)),
+    "patch_size_t": (ROTARY | {"patch_size_t": 3, "patch_bias": False}, (9, 4, 6)),
+    "learned": (ROTARY | {"use_learned_positional_embeddings": True, "in_channels": 8}, (3, 6, 10)),
+}
+
+
+def error(ours, theirs) -> float:
+    """The largest difference, relative to the largest value."""
+    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
+
+
+def torch_latents(x) -> torch.Tensor:
+    return torch.tensor(np.moveaxis(np.asarray(x), -1, 2))
+
+
+def ours(state_dict, network):
+    arrays = {key: value.detach().numpy() for key, value in state_dict.items()}
+    return convert(cogvideox.TABLE, arrays, jax.eval_shape(network.init, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """Both networks with the same weights, and everything that the real one computes on random inputs."""
+    config, sizes = CASES[request.param]
+    torch.manual_seed(0)
+    theirs = CogVideoXTransformer3DModel(**config)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    if config.get("use_learned_positional_embeddings"):
+        torch.nn.init.normal_(theirs.patch_embed.pos_embedding)
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(2, *sizes, config["in_channels"])).astype(np.float32)
+    text = rng.normal(size=(2, config["max_text_seq_length"], config["text_embed_dim"])).astype(np.float32)
+    times = np.array([19, 980])
+    cotangent = rng.normal(size=(2, *sizes, config["out_channels"])).astype(np.float32)
+
+    rotation = None
+    if config.get("use_rotary_positional_embeddings"):
+        pipeline = SimpleNamespace(vae_scale_factor_spatial=8, transformer=theirs)
+        rotation = CogVideoXPipeline._prepare_rotary_positional_embeddings(
+            pipeline, 8 * sizes[1], 8 * sizes[2], sizes[0], torch.device("cpu")
+        )
+    seen = []  # (video, text), before the first and after every block
+    conditions = []
+    theirs.transformer_blocks[0].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((kwargs["hidden_states"], kwargs["encoder_hidden_states"])),
+        with_kwargs=True,
+    )
+    for block in theirs.transformer_blocks:
+        block.register_forward_hook(lambda _, args, result: seen.append(result))
+    theirs.time_embedding.register_forward_hook(lambda _, args, result: conditions.append(result))
+    x, words = torch_latents(latents).requires_grad_(), torch.tensor(text).requires_grad_()
+    velocity = theirs(x, words, torch.tensor(times), image_rotary_emb=rotation, return_dict=False)[0]
+    (velocity * torch_latents(cotangent)).sum().backward()
+
+    network = cogvideox_dit.build(remat="none", **config)
+    gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    if config.get("use_learned_positional_embeddings"):
+        gradients["patch_embed.pos_embedding"] = torch.zeros_like(theirs.patch_embed.pos_embedding)
+    return SimpleNamespace(
+        config=config,
+        network=network,
+        params=ours(theirs.state_dict(), network),
+        inputs=(jnp.asarray(latents), jnp.asarray(times), jnp.asarray(text)),
+        cotangent=cotangent,
+        condition=conditions[0].detach().numpy(),
+        tokens=[torch.cat([text, video], dim=1).detach().numpy() for video, text in seen],
+        velocity=np.moveaxis(velocity.detach().numpy(), 2, -1),
+        latents_gradient=np.moveaxis(x.grad.numpy(), 2, -1),
+        text_gradient=words.grad.numpy(),
+        gradients=ours(gradients, network),
+    )
+
+
+def test_velocity_and_gradients(case):
+    latents, times, text = case.inputs
+
+    @jax.jit
+    def run(params, latents, text):
+        velocity, pull = jax.vjp(
+            lambda *args: case.network.apply(args[0], args[1], times, args[2]), params, latents, text
+        )
+        return velocity, pull(case.cotangent)
+
+    velocity, (params_gradient, latents_gradient, text_gradient) = run(case.params, latents, text)
+    assert velocity.shape == case.velocity.shape
+    assert error(velocity, case.velocity) < 1e-4
+    assert error(latents_gradient, case.latents_gradient) < 1e-3
+    assert error(text_gradient, case.text_gradient) < 1e-3
+    params_gradient.pop("positions", None)  # a buffer in diffusers: it has no gradient there
+    theirs = {key: value for key, value in case.gradients.items() if key != "positions"}
+    errors = jax.tree.map(error, params_gradient, theirs)
+    assert max(jax.tree.leaves(errors)) < 1e-3, errors
+
+
+def test_every_block(case):
+    """The states after each block, text and video, when each block continues from our own."""
+    config = cogvideox_dit.Config(**case.config)
+    module = cogvideox_dit.CogVideoXDiT(config, jnp.float32, "none", nnx.Rngs(0))
+    length = config.max_text_seq_length
+    grid = cogvideox_dit.tokens(case.inputs[0].shape[1:4], config.patch)
+    rotation = module._rotation(grid, length) if config.use_rotary_positional_embeddings else None
+    is_text = np.arange(case.tokens[0].shape[1])[None, :, None] < length
+    graph = nnx.graphdef(module.blocks)
+    condition = jax.nn.silu(jnp.asarray(case.condition))
+    run = jax.jit(lambda block, x: nnx.merge(graph, block)(x, condition, is_text, rotation))
+    assert len(case.tokens) == config.num_layers + 1
+    x = case.tokens[0]
+    for layer, after in enumerate(case.tokens[1:]):
+        x = run(jax.tree.map(lambda p, layer=layer: p[layer], case.params["blocks"]), x)
+        assert error(x[:, :length], after[:, :length]) < 1e-4, layer
+        assert error(x[:, length:], after[:, length:]) < 1e-4, layer
+
+
+def test_bfloat16_inside_float32_outside():
+    network = cogvideox_dit.build(**ROTARY)
+    half = cogvideox_dit.build(dtype=jnp.bfloat16, **ROTARY)
+    params = network.init(jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    inputs = jax.random.normal(jax.random.key(1), (2, 3, 6, 10, 4)), jnp.array([0, 999]), jnp.ones((2, 5, 12))
+    exact, rounded = network.apply(params, *inputs), half.apply(params, *inputs)
+    assert exact.dtype == rounded.dtype == jnp.float32
+    assert 1e-4 < error(rounded, exact) < 5e-2
+
+
+def test_remat_trades_memory_for_the_same_gradient():
+    inputs = jnp.ones((2, 3, 6, 10, 4)), jnp.array([5, 500]), jnp.ones((2, 5, 12))
+    gradients, memory = {}, {}
+    for remat in ("none", "dots", "full"):
+        network = cogvideox_dit.build(remat=remat, **ROTARY)
+        params = network.init(jax.random.key(0))
+        compiled = jax.jit(jax.grad(lambda p, n=network: (n.apply(p, *inputs) ** 2).sum())).lower(params).compile()
+        gradients[remat], memory[remat] = compiled(params), compiled.memory_analysis().temp_size_in_bytes
+    for remat in ("dots", "full"):
+        errors = jax.tree.map(error, gradients[remat], gradients["none"])
+        assert max(jax.tree.leaves(errors)) < 1e-4
+    assert memory["full"] < memory["dots"] < memory["none"]
+
+
+def test_the_defaults_are_the_published_2b():
+    network = cogvideox_dit.build()
+    with torch.device("meta"):
+        theirs = CogVideoXTransformer3DModel()
+    assert count_parameters(jax.eval_shape(network.init, jax.random.key(0))) == theirs.num_parameters()
+
+
+def test_user_errors():
+    for config, message in [
+        ({"dropout": 0.1}, "dropout = 0.0 only"),
+        ({"ofs_embed_dim": 512}, "ofs_embed_dim = None only"),
+        ({"width": 3}, "has no width"),
+        ({"patch_size_t": 2}, "needs use_rotary"),
+        ({"use_learned_positional_embeddings": True}, "needs use_rotary"),
+        ({"attention_head_dim": 24, "use_rotary_positional_embeddings": True}, "divisible by 16, not 24"),
+        ({"remat": "some"}, "remat is one of none, dots, full"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            cogvideox_dit.build(**config)
+
+
+@pytest.mark.parametrize("sizes", [(2, 6, 10), (3, 5, 10), (3, 6, 9)])
+def test_latents_that_patches_do_not_tile(sizes):
+    network = cogvideox_dit.build(**ROTARY, patch_size_t=3)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    with pytest.raises(UserError, match=r"do not divide into patches of \(3, 2, 2\)"):
+        jax.eval_shape(network.apply, params, jnp.ones((1, *sizes, 4)), jnp.ones(1, int), jnp.ones((1, 5, 12)))
+
+
+@pytest.mark.parametrize(("frames", "length"), [(2, 5), (3, 4)])
+def test_learned_positions_have_one_size(frames, length):
+    network = cogvideox_dit.build(**ROTARY, use_learned_positional_embeddings=True)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    with pytest.raises(UserError, match="learned positions exist for 5 text tokens"):
+        jax.eval_shape(
+            network.apply, params, jnp.ones((1, frames, 6, 10, 4)), jnp.ones(1, int), jnp.ones((1, length, 12))
+        )

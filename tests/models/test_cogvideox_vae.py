@@ -1,0 +1,207 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from einops import rearrange
+
+from dollar_jax.convert import cogvideox_vae as theirs
+from dollar_jax.convert.tables import convert
+from dollar_jax.importing import UserError
+from dollar_jax.models import cogvideox_vae
+from dollar_jax.models.network import count_parameters
+
+WHOLE = {"encode_chunk": None, "decode_chunk": None}
+TINY = {
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 2,
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "temporal_compression_ratio": 2,
+}
+
+
+@functools.cache
+def stock(widths: tuple[int, ...], groups: int, layers: int, latents: int, ratio: int):
+    """A stock model with random weights, biases and norms too, and its parameters for our network."""
+    torch.manual_seed(len(widths))
+    model = AutoencoderKLCogVideoX(
+        block_out_channels=widths,
+        norm_num_groups=groups,
+        layers_per_block=layers,
+        latent_channels=latents,
+        temporal_compression_ratio=ratio,
+        norm_eps=1e-2,  # large, so that a norm that does not use it shows
+        down_block_types=("CogVideoXDownBlock3D",) * len(widths),
+        up_block_types=("CogVideoXUpBlock3D",) * len(widths),
+    ).requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter += 0.2 * torch.randn_like(parameter)
+    config = theirs.config(model.config)
+    target = jax.eval_shape(cogvideox_vae.build(**config).init, jax.random.key(0))
+    return model, config, convert(theirs.TABLE, {k: v.numpy() for k, v in model.state_dict().items()}, target)
+
+
+def ours(x: torch.Tensor) -> np.ndarray:
+    return rearrange(x.numpy(), "b c f h w -> b f h w c")
+
+
+def run(config, params, x, method):
+    network = cogvideox_vae.build(**config)
+    return jax.jit(functools.partial(network.apply, method=method))(params, jnp.asarray(x))
+
+
+def assert_same(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def distance(actual, expected) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "frames", "batch"),
+    [
+        (((8, 12, 16), 4, 1, 6, 4), 25, 2),  # chunks of 9, 8 and 8 frames; of 3, 2 and 2 latents
+        (((8, 12, 16), 4, 1, 6, 4), 16, 1),  # no lone first frame
+        (((8, 12, 16), 4, 1, 6, 4), 1, 2),  # an image
+        (((8, 16), 2, 2, 3, 2), 13, 1),  # one chunk of more than 8 frames
+    ],
+)
+def test_chunks_are_those_of_stock_encode_and_decode(sizes, frames, batch):
+    model, config, params = stock(*sizes)
+    video = torch.randn(batch, 3, frames, 16, 24)
+    posterior = model.encode(video).latent_dist
+    mean, log_variance = run(config, params, ours(video), "encode")
+    assert_same(mean, ours(posterior.mean), 1e-5)
+    assert_same(log_variance, ours(posterior.logvar), 1e-5)
+    latents = torch.randn_like(posterior.mean)
+    assert_same(run(config, params, ours(latents), "decode"), ours(model.decode(latents).sample), 1e-5)
+
+
+def test_whole_videos_are_one_pass_of_stock_encoder_and_decoder():
+    model, config, params = stock((8, 12, 16), 4, 1, 6, 4)
+    video, latents = torch.randn(1, 3, 17, 16, 24), torch.randn(1, 6, 5, 4, 6)
+    mean, log_variance = run(config | WHOLE, params, ours(video), "encode")
+    assert_same(np.concatenate([mean, log_variance], axis=-1), ours(model.encoder(video)[0]), 1e-5)
+    assert_same(run(config | WHOLE, params, ours(latents), "decode"), ours(model.decoder(latents)[0]), 1e-5)
+
+
+def test_public_sizes():
+    with torch.device("meta"):
+        model = AutoencoderKLCogVideoX()
+    network = cogvideox_vae.build(**theirs.config(model.config))
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    assert count_parameters(params) == sum(p.numel() for p in model.parameters()) == 215_583_907
+    decode = functools.partial(network.apply, method="decode")
+    assert jax.eval_shape(decode, params, jnp.zeros((1, 13, 4, 6, 16))).shape == (1, 49, 32, 48, 3)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return cogvideox_vae.build(**TINY).init(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def video():
+    return jax.random.normal(jax.random.key(1), (2, 13, 4, 8, 3))
+
+
+@pytest.mark.parametrize(("encode_chunk", "decode_chunk"), [(2, 1), (4, 3)])
+def test_exactly_causal_chunks_are_the_whole(tiny, video, encode_chunk, decode_chunk):
+    exact = TINY | {"exactly_causal": True}
+    chunks = {"encode_chunk": encode_chunk, "decode_chunk": decode_chunk}
+    whole = run(exact | WHOLE, tiny, video, "encode")
+    for chunked, expected in zip(run(exact | chunks, tiny, video, "encode"), whole, strict=True):
+        assert_same(chunked, expected, 1e-5)
+    latents = whole[0][:, :6]  # also an even number has a lone first frame
+    decoded = run(exact | WHOLE, tiny, latents, "decode")
+    assert decoded.shape == (2, 11, 4, 8, 3)
+    assert_same(run(exact | chunks, tiny, latents, "decode"), decoded, 1e-5)
+    # The public norms see a whole chunk: there the sizes of the chunks are part of the network.
+    assert distance(run(TINY | chunks, tiny, video, "encode")[0], run(TINY | WHOLE, tiny, video, "encode")[0]) > 1e-2
+
+
+def test_exactly_causal_image_is_the_first_frame_of_a_video(tiny, video):
+    exact = TINY | {"exactly_causal": True}
+    image = run(exact, tiny, video[:, :1], "encode")[0]
+    assert_same(image, run(exact, tiny, video, "encode")[0][:, :1], 1e-5)
+    assert_same(
+        run(exact, tiny, image, "decode"), run(exact, tiny, jnp.tile(image, (1, 3, 1, 1, 1)), "decode")[:, :1], 1e-5
+    )
+
+
+def test_stem_sees_patches_as_channels():
+    stem = TINY | {"block_out_channels": (8,), "temporal_compression_ratio": 1, "patch_size": (4, 2, 2)} | WHOLE
+    plain = stem | {"patch_size": (1, 1, 1), "in_channels": 48, "out_channels": 48}
+    params = cogvideox_vae.build(**stem).init(jax.random.key(0))
+    video = np.random.default_rng(0).normal(size=(1, 9, 4, 6, 3)).astype(np.float32)
+    patches = np.empty((1, 3, 2, 3, 4, 2, 2, 3), np.float32)
+    for n, h, w, t, y, x in np.ndindex(3, 2, 3, 4, 2, 2):
+        frame = max(4 * n + t - 3, 0)  # the first patch holds the first frame four times
+        patches[:, n, h, w, t, y, x] = video[:, frame, 2 * h + y, 2 * w + x]
+    mean = run(stem, params, video, "encode")[0]
+    assert mean.shape == (1, 3, 2, 3, 4)
+    assert_same(mean, run(plain, params, patches.reshape(1, 3, 2, 3, 48), "encode")[0], 1e-5)
+    decoded = run(stem, params, mean, "decode")
+    patches = np.asarray(run(plain, params, mean, "decode")).reshape(patches.shape)
+    assert decoded.shape == video.shape
+    for f, row, column in np.ndindex(9, 4, 6):
+        n, t = divmod(f + 3, 4)
+        expected = patches[:, n, row // 2, column // 2, t, row % 2, column % 2]
+        np.testing.assert_allclose(decoded[:, f, row, column], expected, atol=1e-5)
+
+
+def test_long_videos_make_no_larger_programs(tiny):
+    network = cogvideox_vae.build(**TINY)
+
+    def program(method, *shape):
+        return len(
+            str(jax.make_jaxpr(functools.partial(network.apply, method=method))(tiny, jnp.zeros(shape))).splitlines()
+        )
+
+    assert program("encode", 1, 129, 4, 4, 3) == program("encode", 1, 17, 4, 4, 3)
+    assert program("decode", 1, 65, 2, 2, 4) == program("decode", 1, 5, 2, 2, 4)
+
+
+def test_bfloat16_computes_in_it_and_returns_float32(tiny, video):
+    half = run(TINY | {"dtype": jnp.bfloat16}, tiny, video, "encode")[0]
+    full = run(TINY, tiny, video, "encode")[0]
+    assert half.dtype == jnp.float32
+    assert 1e-4 < distance(half, full) < 0.1
+    assert run(TINY | {"dtype": jnp.bfloat16}, tiny, full, "decode").dtype == jnp.float32
+
+
+def test_log_variance_is_bounded(tiny, video):
+    extreme = jax.tree.map(lambda x: x, tiny)
+    extreme["encoder"]["conv_out"]["bias"] = jnp.full((8,), 100.0)
+    assert run(TINY, extreme, video, "encode")[1].max() == 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [((1, 14, 4, 4, 3), "give 2 k"), ((1, 13, 5, 4, 3), "give multiples of 2 x 2"), ((1, 13, 4, 5, 3), "multiples")],
+)
+def test_sizes_that_cannot_be_encoded(tiny, shape, remedy):
+    network = cogvideox_vae.build(**TINY, exactly_causal=True)
+    with pytest.raises(UserError, match=remedy):
+        network.apply(tiny, jnp.zeros(shape), method="encode")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"temporal_compression_ratio": 4}, "temporal_compression_ratio 4"),
+        ({"temporal_compression_ratio": 3}, "temporal_compression_ratio 3"),
+        ({"norm_num_groups": 3}, "norm_num_groups 3"),
+        ({"encode_chunk": 5}, "encode_chunk 5"),
+    ],
+)
+def test_networks_that_cannot_be_built(change, fault):
+    with pytest.raises(UserError, match=fault):
+        cogvideox_vae.build(**TINY | change)

@@ -1,0 +1,54 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dollar_jax.models.convolution import CausalConv, Stream, convolve, group_frames, ungroup_frames
+
+
+def test_stacked_and_native_are_the_same_sums():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 5, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 7))
+
+    def loss(x, kernel, stacked):
+        return jnp.sum(jnp.sin(convolve(x, kernel, stacked)))
+
+    assert convolve(x, kernel, True).shape == (2, 4, 4, 5, 7)
+    np.testing.assert_allclose(convolve(x, kernel, True), convolve(x, kernel, False), atol=1e-4)
+    for stacked, native in zip(*(jax.grad(loss, (0, 1))(x, kernel, stacked) for stacked in (True, False)), strict=True):
+        np.testing.assert_allclose(stacked, native, atol=1e-3)
+
+
+def test_convolution_by_hand():
+    x = jnp.arange(1.0, 5).reshape(1, 4, 1, 1, 1)
+    kernel = jnp.zeros((3, 3, 3, 1, 1)).at[:, 1, 1, 0, 0].set(jnp.array([100.0, 10, 1]))
+    for stacked in (True, False):
+        np.testing.assert_allclose(convolve(x, kernel, stacked).ravel(), [123, 234])
+
+
+@pytest.mark.parametrize("cuts", [[1], [2, 3], [1, 2, 3, 4]])
+def test_stream_joins_chunks(cuts):
+    conv = CausalConv(3, 4, dtype=jnp.float32, stacked=None, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 3, 3))
+    chunks, past = [], None
+    for chunk in np.split(x, cuts, axis=1):
+        stream = Stream(False, past)
+        chunks.append(conv(chunk, stream))
+        past = stream.future
+    np.testing.assert_allclose(jnp.concatenate(chunks, axis=1), conv(x, Stream(False)), atol=1e-5)
+    # Before the first frame is the first frame; what comes later changes nothing.
+    repeated = jnp.concatenate([x[:, :1], x[:, :1], x], axis=1)
+    np.testing.assert_allclose(
+        convolve(repeated, conv.kernel[...], True)[:, :3], conv(x[:, :3], Stream(True)), atol=1e-5
+    )
+
+
+def test_groups_of_frames():
+    x = jnp.arange(5.0).reshape(1, 5, 1, 1, 1)
+    lone = group_frames(x, 4, lone=True)
+    np.testing.assert_array_equal(lone.reshape(2, 4), [[0, 0, 0, 0], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(ungroup_frames(lone, lone=True), x)
+    pairs = group_frames(x[:, :4], 2, lone=False)
+    np.testing.assert_array_equal(pairs.reshape(2, 2), [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(ungroup_frames(pairs, lone=False), x[:, :4])
