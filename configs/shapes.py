@@ -8,17 +8,7 @@ reads as its caption in all attributes in 99 % of its videos, and a 4-step stude
 
 from ml_collections import ConfigDict
 
-
-def optimizer(learning_rate: float, **changes) -> ConfigDict:
-    """AdamW; see dollar_jax.steps.common.make_optimizer."""
-    fields = {"warmup": 20, "decay_from": 0.0, "b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "clip": 1.0}
-    return ConfigDict({"learning_rate": learning_rate, **fields, **changes})
-
-
-def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
-    """What every trained stage has: length, batch, and what is written when."""
-    log = {"accumulate": 1, "save_every": 200, "keep": 2, "log_every": 20, "show_every": 500}
-    return ConfigDict({"iterations": iterations, "batch_size": batch_size, **log, **fields})
+from dollar_jax.config import optimizer, stage
 
 
 def get_config() -> ConfigDict:
@@ -29,8 +19,8 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     config.dtype = "float32"
     config.remat = "none"
-    config.video = ConfigDict({"frames": 9, "height": 32, "width": 32, "fps": 8})
-    # A path names a dataset written by `python -m dollar_jax.data`; without one, clips of the shapes world are rendered.
+    config.video = ConfigDict({"frames": 9, "height": 32, "width": 32, "fps": 8, "independent_chunk": 0})
+    # A path names a dataset of `python -m dollar_jax.data`; without one, clips of the shapes world are rendered.
     config.data = ConfigDict({"path": "", "clips": 12288})
     config.show_captions = ("a red ring moving left", "a green square moving up", "a blue cross standing still")
 
@@ -125,5 +115,17 @@ def get_config() -> ConfigDict:
             "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 100}},
         },
         sort_keys=False,
+    )
+    config.report = ConfigDict(
+        {
+            "measures": "dollar_jax.evaluate.shapes",
+            "captions": 60,
+            "videos_per_caption": 5,
+            "reference_clips": 1200,
+            "fewer_steps": (2, 1),
+            "clips": 8,  # on the page
+            "batch_size": 60,
+            "repeats": 7,  # of each timing
+        }
     )
     return config

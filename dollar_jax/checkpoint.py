@@ -3,11 +3,13 @@
 The folder of a training stage is such a folder, so that what is in training can be sampled at any time. Card:
 
   role          teacher, student or vae
-  transformer, vae, text_encoder    {architecture, config, path, item} (vae: and scaling_factor): parameters are the entry `item` of the orbax
-                checkpoint at `path`, relative to the folder; a path that holds numbered steps means the newest
+  transformer, vae, text_encoder    {architecture, config, path, item}: the parameters are the entry `item` of the orbax
+                checkpoint at `path`, relative to the folder; `path` = checkpoints means the newest. The vae has its
+                scaling_factor too
   tokenizer     {path, length}, a Hugging Face tokenizer folder
   velocity, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
-  video         {frames, height, width, fps}; latent_shape [f, h, w, c]
+  video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
+                (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
 """
 
 import json

@@ -28,9 +28,15 @@ def _parse(argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # An unknown field of a config is an AttributeError or KeyError, a config that is not there an OSError.
-        raise UserError(str(error).strip("'\"").splitlines()[0]) from error
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.get  # noqa: B018 a config that could not be loaded raises when it is touched
+    except OSError as error:
+        raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
+    except (AttributeError, KeyError) as error:
+        field = str(error).replace("\\n", ". ").translate(str.maketrans("", "", "\\'")).strip('"')
+        raise UserError(f"the config has no field {field}") from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(str(error).splitlines()[0]) from error
     if rest:
         raise UserError(f"{rest[0]}: not a flag; did you mean --{rest[0]}?")
     return argv

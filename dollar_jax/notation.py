@@ -29,3 +29,4 @@ Tokens = Int[Array, "b l"]  # token ids
 Times = Int[Array, " b"]  # diffusion times, 0 .. 999, -1 for clean
 PerExample = Float[Array, " b"]
 Key = PRNGKeyArray
+Leaf = Any  # of a state: an array, or what a tree map puts in its place (a shape, a sharding)

@@ -1,7 +1,7 @@
 """A text-to-video model read from its folder: captions and noise in, latents and videos out."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from dollar_jax.checkpoint import Card
 from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Schedule
 from dollar_jax.importing import UserError
+from dollar_jax.models import build, independent_chunks
 from dollar_jax.models.network import Network
 from dollar_jax.notation import Params
 
@@ -44,11 +45,11 @@ class Pipeline:
 
     @cached_property
     def _encode(self):
-        return jax.jit(partial(self.networks["vae"][0].apply, method="encode"))
+        return jax.jit(_autoencoder(self.card, self.networks["vae"][0])[0])
 
     @cached_property
     def _decode(self):
-        return jax.jit(partial(self.networks["vae"][0].apply, method="decode"))
+        return jax.jit(_autoencoder(self.card, self.networks["vae"][0])[1])
 
     @cached_property
     def _encode_text(self):
@@ -64,14 +65,17 @@ class Pipeline:
         # The public pipeline lets the encoder see the padding: so was the teacher trained.
         return np.asarray(self._encode_text(self.networks["text_encoder"][1], tokens)), mask
 
+    def encode_mean(self, video: Frames) -> Latents:
+        """The posterior mean, as the VAE has it."""
+        return np.asarray(self._encode(self.networks["vae"][1], video / np.float32(127.5) - 1)[0])
+
     def encode_video(self, video: Frames) -> Latents:
         """The posterior mean, scaled to about unit variance."""
-        mean, _ = self._encode(self.networks["vae"][1], video / np.float32(127.5) - 1)
-        return np.asarray(mean) * self._scale
+        return self.encode_mean(video) * np.float32(self._scale)
 
     def decode(self, latents: Latents) -> Frames:
         """Videos of scaled latents."""
-        video = self._decode(self.networks["vae"][1], latents / self._scale)
+        video = self._decode(self.networks["vae"][1], latents / np.float32(self._scale))
         return to_uint8((np.asarray(video) + 1) / 2)
 
     def times(self, steps: int | None) -> tuple[int, ...]:
@@ -130,6 +134,30 @@ class Pipeline:
             yield np.asarray(latents)[: len(noise[part])]
 
 
+def _autoencoder(card: Card, network: Network) -> tuple[Callable, Callable]:
+    """encode(params, video) -> (mean, log variance) and decode(params, latents) -> video, in the card's chunk mode."""
+    if chunk := card["video"]["independent_chunk"]:
+        latent_chunk = card["latent_shape"][0] * chunk // card["video"]["frames"]
+        encode = partial(independent_chunks.encode, network, chunk=chunk)
+        return encode, partial(independent_chunks.decode, network, chunk=latent_chunk)
+    return partial(network.apply, method="encode"), partial(network.apply, method="decode")
+
+
+def at_size(card: Card, video: Mapping[str, Any]) -> Card:
+    """The card of the same networks for videos of other {frames, height, width, fps, independent_chunk}.
+
+    Raises:
+      UserError: the VAE cannot take this size.
+    """
+    part = card["vae"]
+    network = build(part["architecture"], part["config"])
+    card = card | {"video": dict(video), "latent_shape": [video["frames"], 0, 0, 0]}
+    clip = jax.ShapeDtypeStruct((1, video["frames"], video["height"], video["width"], 3), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    mean, _ = jax.eval_shape(_autoencoder(card, network)[0], params, clip)
+    return card | {"latent_shape": list(mean.shape[1:])}
+
+
 def pad_rows(arrays: tuple, count: int) -> tuple:
     """Each array with its last row repeated up to `count` rows: one compiled shape for the last batch too."""
     return tuple(x[jnp.minimum(jnp.arange(count), len(x) - 1)] for x in arrays)
@@ -141,8 +169,8 @@ def to_uint8(video: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
 
 
 def draw_noise(card: Card, seed: int, prompts: int, videos: int) -> tuple[Latents, jax.Array]:
-    """Noise [prompts * videos, f h w c] and keys, prompt by prompt. A video's noise depends only on the seed, its prompt's
-    number and its own: more prompts or videos leave it as it is.
+    """Noise [prompts * videos, f h w c] and keys, prompt by prompt. A video's noise depends only on the seed,
+    its prompt's number and its own: more prompts or videos leave it as it is.
     """
     prompt, video = (x.ravel() for x in jnp.indices((prompts, videos)))
     fold = jax.vmap(jax.random.fold_in)

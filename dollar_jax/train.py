@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Checkpoints
+from dollar_jax.files import write_atomically
 from dollar_jax.metrics import Logger
 from dollar_jax.sharding import batch_sharding, replicated, shard
 
@@ -61,9 +62,7 @@ def train(
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), vars(state))
         state = state.replace(**checkpoints.restore(target, batches))
     if start < config.iterations:
-        networks = {name: tree for name, tree in vars(state).items() if isinstance(tree, dict) and name != "optimizers"}
-        first = next(iter(networks))
-        print(f"{folder.name}: {first}\n{parameter_overview.get_parameter_overview(networks[first])}", flush=True)
+        _describe(folder, vars(state))
     with Logger(folder, folder.name, config.iterations, start, config.log_every) as log:
         for step in range(start, config.iterations):
             batch = dict(next(batches))
@@ -77,3 +76,14 @@ def train(
                 log.videos(done, "samples", *show(state))
     checkpoints.close()
     return state
+
+
+def _describe(folder: Path, state: Mapping) -> None:
+    """Says how large each network is, and leaves the table of all parameters in `parameters.txt`."""
+    networks = {name: tree for name, tree in state.items() if isinstance(tree, dict) and name != "optimizers"}
+    tables = {
+        name: parameter_overview.get_parameter_overview(tree, include_stats=False) for name, tree in networks.items()
+    }
+    write_atomically(folder / "parameters.txt", "".join(f"{name}\n{table}\n\n" for name, table in tables.items()))
+    sizes = ", ".join(f"{name} {parameter_overview.count_parameters(tree):,}" for name, tree in networks.items())
+    print(f"{folder.name}: parameters: {sizes}", flush=True)

@@ -62,6 +62,12 @@ def test_a_resumed_run_leaves_the_file_of_one_never_interrupted(tmp_path, interr
     assert strip[0] == strip[1]
 
 
+def test_a_run_resumed_within_a_window_repeats_no_step(tmp_path):
+    train(tmp_path, 0, 20)
+    train(tmp_path, 14, 20)
+    assert [(line["step"], line["loss"]) for line in metrics.read(tmp_path)] == [(4, 2), (9, 7), (14, 14), (19, 17)]
+
+
 def test_a_line_cut_short_is_dropped(tmp_path):
     train(tmp_path, 0, 10)
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -1,4 +1,7 @@
-"""Key table: diffusers' CogVideoXTransformer3DModel -> models/cogvideox_dit."""
+"""diffusers' CogVideoXTransformer3DModel: its config and its keys in our names."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -42,3 +45,8 @@ TABLE: list[Rule] = [
         }
     ),
 ]
+
+
+def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `models.cogvideox_dit.build` takes, from the content of diffusers' config.json: all but its own notes."""
+    return {name: value for name, value in theirs.items() if not name.startswith("_")}

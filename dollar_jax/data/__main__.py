@@ -61,7 +61,7 @@ def main() -> None:
     print(f"{out}: {count} of {len(records)} files written")
 
 
-def _size() -> dict[str, float]:
+def _size() -> dict[str, float | int]:
     """The sizes of the flags, and of the config where there is no flag."""
     config = _CONFIG.value.video if _CONFIG.value else {}
     size = {name: config.get(name) if flag.value is None else flag.value for name, flag in _SIZE.items()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Clips:
     With `skip_bad`, a file that cannot be decoded or is too short is named on stderr and becomes None.
     """
 
-    def __init__(self, records: Sequence[tuple[Path, str]], size: dict[str, float], skip_bad: bool):
+    def __init__(self, records: Sequence[tuple[Path, str]], size: dict[str, float | int], skip_bad: bool):
         self._records, self._size, self._skip_bad = records, size, skip_bad
 
     def __len__(self) -> int:
@@ -63,11 +64,11 @@ class Clips:
         except UserError as error:
             if not self._skip_bad:
                 raise
-            tqdm.write(f"left out {error}")
+            tqdm.write(f"left out {error}", file=sys.stderr)
             return None
 
 
-def open_clips(records: Sequence[tuple[Path, str]], size: dict[str, float], skip_bad: bool) -> Dataset:
+def open_clips(records: Sequence[tuple[Path, str]], size: dict[str, float | int], skip_bad: bool) -> Dataset:
     """All files, videos first.
 
     Args:

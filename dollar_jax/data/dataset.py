@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,15 @@ from dollar_jax.importing import UserError
 SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # in a file, in memory
 
 Example = Mapping[str, np.ndarray | str]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to examples, each a function of its index alone; None where one is to be left out."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example | None: ...
 
 
 def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: Mapping[str, Any]) -> int:
@@ -79,18 +88,18 @@ class Dataset:
     """Random access to all examples: videos first, then images.
 
     Attributes:
-      parts: one sequence for each frame count, since only these can be batched.
+      parts: one source for each frame count, since only equal ones can be batched.
       info: what `write_dataset` was told.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Example]], info: Mapping[str, Any]):
+    def __init__(self, parts: Sequence[Source], info: Mapping[str, Any]):
         self.parts, self.info = parts, info
         self._ends = list(itertools.accumulate(map(len, parts)))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example | None:
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
@@ -116,7 +125,7 @@ def open_dataset(folder: str | os.PathLike) -> Dataset:
 class _Split:
     """One split, its strings decoded."""
 
-    def __init__(self, source: Sequence[Example]):
+    def __init__(self, source: Source):
         self._source = source
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from dollar_jax.data.dataset import Dataset, Example
+from dollar_jax.data.dataset import Dataset, Example, Source
 from dollar_jax.importing import UserError
 
 BATCHES_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -13,7 +13,7 @@ EXAMPLES_AHEAD = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)
 
 
 def batches(
-    source: Dataset | Sequence[Example],
+    source: Source,
     batch_size: int,
     seed: int,
     process_index: int = 0,
@@ -49,11 +49,11 @@ def batches(
     return mixed.to_iter_dataset(BATCHES_AHEAD)
 
 
-def in_order(source: Dataset | Sequence[Example | None]) -> Iterator[Example]:
+def in_order(source: Source) -> Iterator[Example]:
     """All examples once, read ahead by threads; those that are None are left out."""
     for part in _parts(source):
         yield from grain.MapDataset.source(part).to_iter_dataset(EXAMPLES_AHEAD)
 
 
-def _parts(source: Dataset | Sequence) -> Sequence[Sequence]:
+def _parts(source: Source) -> Sequence[Source]:
     return source.parts if isinstance(source, Dataset) else [source]

@@ -45,23 +45,26 @@ def coverage(
     """
     middles = np.arange(pixels, dtype=np.float32) + np.float32(0.5)
     x, y = np.moveaxis(np.abs(middles - centre[..., None].astype(np.float32)), -2, 0)
-    size = size[..., None].astype(np.float32)
-
-    def within(distance: np.ndarray, radius: np.ndarray) -> np.ndarray:
-        return np.clip(radius - distance + np.float32(0.5), 0, 1)
-
-    def box(width: float, height: float) -> np.ndarray:
-        return within(y, height * size)[..., :, None] * within(x, width * size)[..., None, :]
-
+    x, y, size = x[..., None, :], y[..., :, None], size[..., None, None].astype(np.float32)
     match shape:
         case "square":
-            return box(0.9, 0.9)
+            return _box(x, y, 0.9 * size, 0.9 * size)
         case "cross":
-            return box(1.1, 0.36) + box(0.36, 1.1) - box(0.36, 0.36)
+            long, short = 1.1 * size, 0.36 * size
+            return _box(x, y, long, short) + _box(x, y, short, long) - _box(x, y, short, short)
         case "ring":
-            distance = np.sqrt(y[..., :, None] ** 2 + x[..., None, :] ** 2)
-            return within(distance, 1.1 * size[..., None]) - within(distance, 0.5 * size[..., None])
+            distance = np.sqrt(x**2 + y**2)
+            return _within(distance, 1.1 * size) - _within(distance, 0.5 * size)
     raise ValueError(f"{shape!r} is not one of {SHAPES}")
+
+
+def _box(x: np.ndarray, y: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
+    return _within(x, width) * _within(y, height)
+
+
+def _within(distance: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """The share of a pixel at this distance that lies within the radius."""
+    return np.clip(radius - distance + np.float32(0.5), 0, 1)
 
 
 def path(
@@ -89,7 +92,7 @@ class ShapesWorld:
     Each is {'video': uint8 [frames size size 3], 'caption': str}, the caption drawn evenly from `CAPTIONS`.
     """
 
-    def __init__(self, clips: int, seed: int, frames: int = 9, size: int = RESOLUTION, jitter: float = JITTER):
+    def __init__(self, clips: int, seed: int, frames: int = 9, size: int = RESOLUTION, jitter: float | int = JITTER):
         self.clips, self.seed, self.frames, self.size, self.jitter = clips, seed, frames, size, jitter
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ def is_image(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() in IMAGES
 
 
-def read_clip(path: str | os.PathLike, frames: int, height: int, width: int, fps: float) -> Frames:
+def read_clip(path: str | os.PathLike, frames: int, height: int, width: int, fps: float | int) -> Frames:
     """The first `frames` frames of a file at `fps`, scaled to cover height x width and cropped around the middle.
 
     Each is the file's frame nearest in time. An image is a video of one frame, whatever `frames` says.
@@ -54,12 +54,12 @@ def read_video(path: str | os.PathLike) -> tuple[Frames, float]:
       UserError: the file is missing or cannot be decoded.
     """
     with _decoding(path):
+        frames = np.stack([_rgb(frame) for frame in _decode(path)])
         with av.open(os.fspath(path)) as container:
-            rate = container.streams.video[0].average_rate
-        return np.stack([_rgb(frame) for frame in _decode(path)]), float(rate)
+            return frames, float(container.streams.video[0].average_rate)
 
 
-def write_video(path: str | os.PathLike, frames: Frames, fps: float) -> None:
+def write_video(path: str | os.PathLike, frames: Frames, fps: float | int) -> None:
     """Writes an mp4 file (H.264, 4:2:0, near lossless in brightness), which appears only when it is complete.
 
     Raises:
@@ -133,8 +133,9 @@ def _decoding(path: str | os.PathLike) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (av.FFmpegError, OSError, SyntaxError, ValueError) as error:  # Pillow's are of all three kinds
-        raise UserError(f"{path}: cannot be decoded ({error}); convert it, or leave it out") from error
+    except (av.FFmpegError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be decoded ({reason}); convert it, or leave it out") from error
 
 
 def _decode(path: str | os.PathLike) -> Iterator[av.VideoFrame]:

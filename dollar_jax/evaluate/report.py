@@ -75,9 +75,9 @@ def write_report(
     """Writes `folder/index.html`, which needs no network and no script, and `folder/report.json`.
 
     Args:
-      rows: a dict for each model: "model" (a name of its own; "teacher" is one, "data" may be), "objectives", "steps",
-        "calls" of the network a video, "videos", and those of `METRICS` that were measured; more keys go to
-        report.json. None and nan are unknown.
+      rows: a dict for each model: "model" (a name of its own; "teacher" is one, "data" may be), "videos", but for data
+        "objectives", "steps" and "calls" of the network a video, and those of `METRICS` that were measured. More keys
+        go to report.json. None and nan are unknown.
       clips: model -> its videos of n prompts, the same prompts and noise for every model.
       curves: stage -> the lines of its log (`metrics.read`).
       meta: "title"; "student", the model that the page presents; "captions" of the n prompts; "fps"; "command" that

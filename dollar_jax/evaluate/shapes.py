@@ -30,7 +30,7 @@ def reference(
     Raises:
       ValueError: too few for `distribution.fit`.
     """
-    return Reference(fit(latents), *_spread(_read(frames), captions))
+    return Reference(fit(latents), *_spread(shapes.read(frames), captions))
 
 
 def measure(
@@ -60,7 +60,7 @@ def measure(
     by_caption = frames[np.argsort(index, kind="stable")].reshape(len(names), -1, *frames.shape[1:])
     diversities = diversity(by_caption, spacing=max(1, (frames.shape[1] - 1) // (KEY_FRAMES - 1)))
     agrees = {name: float(np.mean(right)) for name, right in shapes.alignment(frames, captions).items()}
-    reading = _read(frames)
+    reading = shapes.read(frames)
     background, position = _spread(reading, captions)
     return {
         "alignment": agrees["all"],
@@ -74,12 +74,6 @@ def measure(
         "background_std": background,
         "position_std": position,
     }
-
-
-def _read(frames: Float[np.ndarray, "n F H W 3"]) -> shapes.Reading:
-    # In parts: the fit holds about 100 times the clips it reads.
-    parts = [shapes.read(part) for part in np.array_split(frames, -(-len(frames) // 64))]
-    return shapes.Reading(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _spread(reading: shapes.Reading, captions: Sequence[str]) -> tuple[float, float]:

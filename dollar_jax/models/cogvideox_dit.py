@@ -273,8 +273,8 @@ class CogVideoXDiT(nnx.Module):
         if config.use_learned_positional_embeddings:
             if (grid, length) != (config.grid, config.max_text_seq_length):
                 raise UserError(
-                    f"learned positions exist for {config.max_text_seq_length} text tokens and a grid of {config.grid}, "
-                    f"not for {length} and {grid}: use the sizes of training"
+                    f"learned positions exist for {config.max_text_seq_length} text tokens and a grid of {config.grid}"
+                    f", not for {length} and {grid}: use the sizes of training"
                 )
             return x + self.positions[...].astype(x.dtype)
         if config.use_rotary_positional_embeddings:

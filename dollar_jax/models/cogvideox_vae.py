@@ -20,9 +20,11 @@ from jaxtyping import Array, Float
 from dollar_jax.importing import UserError
 from dollar_jax.models.convolution import CausalConv, Stream, group_frames, ungroup_frames
 from dollar_jax.models.network import Network, from_module
-from dollar_jax.notation import Latent, Video
+from dollar_jax.notation import Latent
 
 Features = Float[Array, "b f h w c"]
+NewFeatures = Float[Array, "b f_ h_ w_ c_"]
+Condition = Float[Array, "b f y x z"]  # the latents, at the frames of the features
 
 
 def build(
@@ -125,7 +127,7 @@ class SpatialNorm(nnx.Module):
         self.scale = layers.linear(latent_features, features)
         self.shift = layers.linear(latent_features, features)
 
-    def __call__(self, x: Features, latents: Float[Array, "b f hz wz z"]) -> Features:
+    def __call__(self, x: Features, latents: Condition) -> Features:
         # A pointwise map commutes with nearest-neighbour upsampling and is far cheaper before it.
         upsample = partial(
             repeat,
@@ -146,7 +148,7 @@ class ResnetBlock(nnx.Module):
         self.conv2 = layers.conv(new_features, new_features)
         self.shortcut = nnx.data(None if features == new_features else layers.linear(features, new_features))
 
-    def __call__(self, x: Features, stream: Stream, latents: Latent | None = None) -> Features:
+    def __call__(self, x: Features, stream: Stream, latents: Condition | None = None) -> Float[Array, "b f h w c_"]:
         y = self.conv1(jax.nn.silu(self.norm1(x, latents)), stream)
         y = self.conv2(jax.nn.silu(self.norm2(y, latents)), stream)
         return y + (x if self.shortcut is None else self.shortcut(x))
@@ -159,7 +161,7 @@ class Level(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.resample = nnx.data(resample)
 
-    def __call__(self, x: Features, stream: Stream, latents: Latent | None = None) -> Features:
+    def __call__(self, x: Features, stream: Stream, latents: Condition | None = None) -> Float[Array, "b f h w c_"]:
         for block in self.blocks:
             x = block(x, stream, latents)
         return x
@@ -197,7 +199,7 @@ class Encoder(nnx.Module):
         self.conv_out = layers.conv(widths[-1], 2 * latent_features)
         self.temporal_levels = temporal_levels
 
-    def __call__(self, x: Features, stream: Stream) -> Features:
+    def __call__(self, x: Features, stream: Stream) -> NewFeatures:
         x = self.conv_in(x, stream)
         for i, level in enumerate(self.levels):
             x = level(x, stream)
@@ -236,7 +238,7 @@ class Decoder(nnx.Module):
         self.conv_out = layers.conv(widths[-1], new_features)
         self.temporal_levels = temporal_levels
 
-    def __call__(self, latents: Latent, stream: Stream) -> Features:
+    def __call__(self, latents: Latent, stream: Stream) -> NewFeatures:
         x = self.conv_in(latents, stream)
         x = self.middle(x, stream, latents)
         for i, level in enumerate(self.levels):
@@ -249,7 +251,7 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.silu(x), stream)
 
 
-def double_frames(x: Features, lone: bool) -> Features:
+def double_frames(x: Features, lone: bool) -> Float[Array, "b f_ h w c"]:
     """Each frame twice; a lone first frame once."""
     return ungroup_frames(repeat(x, "b f h w c -> b f 2 h w c"), lone)
 
@@ -273,7 +275,7 @@ class Autoencoder(nnx.Module):
         self.exactly_causal = exactly_causal
         self.chunks = chunks
 
-    def encode(self, video: Float[Array, "b F H W c"]) -> tuple[Latent, Latent]:
+    def encode(self, video: Float[Array, "b F H W rgb"]) -> tuple[Latent, Latent]:
         """Mean and log variance (between -30 and 20) of the latents, unscaled, of a video in -1..1.
 
         rk + 1 frames, r the temporal ratio, give k + 1 latent frames. The public network also takes rk frames: none
@@ -296,7 +298,7 @@ class Autoencoder(nnx.Module):
         mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30, 20)
 
-    def decode(self, latents: Latent) -> Video:
+    def decode(self, latents: Latent) -> Float[Array, "b F H W rgb"]:
         """The video, in about -1..1, of unscaled latents: k + 1 latent frames give rk + 1 frames.
 
         The public network decodes an even number n of latent frames to rn frames.
@@ -311,7 +313,9 @@ class Autoencoder(nnx.Module):
         return self.exactly_causal or self.patch_size[0] > 1
 
 
-def in_chunks(network: Callable[[Features, Stream], Features], x: Features, size: int | None, lone: bool) -> Features:
+def in_chunks(
+    network: Callable[[Features, Stream], NewFeatures], x: Features, size: int | None, lone: bool
+) -> NewFeatures:
     """network(x), `size` frames at a time; the first chunk also takes the remainder, a scan runs over the others."""
     count = max(x.shape[1] // size, 1) if size else 1
     first = x.shape[1] - (count - 1) * (size or 0)

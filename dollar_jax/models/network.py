@@ -24,12 +24,17 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def init(key: Key) -> Params:
-        return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))
+        return _string_keys(nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param)))
 
     def apply(params: Params, *args, method: str = "__call__", **kwargs):
-        return getattr(nnx.merge(graph, params), method)(*args, **kwargs)
+        return getattr(nnx.merge(graph, nnx.restore_int_paths(params)), method)(*args, **kwargs)
 
     return Network(init, apply)
+
+
+def _string_keys(tree: dict) -> dict:
+    # A checkpoint does not tell 0 from "0": lists of layers go by strings.
+    return {str(key): _string_keys(value) if isinstance(value, dict) else value for key, value in tree.items()}
 
 
 def count_parameters(params: Params) -> int:

@@ -29,7 +29,7 @@ def held_out_source(config: ConfigDict):
     """Videos that nothing was trained on. A user's dataset has none set apart: there they are those of training."""
     if config.data.path:
         return open_dataset(config.data.path)
-    return ShapesWorld(config.report.reference_clips, HELD_OUT, config.video.frames, config.video.height)
+    return ShapesWorld(2 * config.report.reference_clips, HELD_OUT, config.video.frames, config.video.height)
 
 
 def encoded_source(config: ConfigDict, workdir: Path) -> Dataset:

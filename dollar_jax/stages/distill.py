@@ -13,7 +13,7 @@ from dollar_jax import diffusion
 from dollar_jax.checkpoint import load_component, read_card, relocate, write_card
 from dollar_jax.importing import UserError, resolve
 from dollar_jax.models import build
-from dollar_jax.pipeline import load
+from dollar_jax.pipeline import at_size, load
 from dollar_jax.stages.common import encoded_source, host_batches, sampler_view
 from dollar_jax.steps import dollar
 from dollar_jax.train import compile_step, initialize, place, train
@@ -21,6 +21,8 @@ from dollar_jax.train import compile_step, initialize, place, train
 
 def teacher_folder(config: ConfigDict, workdir: Path) -> Path:
     """Where the teacher is: the user's own, or the one trained in this run."""
+    if not config.teacher.path and "teacher" not in config.stages:
+        raise UserError("there is no teacher: set --config.teacher.path=FOLDER")
     return Path(config.teacher.path) if config.teacher.path else workdir / "teacher"
 
 
@@ -49,7 +51,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         schedule=diffusion.make_schedule(**teacher_card["schedule"]),
         config=config,
     )
-    card = relocate(teacher_card, source, folder) | {
+    card = at_size(relocate(teacher_card, source, folder), config.video.to_dict()) | {
         "role": "student",
         "objectives": {objective: weight for objective, weight in generator.objectives.items() if weight},
         "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"},

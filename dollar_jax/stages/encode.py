@@ -13,7 +13,7 @@ from dollar_jax.data.encoding import encode as encode_examples
 from dollar_jax.data.pipeline import in_order
 from dollar_jax.data.text import load_tokenizer, write_word_tokenizer
 from dollar_jax.models import build
-from dollar_jax.pipeline import load
+from dollar_jax.pipeline import at_size, load
 from dollar_jax.stages.common import video_source
 
 BATCH_SIZE = 32
@@ -32,6 +32,7 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         card = relocate(read_card(config.teacher.path), config.teacher.path, folder)
     else:
         card = relocate(read_card(workdir / "vae"), workdir / "vae", folder) | _text_encoder(config, folder, source)
+    card = at_size(card, config.video.to_dict())
     write_card(folder, card)
     model = load(folder, parts=("vae", "text_encoder"))
     examples = encode_examples(in_order(source), model.encode_video, model.encode_text, BATCH_SIZE)

@@ -38,7 +38,7 @@ class Entry:
 
 
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """`index.html` and `report.json`; see `dollar_jax.evaluate.report` and, for the numbers, `.shapes` and `.timing`."""
+    """`index.html` and `report.json`; what the numbers are says `dollar_jax.evaluate.shapes`."""
     del mesh  # models are compared on one device
     folder, settings = workdir / "report", config.report
     if (folder / "report.json").exists():
@@ -65,9 +65,10 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         }
 
     real = held_out_source(config)
-    frames, *rest = _encoded(teacher, [real[i] for i in range(min(settings.reference_clips, len(real)))])
+    real = [real[i] for i in range(min(2 * settings.reference_clips, len(real)))]
+    frames, *rest = _encoded(teacher, real[::2])
     known = reference(frames / np.float32(255), *rest)
-    rows, clips = [row(DATA, *_encoded(teacher, _balanced(real, settings.videos_per_caption)))], {}
+    rows, clips = [row(DATA, *_encoded(teacher, _balanced(real[1::2], settings.videos_per_caption)))], {}
     seconds = time_samplers(
         {entry.name: _timed(entry, noise, text, keys, settings.batch_size) for entry in entries},
         settings.batch_size,
@@ -130,11 +131,10 @@ def _captions(config: ConfigDict) -> list[str]:
     return list(dict.fromkeys(source[i]["caption"] for i in range(len(source))))[: config.report.captions]
 
 
-def _balanced(source: Sequence[dict], count: int) -> list[dict]:
+def _balanced(clips: Sequence[dict], count: int) -> list[dict]:
     """`count` clips of every caption that has so many; one of each where none has."""
     groups = defaultdict(list)
-    for i in range(len(source)):
-        clip = source[i]
+    for clip in clips:
         groups[clip["caption"]].append(clip)
     count = min(count, max(map(len, groups.values())))
     return [clip for group in groups.values() if len(group) >= count for clip in group[:count]]

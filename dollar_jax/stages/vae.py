@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import read_card, write_card
 from dollar_jax.models import build
-from dollar_jax.pipeline import load
+from dollar_jax.pipeline import at_size, load
 from dollar_jax.stages.common import host_batches, video_source
 from dollar_jax.steps.common import init_state
 from dollar_jax.steps.vae import make_step
@@ -22,19 +22,19 @@ MEASURED_CLIPS = 256  # enough for a standard deviation to 1 %
 def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Reconstruction with a weak KL; at the end the card learns the factor that scales latents to unit variance."""
     folder, stage = workdir / "vae", config.vae
-    if (folder / "config.json").exists() and "latent_shape" in read_card(folder):
+    if (folder / "config.json").exists() and read_card(folder)["vae"]["scaling_factor"]:
         return
     card = {
         "role": "vae",
         "vae": {
             "architecture": stage.architecture,
             "config": stage.network.to_dict(),
-            "scaling_factor": 1.0,
+            "scaling_factor": None,  # measured when training is over
             "path": "checkpoints",
             "item": "ema",
         },
-        "video": config.video.to_dict(),
     }
+    card = at_size(card, config.video.to_dict())
     write_card(folder, card)
     network = build(stage.architecture, stage.network.to_dict(), dtype=config.dtype)
     key = jax.random.key(config.seed)
@@ -61,7 +61,6 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
     trained = load(folder, parts=("vae",))
     clips = [source[i]["video"] for i in range(min(MEASURED_CLIPS, len(source)))]
-    latents = [trained.encode_video(np.stack(clips[i : i + 32])) for i in range(0, len(clips), 32)]
+    latents = [trained.encode_mean(np.stack(clips[i : i + 32])) for i in range(0, len(clips), 32)]
     card["vae"]["scaling_factor"] = float(1 / np.concatenate(latents).std())
-    card["latent_shape"] = latents[0].shape[1:]
     write_card(folder, card)

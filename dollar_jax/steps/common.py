@@ -10,7 +10,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Key, Params
+from dollar_jax.notation import Key, Leaf, Params
 from dollar_jax.sampling import Keys
 
 
@@ -18,7 +18,7 @@ from dollar_jax.sampling import Keys
 class TrainState:
     """One network in training (VAE, teacher)."""
 
-    step: jax.Array
+    step: Leaf
     params: Params
     ema: Params
     optimizer: optax.OptState
@@ -97,7 +97,7 @@ def update(
     return (
         optax.apply_updates(params, change),
         state,
-        {f"norm/{name}_{kind}": optax.global_norm(tree) for kind, tree in norms.items()},
+        {f"norm/{name}_{kind}": optax.tree.norm(tree) for kind, tree in norms.items()},
     )
 
 

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from dollar_jax.diffusion import Schedule, Velocity
 from dollar_jax.importing import resolve
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Key, Latent, Params
+from dollar_jax.notation import Key, Latent, Leaf, Params, PerExample
 from dollar_jax.objectives.context import Context
 from dollar_jax.objectives.latent_reward import reward_regression
 from dollar_jax.objectives.velocity import velocity_matching
@@ -27,15 +26,15 @@ from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient,
 class RewardStatistics:
     """Running count, mean and sum of squared differences (Welford): the reward model learns (R - mean) / deviation."""
 
-    count: jax.Array
-    mean: jax.Array
-    squares: jax.Array
+    count: Leaf
+    mean: Leaf
+    squares: Leaf
 
-    def normalize(self, reward: Float[Array, " b"]) -> Float[Array, " b"]:
+    def normalize(self, reward: PerExample) -> PerExample:
         """The reward in running deviations from its running mean."""
         return (reward - self.mean) / jnp.sqrt(self.squares / self.count + 1e-12)
 
-    def add(self, reward: Float[Array, " b"]) -> "RewardStatistics":
+    def add(self, reward: PerExample) -> "RewardStatistics":
         """With a batch more."""
         count = self.count + reward.shape[0]
         shift = reward.mean() - self.mean
@@ -48,7 +47,7 @@ class RewardStatistics:
 class DollarState:
     """Everything that training changes. Parameters are nested dicts; optimizers go by the networks' names."""
 
-    step: jax.Array
+    step: Leaf
     student: Params
     ema: Params
     fake_score: Params

@@ -27,7 +27,7 @@ def world():
 @pytest.fixture(scope="module")
 def clips():
     """Three clips of each of eight captions."""
-    frames, captions = load(600, 1)
+    frames, captions = load(400, 1)
     rows = [np.flatnonzero(np.array(captions) == caption)[:3] for caption in CAPTIONS[::8]]
     rows = np.concatenate(rows)
     return frames[rows], [captions[row] for row in rows]

@@ -21,13 +21,13 @@ def noise(*shape, seed=0):
 def run(folder, **changes):
     """Writes a report of a teacher, its data and two students, with `changes`, and returns the page and the numbers."""
     rows = [
-        {"model": "data", "objectives": [], "steps": None, "calls": None, "videos": 300, "frechet": 1.5, "hf": 1.0},
+        {"model": "data", "videos": 300, "frechet": 1.5, "hf": 1.0},
         {"model": "teacher", "objectives": [], "steps": 50, "calls": 100, "videos": 300, "alignment": 1.0}
-        | {"frechet": 2.5, "hf": 1.24, "diffusion_seconds_per_video": 0.05},
+        | {"frechet": 2.5, "hf": 1.24, "diffusion_seconds_per_video": 0.1},
         {"model": "four", "objectives": ["variational_score", "consistency"], "steps": 4, "calls": 4, "videos": 300}
-        | {"alignment": 0.993, "frechet": 2.0, "hf": 1.43, "diffusion_seconds_per_video": 0.0025},
+        | {"alignment": 0.993, "frechet": 2.0, "hf": 1.43, "diffusion_seconds_per_video": 0.01},
         {"model": "one", "objectives": ["my_fork:loss"], "steps": 1, "calls": 1, "videos": 300, "alignment": None}
-        | {"frechet": float("nan"), "hf": 3.0},
+        | {"frechet": float("nan"), "hf": 3.0, "diffusion_seconds_per_video": 0.001},
     ]
     arguments = {
         "rows": rows,
@@ -74,7 +74,7 @@ def test_numbers_follow_the_contract(tmp_path):
     assert list(rows) == ["data", "teacher", "four", "one"]
     assert rows["four"]["objectives"] == ["variational_score", "consistency"]
     assert (rows["four"]["steps"], rows["four"]["calls"], rows["four"]["videos"]) == (4, 4, 300)
-    assert rows["four"]["diffusion_seconds_per_video"] == 0.0025
+    assert rows["four"]["diffusion_seconds_per_video"] == 0.01
     assert rows["one"]["frechet"] is None
     assert numbers["meta"]["machine"] == "two CPU cores"
 
@@ -93,14 +93,14 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
 def test_headline_compares_student_and_teacher(tmp_path):
     text = Page(run(tmp_path)[0]).text
     assert "4 steps in place of 50" in text
-    assert "20.0 times faster ; counting calls alone predicts 25 times" in text
+    assert "10.0 times faster ; counting calls alone predicts 25 times" in text
     assert "Alignment, higher is better 99.3 % teacher 100.0 %" in text
 
 
 def test_the_table_has_all_rows_and_dashes_for_the_unknown(tmp_path):
     text = Page(run(tmp_path)[0]).text
-    assert "four VSD + CD 4 4 x 20.0 x 25 99.3 % 2.00 1.43 2.5 ms 300" in text
-    assert "one my_fork:loss 1 1 - x 100 - - 3.00 - 300" in text
+    assert "four VSD + CD 4 4 x 10.0 x 25 99.3 % 2.00 1.43 10 ms 300" in text
+    assert "one my_fork:loss 1 1 x 100.0 x 100 - - 3.00 1 ms 300" in text
     assert "data - - - - - - 1.50 1.00 - 300" in text
 
 
@@ -143,11 +143,30 @@ def test_a_curve_goes_from_its_largest_to_its_smallest_value(tmp_path):
     assert "student, loss: from 3 to 1 in 20 steps" in text
 
 
-def test_dots_lie_between_the_worst_and_the_ideal(tmp_path):
+@pytest.mark.parametrize(
+    ("metric", "dots", "ideal"),
+    [
+        ("Detail", ["4.0", "15.04", "23.78", "96.0"], {"4.0"}),
+        ("Fréchet distance", ["4.0", "96.0", "50.0"], {"4.0"}),  # data, not 0, is what can be reached
+        ("Time a video", ["96.0", "50.0", "4.0"], set()),  # on a log scale
+    ],
+)
+def test_dots_lie_between_the_worst_and_the_best(tmp_path, metric, dots, ideal):
     text, _ = run(tmp_path)
-    card = text[text.index("Energy where real clips") :].split("</table>")[0]
-    assert re.findall(r'cx="([\d.]+)%"', card) == ["4.0", "15.04", "23.78", "96.0"]
-    assert set(re.findall(r'class="ideal" x1="([\d.]+)%"', card)) == {"4.0"}
+    card = text[text.index(f"<h3>{metric}") :].split("</table>")[0]
+    assert re.findall(r'cx="([\d.]+)%"', card) == dots
+    assert set(re.findall(r'class="ideal" x1="([\d.]+)%"', card)) == ideal
+
+
+def test_curves_are_smoothed(tmp_path):
+    lines = [{"step": i, "time": 0.0, "loss": 1.0 + i % 2} for i in range(200)]
+    text, _ = run(tmp_path, curves={"student": lines})
+    raw, smooth = (
+        [float(point.split()[1]) for point in re.search(f'class="{kind}" d="M([^"]+)', text)[1].split("L")]
+        for kind in ("raw", "smooth")
+    )
+    assert set(raw) == {0, 100}
+    assert 40 < min(smooth) < max(smooth) < 60
 
 
 @pytest.mark.parametrize(

