@@ -1,10 +1,11 @@
 """The paper's recipe (Sec. 4.1): a 4-step student of a CogVideoX-2B teacher, 128 frames of 192 x 320 at 12 fps.
 
     python -m dollar_jax.data --videos=DIR --captions=captions.jsonl --out=DATA --config=configs/dollar.py
-    python -m dollar_jax.main --config=configs/dollar.py --workdir=W --config.teacher.path=TEACHER --config.data.path=DATA
+    python -m dollar_jax.main --config=configs/dollar.py --workdir=W --config.teacher.path=TEACHER \\
+        --config.data.path=DATA
 
-TEACHER is a checkpoint of dollar_jax, trained here (configs/teacher.py) or converted. With more memory to spare than the
-paper's eight A100 of 80 GB, raise generator.batch_size, which is over all devices.
+TEACHER is a checkpoint of dollar_jax (configs/teacher.py trains one). With more memory to spare than the paper's eight
+A100 of 80 GB, raise generator.batch_size, which is over all devices.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
     python -m dollar_jax.main --config=configs/dollar.py --workdir=W2 --config.teacher.path=W/teacher \\
         --config.data.path=DATA
 
-DATA is written by `python -m dollar_jax.data`. The VAE is trained first, then captions are embedded by a random encoder:
-who has a T5 encodes DATA with it (`--encode --teacher=CHECKPOINT`).
+DATA is written by `python -m dollar_jax.data`. The VAE is trained first; captions are embedded by a random encoder,
+which tells words apart and knows nothing else.
 """
 
 from ml_collections import ConfigDict

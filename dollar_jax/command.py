@@ -1,11 +1,17 @@
 """What the commands share: flags in, one line and exit status 2 for a mistake of the user's."""
 
+import errno
+import os
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
 from dollar_jax.importing import UserError
+
+FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 def run(main: Callable[[], None]) -> None:
@@ -13,8 +19,19 @@ def run(main: Callable[[], None]) -> None:
     try:
         app.run(lambda argv: main(), flags_parser=_parse)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(str(error))
+    except Exception as error:
+        # Writers of several libraries report a full disk, each in its own class, often as the cause of another error.
+        if not any(words in "".join(traceback.format_exception(error)) for words in FULL):
+            raise
+        _stop("the disk is full: what was complete is kept; free some space and run the same command again")
+
+
+def _stop(reason: str) -> NoReturn:
+    print(f"error: {reason}", file=sys.stderr)
+    # A library's thread that still tries to write must not turn this into another exit status.
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def required(*needed: flags.FlagHolder) -> None:

@@ -19,13 +19,13 @@ Coefficient = Float[Array, "b 1 1 1 1"]
 class Schedule(NamedTuple):
     """Signal a_t and noise b_t of x_t = a_t x0 + b_t eps (Eq. 1). Row 0 is the clean sample, row t + 1 is time t."""
 
-    signal: Float[Array, " rows"]
-    noise: Float[Array, " rows"]
+    signal: Float[np.ndarray, " rows"]
+    noise: Float[np.ndarray, " rows"]
 
     def at(self, times: Times) -> tuple[Coefficient, Coefficient]:
         """(a_t, b_t) at times [b] in -1 .. T - 1, each [b 1 1 1 1]."""
         rows = times[:, None, None, None, None] + 1
-        return self.signal[rows], self.noise[rows]
+        return jnp.asarray(self.signal)[rows], jnp.asarray(self.noise)[rows]
 
 
 def ddpm_schedule(
@@ -67,7 +67,7 @@ def flow_schedule(steps: int = 1000, shift: float = 1.0) -> Schedule:
 def _table(signal: np.ndarray, noise: np.ndarray) -> Schedule:
     # Computed in float64: 1 - abar loses half its digits in float32 at small times.
     rows = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
-    return Schedule(*(jnp.asarray(row, jnp.float32) for row in rows))
+    return Schedule(*(row.astype(np.float32) for row in rows))
 
 
 def make_schedule(kind: Literal["ddpm", "flow"] = "ddpm", **parameters) -> Schedule:

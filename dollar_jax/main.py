@@ -20,14 +20,20 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs an
 def main() -> None:
     required(_CONFIG, _WORKDIR)
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
-    stages = {name: resolve(name, "dollar_jax.stages") for name in config.stages}
-    claim(workdir, json.loads(config.to_json()))
+    stages = [resolve(name, "dollar_jax.stages") for name in config.stages]
 
-    from dollar_jax.sharding import make_mesh  # JAX starts here, after all that can be refused without it
+    from dollar_jax.sharding import make_mesh  # JAX starts here, after what can be refused without it
 
     mesh = make_mesh(config.mesh)
-    for stage in stages.values():
-        stage(config, workdir, mesh)
+    claim(workdir, json.loads(config.to_json()))
+    try:
+        for stage in stages:
+            stage(config, workdir, mesh)
+    except UserError:
+        # Refused before anything was done: the corrected command shall not meet its own mistake here.
+        if [path.name for path in workdir.iterdir()] == ["config.json"]:
+            (workdir / "config.json").unlink()
+        raise
 
 
 def claim(workdir: Path, config: dict) -> None:

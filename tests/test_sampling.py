@@ -38,7 +38,7 @@ def test_ancestral_sampling_reaches_the_data_distribution():
 
 
 def test_renoising_spreads_samples_as_its_recursion_says():
-    # Each step keeps only x0, a posterior mean: with variance V it becomes x = a x0 + b z, then c x, c the denoiser's slope.
+    # Each step keeps only x0, a posterior mean of variance V: x = a x0 + b z, and the next x0 = slope x.
     _, x0 = sample(4, "renoise", count=64)
     variance = 0.0
     for time in (999, 749, 499, 249):

@@ -12,6 +12,7 @@ from dollar_jax.checkpoint import Card
 from dollar_jax.data.dataset import Dataset, open_dataset
 from dollar_jax.data.pipeline import batches
 from dollar_jax.data.shapes import ShapesWorld
+from dollar_jax.importing import UserError
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
 
@@ -19,16 +20,26 @@ HELD_OUT = 2**31 - 1  # a seed that no run takes
 
 
 def video_source(config: ConfigDict):
-    """Random access to {'video', 'caption'}: the dataset at `config.data.path`, or clips of the shapes world."""
+    """Random access to {'video', 'caption'}: the dataset at `config.data.path`, or clips of the shapes world.
+
+    Raises:
+      UserError: no dataset there, or videos of another size than the config's.
+    """
     if config.data.path:
-        return open_dataset(config.data.path)
+        dataset = open_dataset(config.data.path)
+        for name in ("frames", "height", "width"):
+            if dataset.info[name] != config.video[name]:
+                raise UserError(
+                    f"{config.data.path} has {name} {dataset.info[name]:g}, config.video.{name} is {config.video[name]}"
+                )
+        return dataset
     return ShapesWorld(config.data.clips, config.seed, config.video.frames, config.video.height)
 
 
 def held_out_source(config: ConfigDict):
     """Videos that nothing was trained on. A user's dataset has none set apart: there they are those of training."""
     if config.data.path:
-        return open_dataset(config.data.path)
+        return video_source(config)
     return ShapesWorld(2 * config.report.reference_clips, HELD_OUT, config.video.frames, config.video.height)
 
 

@@ -35,12 +35,12 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         },
     }
     card = at_size(card, config.video.to_dict())
+    source = video_source(config)
     write_card(folder, card)
     network = build(stage.architecture, stage.network.to_dict(), dtype=config.dtype)
     key = jax.random.key(config.seed)
     state = initialize(partial(init_state, network, stage), mesh, jax.random.fold_in(key, 3))
     step = compile_step(make_step(network, stage), state, mesh)
-    source = video_source(config)
     shown = [source[i] for i in range(len(config.show_captions))]
     frames = np.stack([clip["video"] for clip in shown])
 

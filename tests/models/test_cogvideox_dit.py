@@ -110,7 +110,7 @@ def compute(name):
     velocity = theirs(x, words, torch.tensor(times), image_rotary_emb=rotation, return_dict=False)[0]
     (velocity * torch_latents(cotangent)).sum().backward()
 
-    network = cogvideox_dit.build(remat="none", **config)
+    network = cogvideox_dit.build(remat="none", **cogvideox.config(theirs.config))
     gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     return SimpleNamespace(
         config=config,

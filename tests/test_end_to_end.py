@@ -1,0 +1,227 @@
+"""The whole pipeline on real files: mp4 in, every stage for a few iterations, mp4 out; killed, refused, forked."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from dollar_jax.data.shapes import ShapesWorld
+from dollar_jax.data.video import read_video, write_video
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "vae.network.block_out_channels": "(16,)",
+    "teacher.network.num_layers": 1,
+    "teacher.network.num_attention_heads": 2,
+    "teacher.network.attention_head_dim": 16,
+    "fake_score.updates": 1,
+    "students.vsd_cd_lrm.generator.iterations": 4,
+    "stages": "('vae','encode','teacher','distill')",
+    **{
+        f"{stage}.{field}": value
+        for stage in ("vae", "teacher", "generator")
+        for field, value in {"iterations": 6, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 6}.items()
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")  # the second run of a program need not compile it again
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def command(module, **options):
+    return [sys.executable, "-m", f"dollar_jax.{module}", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def train(workdir, dataset, **changes):
+    fields = SMALL | {"data.path": dataset} | changes
+    return command(
+        "main",
+        config=ROOT / "configs/shapes.py",
+        workdir=workdir,
+        **{f"config.{name}": value for name, value in fields.items()},
+    )
+
+
+def run(arguments, environment, **options):
+    return subprocess.run(arguments, cwd=ROOT, env=environment, text=True, capture_output=True, **options)
+
+
+def refused(result, *words):
+    """One line, exit status 2, no traceback."""
+    assert result.returncode == 2, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.stderr
+    assert all(word in line for word in words), line
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory, environment):
+    """64 clips of the shapes world, written as H.264 files and ingested."""
+    folder = tmp_path_factory.mktemp("files")
+    world, lines = ShapesWorld(64, seed=3), []
+    for i in range(64):
+        write_video(folder / f"{i}.mp4", world[i]["video"], fps=8)
+        lines.append(json.dumps({"file": f"{i}.mp4", "caption": world[i]["caption"]}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    out = folder / "dataset"
+    config = {"videos": folder, "captions": folder / "captions.jsonl", "out": out, "config": ROOT / "configs/shapes.py"}
+    result = run(command("data", **config), environment)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory, dataset, environment):
+    """A run of all stages that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("run") / "W"
+    result = run(train(folder, dataset), environment)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def final_state(workdir, name):
+    steps = [int(path.name) for path in (workdir / name / "checkpoints").iterdir()]
+    return ocp.StandardCheckpointer().restore(workdir / name / "checkpoints" / str(max(steps)) / "state")
+
+
+@pytest.mark.parametrize(("student", "steps"), [("vsd_cd", None), ("vsd_cd_lrm", 1), ("teacher", None)])
+def test_sampling(workdir, environment, tmp_path, student, steps):
+    (tmp_path / "prompts.txt").write_text("a red ring moving left\n\na blue cross standing still\n")
+    options = {"checkpoint": workdir / student, "prompts": tmp_path / "prompts.txt", "out": tmp_path / "out"}
+    options |= {"num_videos": 2, "save_latents": True} | ({"steps": steps} if steps else {})
+    result = run(command("sample", **options), environment)
+    assert result.returncode == 0, result.stderr
+    names = ["00000-0", "00000-1", "00001-0", "00001-1"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{name}.{kind}" for name in names for kind in ("mp4", "npy")
+    )
+    frames, fps = read_video(tmp_path / "out/00000-0.mp4")
+    assert (frames.shape, fps) == ((9, 32, 32, 3), 8)
+    latents = [np.load(tmp_path / f"out/{name}.npy") for name in names]
+    assert {(x.dtype, x.shape) for x in latents} == {(np.dtype("float32"), (3, 8, 8, 4))}
+    assert all(np.abs(latents[0] - other).max() > 1e-3 for other in latents[1:])
+
+
+def test_given_noise_decides_the_video(workdir, environment, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red ring moving left")
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(1, 3, 8, 8, 4)).astype(np.float32))
+    options = {"checkpoint": workdir / "vsd_cd", "prompts": tmp_path / "prompts.txt", "save_latents": True}
+    for seed in (0, 1):
+        options |= {"out": tmp_path / str(seed), "noise": tmp_path / "noise.npy", "seed": seed}
+        assert run(command("sample", **options), environment).returncode == 0
+    one, other = (np.load(tmp_path / f"{seed}/00000-0.npy") for seed in (0, 1))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_leaves_logs_cards_and_counts(workdir):
+    for stage, total in (("vae", 6), ("teacher", 6), ("vsd_cd", 6), ("vsd_cd_lrm", 4)):
+        lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] == total - 1
+        assert "loss" in lines[-1]
+        assert list((workdir / stage).glob("events.out.tfevents*"))
+        assert "Total" in (workdir / stage / "parameters.txt").read_text()
+    card = json.loads((workdir / "vsd_cd_lrm/config.json").read_text())
+    assert (card["role"], card["times"]) == ("student", [249, 499, 749, 999])
+    assert "latent_reward" in card["objectives"]
+
+
+def test_a_killed_run_ends_as_one_left_alone(workdir, dataset, environment, tmp_path):
+    stage = random.choice(["vae", "teacher", "vsd_cd", "vsd_cd_lrm"])
+    delay = random.random()
+    print(f"killed in {stage}, {delay:.2f} s after its first checkpoint began")  # shown if the test fails
+    process = subprocess.Popen(
+        train(tmp_path / "W", dataset), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not list((tmp_path / "W" / stage).glob("checkpoints/*")):
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    result = run(train(tmp_path / "W", dataset), environment)
+    assert result.returncode == 0, result.stderr
+    for name in ("vae", "teacher", "vsd_cd", "vsd_cd_lrm"):
+        one, other = final_state(workdir, name), final_state(tmp_path / "W", name)
+        np.testing.assert_equal(other, one)
+        steps = [
+            [json.loads(line)["step"] for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+            for folder in (workdir, tmp_path / "W")
+        ]
+        assert steps[0] == steps[1]
+
+
+def test_another_config_is_refused_and_the_same_one_does_nothing(workdir, dataset, environment):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/*/state/manifest.ocdbt")}
+    refused(run(train(workdir, dataset, **{"seed": 1}), environment), "seed is 0 there, 1 here", "--workdir")
+    assert run(train(workdir, dataset), environment).returncode == 0
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/*/state/manifest.ocdbt")}
+
+
+def test_a_full_disk_is_one_line_and_the_run_can_go_on(workdir, dataset, environment, tmp_path):
+    shutil.copytree(workdir, tmp_path / "W")
+    shutil.rmtree(tmp_path / "W/vsd_cd_lrm")
+
+    def limit():  # no file may grow beyond 20 kB: what a full disk does, without one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    refused(run(train(tmp_path / "W", dataset), environment, preexec_fn=limit), "disk is full")
+    result = run(train(tmp_path / "W", dataset), environment)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_equal(final_state(tmp_path / "W", "vsd_cd_lrm"), final_state(workdir, "vsd_cd_lrm"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": "configs/nothing.py"}, ["configs/nothing.py"]),
+        ({"config.generator.objectives.consitency": 0.3}, ["consitency"]),
+        ({"config.generator.iterations": "many"}, ["iterations"]),
+        ({"wrokdir": "W"}, ["wrokdir"]),
+        ({"workdir": ""}, ["--workdir"]),
+        ({"config.stages": "('vea',)"}, ["vea"]),
+        ({"config.mesh.data": 7}, ["mesh", "1 devices"]),
+        ({"config.video.frames": 10}, ["10 frames", "4 k + 1"]),
+        ({"config.video.height": 30}, ["30"]),
+        ({"config.data.path": "nowhere"}, ["nowhere"]),
+    ],
+)
+def test_bad_commands_are_refused(changes, words, environment, tmp_path):
+    options = {"config": "configs/shapes.py", "workdir": tmp_path / "W"} | changes
+    refused(run(command("main", **options), environment), *words)
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"checkpoint": "nowhere"}, ["nowhere", "no checkpoint"]),
+        ({"prompts": "missing.txt"}, ["missing.txt"]),
+        ({"prompts": os.devnull}, ["no prompt"]),
+        ({"steps": 3}, ["3"]),
+        ({"steps": 5}, ["5", "249"]),
+        ({"noise": "pyproject.toml"}, ["pyproject.toml"]),
+        ({"out": ""}, ["--out"]),
+    ],
+)
+def test_bad_samples_are_refused(workdir, changes, words, environment, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red ring moving left")
+    options = {"checkpoint": workdir / "vsd_cd", "prompts": tmp_path / "prompts.txt", "out": tmp_path / "out"}
+    refused(run(command("sample", **options | changes), environment), *words)
+    assert not (tmp_path / "out").exists()
