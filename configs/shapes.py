@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     config.generator = stage(
         iterations=300,
         batch_size=16,
-        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 1.0}),
+        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 0.2}),
         options=ConfigDict({"variational_score": {"guidance": 0.0}, "consistency": {"guidance": 0.0, "steps": 5}}),
         times=(249, 499, 749, 999),
         rollout="simulate",
@@ -112,7 +112,7 @@ def get_config() -> ConfigDict:
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},
-            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 100}},
+            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 80}},
         },
         sort_keys=False,
     )

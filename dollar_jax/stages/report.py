@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dollar_jax import metrics
+from dollar_jax import metrics, pictures
 from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.evaluate.report import DATA, TEACHER, write_report
 from dollar_jax.evaluate.timing import network_calls, time_samplers
+from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
 from dollar_jax.pipeline import Pipeline, draw_noise, load
 from dollar_jax.stages.common import HELD_OUT, held_out_source
@@ -101,11 +104,13 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             "student": next(iter(config.students)),
             "captions": [captions[i] for i in shown],
             "fps": config.video.fps,
-            "command": f"python -m dollar_jax.main --config=configs/shapes.py --workdir={workdir}",
+            "command": shlex.join(["python", "-m", "dollar_jax.main", *sys.argv[1:]]),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
             "configs": {name: config[name].to_yaml() for name in ("vae", "teacher", "generator", "students")},
         },
     )
+    picture = pictures.montage({name: videos[::3] for name, videos in clips.items()}, [captions[i] for i in shown[::3]])
+    write_atomically(folder / "montage.png", picture)
     print(f"report: {folder / 'index.html'}")
 
 

@@ -60,7 +60,8 @@ def random_params(config):
 def run(config, params, x, method):
     network = cogvideox_vae.build(**config)
     apply = functools.partial(network.apply, method=method)
-    return jax.jit(apply, compiler_options={"xla_backend_optimization_level": 0})(params, jnp.asarray(x))  # compiles fast
+    quick = {"xla_backend_optimization_level": 0}  # compilation is what these tests wait for
+    return jax.jit(apply, compiler_options=quick)(params, jnp.asarray(x))
 
 
 def assert_same(actual, expected, tolerance):
