@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     )
     config.report = ConfigDict(
         {
-            "measures": "dollar_jax.evaluate.distribution",
+            "measures": "dollar_jax.evaluate.general",
             "captions": 60,
             "videos_per_caption": 5,
             "reference_clips": 256,

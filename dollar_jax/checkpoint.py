@@ -14,6 +14,7 @@ The folder of a training stage is such a folder, so that what is in training can
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,18 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Mapping, batches: grain.DatasetIterator) -> None:
-        """Begins to save; a process killed meanwhile leaves the checkpoint before as the newest."""
+        """Begins to save; a process killed meanwhile leaves the checkpoint before as the newest.
+
+        Raises:
+          UserError: the disk has no room for it.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < needed:
+            raise UserError(
+                f"the disk is full: a checkpoint needs {needed / 1e6:,.0f} MB in {self._manager.directory},"
+                f" {free / 1e6:,.0f} MB are free; make room and run the same command again"
+            )
         items = {"state": ocp.args.StandardSave(state), "data": grain.checkpoint.CheckpointSave(batches)}
         self._manager.save(step, args=ocp.args.Composite(**items))
 

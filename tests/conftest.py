@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of these small programs is compilation: unoptimised, it takes less than half.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 from jaxtyping import install_import_hook

@@ -3,7 +3,7 @@
 import json
 import os
 import random
-import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -99,7 +100,9 @@ def workdir(tmp_path_factory, dataset, environment):
 
 def final_state(workdir, name):
     steps = [int(path.name) for path in (workdir / name / "checkpoints").iterdir()]
-    return ocp.StandardCheckpointer().restore(workdir / name / "checkpoints" / str(max(steps)) / "state")
+    with ocp.StandardCheckpointer() as reader:
+        state = reader.restore(workdir / name / "checkpoints" / str(max(steps)) / "state")
+    return jax.tree.map(np.asarray, state)
 
 
 @pytest.mark.parametrize(("student", "steps"), [("vsd_cd", None), ("vsd_cd_lrm", 1), ("teacher", None)])
@@ -178,10 +181,12 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(workdir, dataset, environ
     shutil.copytree(workdir, tmp_path / "W")
     shutil.rmtree(tmp_path / "W/vsd_cd_lrm")
 
-    def limit():  # no file may grow beyond 20 kB: what a full disk does, without one
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    refused(run(train(tmp_path / "W", dataset), environment, preexec_fn=limit), "disk is full")
+    # No file may grow beyond 20 kB: that is a disk which fills up while a checkpoint is being written.
+    limited = ["bash", "-c", f"ulimit -f 20; {shlex.join(train(tmp_path / 'W', dataset))}"]
+    result = run(limited, environment)
+    assert result.returncode == 2
+    assert "disk is full" in result.stderr.splitlines()[-1]
+    assert not [path for path in (tmp_path / "W/vsd_cd_lrm/checkpoints").iterdir() if path.name.isdigit()]
     result = run(train(tmp_path / "W", dataset), environment)
     assert result.returncode == 0, result.stderr
     np.testing.assert_equal(final_state(tmp_path / "W", "vsd_cd_lrm"), final_state(workdir, "vsd_cd_lrm"))

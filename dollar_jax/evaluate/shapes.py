@@ -6,12 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dollar_jax.evaluate.distribution import Subspace, fit, frechet, hf, pooled_deviation
-from dollar_jax.evaluate.vendi import diversity
-from dollar_jax.importing import UserError
+from dollar_jax.evaluate import general
+from dollar_jax.evaluate.distribution import Subspace, fit, pooled_deviation
 from dollar_jax.rewards import shapes
-
-KEY_FRAMES = 3  # of Eq. 17: the first, the middle and the last frame
 
 
 class Reference(NamedTuple):
@@ -54,11 +51,6 @@ def measure(
     Raises:
       UserError: a caption that is not of the shapes world, or not as many clips of each.
     """
-    names, index, counts = np.unique(np.asarray(captions), return_inverse=True, return_counts=True)
-    if len(set(counts)) > 1:
-        raise UserError(f"Vendi needs as many videos of each prompt, not {counts.min()} to {counts.max()}")
-    by_caption = frames[np.argsort(index, kind="stable")].reshape(len(names), -1, *frames.shape[1:])
-    diversities = diversity(by_caption, spacing=max(1, (frames.shape[1] - 1) // (KEY_FRAMES - 1)))
     agrees = {name: float(np.mean(right)) for name, right in shapes.alignment(frames, captions).items()}
     reading = shapes.read(frames)
     background, position = _spread(reading, captions)
@@ -66,10 +58,7 @@ def measure(
         "alignment": agrees["all"],
         **{name: agrees[name] for name in ("colour", "shape", "motion")},
         "clean_db": float(np.mean(reading.clean_db)),
-        "frechet": frechet(latents, reference.subspace),
-        "hf": hf(latents, reference.subspace),
-        "vendi": float(diversities.mean()),
-        "vendi_std": float(diversities.std()),
+        **general.measure(frames, latents, captions, reference.subspace),
         "spread": (background / reference.background + position / reference.position) / 2,
         "background_std": background,
         "position_std": position,
