@@ -12,4 +12,4 @@ echo "installing requirements and test requirements"
 
 "$environment/bin/ruff" check
 "$environment/bin/ruff" format --check
-"$environment/bin/python" -m pytest -n auto "$@"
+"$environment/bin/python" -m pytest -n auto --dist loadfile "$@"

@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -81,49 +81,6 @@ def write_video(path: str | os.PathLike, frames: Frames, fps: float | int) -> No
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def check_size(
-    frames: int,
-    height: int,
-    width: int,
-    *,
-    temporal: int,
-    spatial: int,
-    patch: int = 1,
-    patch_t: int = 1,
-    chunk: int | None = None,
-) -> None:
-    """Refuses sizes that a VAE and a transformer cannot take.
-
-    Args:
-      frames, height, width: of the videos.
-      temporal, spatial: by which the VAE reduces frames and sides: temporal * k + 1 frames become k + 1.
-      patch, patch_t: of the transformer, in latent pixels and latent frames.
-      chunk: the VAE encodes each `chunk` frames on their own, to chunk / temporal + 1.
-
-    Raises:
-      UserError: names the nearest sizes that fit.
-    """
-
-    def frames_fit(count: int) -> bool:
-        if chunk:
-            return count % chunk == 0 and count // chunk * (chunk // temporal + 1) % patch_t == 0
-        return (count - 1) % temporal == 0 and ((count - 1) // temporal + 1) % patch_t == 0
-
-    def side_fits(count: int) -> bool:
-        return count % (spatial * patch) == 0
-
-    rules = [("frames", frames, frames_fit), ("height", height, side_fits), ("width", width, side_fits)]
-    faults = [f"{name} {size}, nearest {_nearest(size, fits)}" for name, size, fits in rules if not fits(size)]
-    if faults:
-        raise UserError(f"the networks cannot take these sizes: {'; '.join(faults)}")
-
-
-def _nearest(size: int, fits: Callable[[int], bool]) -> str:
-    above = next(count for count in range(max(size, 1), 2**31) if fits(count))
-    below = next((count for count in range(size, 0, -1) if fits(count)), None)
-    return f"{below} or {above}" if below else str(above)
 
 
 @contextmanager

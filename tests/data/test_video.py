@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dollar_jax.data.shapes import ShapesWorld
-from dollar_jax.data.video import check_size, read_clip, read_video, write_video
+from dollar_jax.data.video import read_clip, read_video, write_video
 from dollar_jax.importing import UserError
 
 GREYS = np.arange(10, 250, 20, dtype=np.uint8)  # twelve frames told apart by their grey
@@ -207,40 +207,3 @@ def test_sound_without_pictures(tmp_path):
         read_clip(tmp_path / "a.mp4", 1, 32, 32, 8)
     with pytest.raises(UserError, match="it has no video"):
         read_video(tmp_path / "a.mp4")
-
-
-PAPER = {"temporal": 4, "spatial": 8, "patch": 2, "chunk": 16}
-SHAPES = {"temporal": 4, "spatial": 4, "patch": 2, "patch_t": 3}
-
-
-@pytest.mark.parametrize(
-    ("sizes", "factors"),
-    [
-        ((49, 480, 720), {"temporal": 4, "spatial": 8, "patch": 2}),
-        ((1, 480, 720), {"temporal": 4, "spatial": 8, "patch": 2}),
-        ((128, 192, 320), PAPER),
-        ((9, 32, 32), SHAPES),
-    ],
-)
-def test_sizes_that_fit(sizes, factors):
-    check_size(*sizes, **factors)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "factors", "fault"),
-    [
-        ((48, 480, 720), {"temporal": 4, "spatial": 8, "patch": 2}, "frames 48, nearest 45 or 49"),
-        (
-            (49, 481, 711),
-            {"temporal": 4, "spatial": 8, "patch": 2},
-            "height 481, .* 480 or 496; width 711, .* 704 or 720",
-        ),
-        ((129, 192, 320), PAPER, "frames 129, nearest 128 or 144"),
-        ((16, 192, 320), PAPER | {"patch_t": 2}, "frames 16, nearest 32"),
-        ((13, 32, 32), SHAPES, "frames 13, nearest 9 or 21"),
-        ((5, 4, 32), SHAPES, "frames 5, nearest 9; height 4, nearest 8"),
-    ],
-)
-def test_sizes_that_do_not_fit(sizes, factors, fault):
-    with pytest.raises(UserError, match=f"{fault}$"):
-        check_size(*sizes, **factors)
