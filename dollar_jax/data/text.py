@@ -12,6 +12,9 @@ from jaxtyping import Bool, Int32
 
 from dollar_jax.importing import UserError
 
+# Only tokenizers are wanted of it: that there is no PyTorch is no news.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 
 def write_word_tokenizer(folder: str | os.PathLike, captions: Iterable[str]) -> None:
     """Writes a tokenizer whose vocabulary is the words of the captions, behind T5's <pad>, </s> and <unk>."""

@@ -1,0 +1,62 @@
+"""The paper's configs, traced at their full size without spending memory on it."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dollar_jax import diffusion
+from dollar_jax.models import build
+from dollar_jax.models.network import count_parameters
+from dollar_jax.pipeline import at_size
+from dollar_jax.stages.distill import student_config
+from dollar_jax.steps import dollar
+
+
+def load(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.lock()
+    return config
+
+
+@pytest.mark.parametrize("name", ["shapes", "dollar", "teacher"])
+def test_configs_read_as_they_are_saved(name):
+    config = load(name)
+    assert config.stages
+    assert config.to_json() == load(name).to_json()
+    with pytest.raises((AttributeError, KeyError)):
+        config.generator.unknown = 1
+
+
+def test_the_papers_step_at_the_papers_size():
+    config, teacher = load("dollar"), load("teacher")
+    part = {"architecture": teacher.vae.architecture, "config": teacher.vae.network.to_dict()}
+    card = at_size({"vae": part}, config.video.to_dict())
+    assert card["latent_shape"] == [40, 24, 40, 16]  # 128 frames of 192 x 320, 16 become 5
+
+    config = student_config(config, "vsd_cd_lrm")
+    assert (config.generator.accumulate, config.generator.batch_size) == (7, 56)
+    network = build(teacher.teacher.architecture, teacher.teacher.network.to_dict(), dtype=jnp.bfloat16, remat="full")
+    setup = dollar.Distillation(
+        network,
+        build(config.reward.architecture, config.reward.network.to_dict()),
+        "conjugate",
+        diffusion.make_schedule(**teacher.teacher.schedule),
+        config,
+    )
+    key = jax.random.key(0)
+    params = jax.eval_shape(network.init, key)
+    assert 1.6e9 < count_parameters(params) < 1.8e9  # 2B counts the text encoder's projection and rounds up
+    state = jax.eval_shape(setup.init, params, key)
+    batch = {
+        "latents": jax.ShapeDtypeStruct((56, *card["latent_shape"]), jnp.float32),
+        "text": jax.ShapeDtypeStruct((56, 226, 256), jnp.float32),
+        "text_mask": jax.ShapeDtypeStruct((56, 226), bool),
+    }
+    frozen = {"teacher": params, "null_text": jax.ShapeDtypeStruct((1, 226, 256), jnp.float32)}
+    after, metrics = jax.eval_shape(dollar.make_generator_step(setup), state, frozen, batch, key)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert {"loss/variational_score", "loss/consistency", "loss/latent_reward"} < set(metrics)
+    after, _ = jax.eval_shape(dollar.make_fake_score_step(setup), state, {}, batch, key)
+    assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
