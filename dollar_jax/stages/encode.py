@@ -28,6 +28,8 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if (folder / "data").exists():
         return
     source = video_source(config)
+    if "latents" in source[0]:  # `python -m dollar_jax.data --encode` was here
+        return
     if config.teacher.path:
         card = relocate(read_card(config.teacher.path), config.teacher.path, folder)
     else:

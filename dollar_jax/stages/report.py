@@ -106,7 +106,9 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             "fps": config.video.fps,
             "command": shlex.join(["python", "-m", "dollar_jax.main", *sys.argv[1:]]),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-            "configs": {name: config[name].to_yaml() for name in ("vae", "teacher", "generator", "students")},
+            "configs": {
+                name: config[name].to_yaml() for name in ("vae", "teacher", "generator", "students") if name in config
+            },
         },
     )
     picture = pictures.montage({name: videos[::3] for name, videos in clips.items()}, [captions[i] for i in shown[::3]])

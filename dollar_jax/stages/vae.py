@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import read_card, write_card
 from dollar_jax.models import build
-from dollar_jax.pipeline import at_size, load
+from dollar_jax.pipeline import at_size, load, to_uint8
 from dollar_jax.stages.common import host_batches, video_source
 from dollar_jax.steps.common import init_state
 from dollar_jax.steps.vae import make_step
@@ -51,7 +51,7 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
     def show(state):
         video = np.asarray(reconstruct(state.ema, frames / np.float32(127.5) - 1))
-        return np.round(np.clip(video + 1, 0, 2) * 127.5).astype(np.uint8), [clip["caption"] for clip in shown]
+        return to_uint8((video + 1) / 2), [clip["caption"] for clip in shown]
 
     def update(state, batch, captions):
         del captions
