@@ -10,11 +10,13 @@ The folder of a training stage is such a folder, so that what is in training can
   velocity, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
   video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
                 (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
+  lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
+
+A converted component also has its `source`, the config.json that it came with.
 """
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from dollar_jax.files import write_atomically
+from dollar_jax.files import require_space, write_atomically
 from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
@@ -79,7 +81,8 @@ def _item(folder: Path, part: Card) -> Path:
 
 
 def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Network, Params]:
-    """Network and parameters of one component of a card. `options` go to the network (dtype, remat).
+    """Network and parameters, in the dtype they are stored in, of one component of a card. `options` go to the network
+    (dtype, remat).
 
     Raises:
       UserError: nothing is stored there, or what is stored has other shapes than the card says.
@@ -89,20 +92,24 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
     path = _item(Path(folder), part)
     if not path.exists():
         raise UserError(f"{path} is missing: the checkpoint in {folder} points to it")
-    wanted = {part["item"]: target} if part["item"] else target
+    item = part["item"]
     with ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path).item_metadata.tree
-        stored = stored[part["item"]] if part["item"] else stored
+        if item and item not in stored:
+            raise UserError(f"{path} holds no {item!r}, but {', '.join(map(repr, stored))}")
+        stored = stored[item] if item else stored
         shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
         if shapes[0] != shapes[1]:
             raise UserError(f"{path} holds another network than {folder}/config.json describes")
+        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
+        wanted = {item: wanted} if item else wanted
         restored = reader.restore(
             path,
             ocp.args.PyTreeRestore(
                 item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             ),
         )
-    return network, restored[part["item"]] if part["item"] else restored
+    return network, restored[item] if item else restored
 
 
 def save_params(folder: str | os.PathLike, params: Params) -> None:
@@ -130,12 +137,7 @@ class Checkpoints:
           UserError: the disk has no room for it.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
-        free = shutil.disk_usage(self._manager.directory).free
-        if free < needed:
-            raise UserError(
-                f"the disk is full: a checkpoint needs {needed / 1e6:,.0f} MB in {self._manager.directory},"
-                f" {free / 1e6:,.0f} MB are free; make room and run the same command again"
-            )
+        require_space(self._manager.directory, needed)
         items = {"state": ocp.args.StandardSave(state), "data": grain.checkpoint.CheckpointSave(batches)}
         self._manager.save(step, args=ocp.args.Composite(**items))
 

@@ -4,7 +4,8 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -14,10 +15,15 @@ from dollar_jax.importing import UserError
 FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs a command; a wrong flag or a UserError is one line on stderr and exit status 2."""
+def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
+    """Parses the flags and runs a command; a wrong flag or a UserError is one line on stderr and exit status 2.
+
+    Args:
+      main: called with what stands on the command line beside the flags.
+      arguments: the names of these.
+    """
     try:
-        app.run(lambda argv: main(), flags_parser=_parse)
+        app.run(lambda argv: main(*argv[1:]), flags_parser=partial(_parse, arguments))
     except UserError as error:
         _stop(str(error))
     except Exception as error:
@@ -41,7 +47,7 @@ def required(*needed: flags.FlagHolder) -> None:
             raise UserError(f"--{flag.name} is missing; see --help")
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)[1:]
@@ -54,6 +60,8 @@ def _parse(argv: list[str]) -> list[str]:
         raise UserError(f"the config has no field {field}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error).splitlines()[0]) from error
-    if rest:
+    if rest and not arguments:
         raise UserError(f"{rest[0]}: not a flag; did you mean --{rest[0]}?")
-    return argv
+    if len(rest) != len(arguments):
+        raise UserError(f"wanted {' '.join(arguments)}, got {' '.join(rest) or 'nothing'}; see --help")
+    return [argv[0], *rest]

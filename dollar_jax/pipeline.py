@@ -74,7 +74,8 @@ class Pipeline:
         return self.encode_mean(video) * np.float32(self._scale)
 
     def decode(self, latents: Latents) -> Frames:
-        """Videos of scaled latents."""
+        """Videos of scaled latents, without their leading ones."""
+        latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
         video = self._decode(self.networks["vae"][1], latents / np.float32(self._scale))
         return to_uint8((np.asarray(video) + 1) / 2)
 
@@ -155,7 +156,7 @@ def at_size(card: Card, video: Mapping[str, Any]) -> Card:
     clip = jax.ShapeDtypeStruct((1, video["frames"], video["height"], video["width"], 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0))
     mean, _ = jax.eval_shape(_autoencoder(card, network)[0], params, clip)
-    return card | {"latent_shape": list(mean.shape[1:])}
+    return {name: value for name, value in card.items() if name != "lead"} | {"latent_shape": list(mean.shape[1:])}
 
 
 def pad_rows(arrays: tuple, count: int) -> tuple:

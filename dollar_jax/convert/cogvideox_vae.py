@@ -1,12 +1,12 @@
 """diffusers' AutoencoderKLCogVideoX: its config and its keys in our names."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from dollar_jax.convert.tables import Rule, convolution, linear, same
+from dollar_jax.convert.tables import Change, Rule, convolution_rules, layer_rules, norm_rules
 from dollar_jax.importing import UserError
+from dollar_jax.models.cogvideox_vae import build
 
 SIZES = (
     "in_channels",
@@ -19,6 +19,8 @@ SIZES = (
     "temporal_compression_ratio",
 )
 FIXED = {"act_fn": "silu", "use_quant_conv": False, "use_post_quant_conv": False}
+# What only our network can be, and what the public one is.
+OURS = {"patch_size": (1, 1, 1), "exactly_causal": False, "encode_chunk": 8, "decode_chunk": 2}
 
 
 def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,45 +39,63 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: theirs[name] for name in SIZES}
 
 
-def pointwise(x: np.ndarray) -> np.ndarray:
-    """A convolution with a window of one, [out, in, 1, 1, 1] -> [in, out]."""
-    return linear(x.reshape(x.shape[:2]))
+def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `config`: what diffusers reads.
+
+    Raises:
+      UserError: diffusers has no such network.
+    """
+    for name, public in OURS.items():
+        value = config.get(name, public)
+        if (tuple(value) if isinstance(value, list) else value) != public:
+            raise UserError(f"the VAE has {name} = {value}, which diffusers does not know: there it is always {public}")
+    defaults = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
+    sizes = {name: config.get(name, defaults[name]) for name in SIZES}
+    levels = len(sizes["block_out_channels"])
+    return (
+        sizes
+        | FIXED
+        | {
+            "down_block_types": ["CogVideoXDownBlock3D"] * levels,
+            "up_block_types": ["CogVideoXUpBlock3D"] * levels,
+        }
+    )
 
 
-def _level(theirs: str, ours: str) -> list[Rule]:
+# A convolution with a window of one, [out, in, 1, 1, 1] <-> [in, out].
+pointwise = Change(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T[:, :, None, None, None])
+
+
+def table(config: Mapping[str, Any]) -> list[Rule]:
+    """The rules, the same for every config."""
+    del config
+    rules = []
+    for side, direction in (("encoder", "down"), ("decoder", "up")):
+        level = f"{side}.{direction}_blocks.{{level}}"
+        rules += [
+            *convolution_rules({f"{side}.{name}.conv": f"{side}/{name}" for name in ("conv_in", "conv_out")}),
+            *convolution_rules({f"{level}.{direction}samplers.0.conv": f"{side}/levels/{{level}}/resample"}),
+            *_norm(f"{side}.norm_out", f"{side}/norm_out"),
+            *_blocks(f"{side}.mid_block", f"{side}/middle"),
+            *_blocks(level, f"{side}/levels/{{level}}"),
+        ]
+    return rules
+
+
+def _blocks(theirs: str, ours: str) -> list[Rule]:
     """The rules of one group of residual blocks."""
-    block, place = rf"{theirs}\.resnets\.(?P<block>\d+)\.", rf"{ours}/blocks/\g<block>/"
+    theirs, ours = f"{theirs}.resnets.{{block}}", f"{ours}/blocks/{{block}}"
     return [
-        (rf"{block}(?P<name>conv\d)\.conv\.weight", rf"{place}\g<name>/kernel", convolution),
-        (rf"{block}(?P<name>conv\d)\.conv\.bias", rf"{place}\g<name>/bias", same),
-        (rf"{block}conv_shortcut\.weight", rf"{place}shortcut/kernel", pointwise),
-        (rf"{block}conv_shortcut\.bias", rf"{place}shortcut/bias", same),
-        *_norm(rf"{block}(?P<name>norm\d)", rf"{place}\g<name>"),
+        *convolution_rules({f"{theirs}.{name}.conv": f"{ours}/{name}" for name in ("conv1", "conv2")}),
+        *layer_rules(f"{theirs}.conv_shortcut", f"{ours}/shortcut", "kernel", pointwise),
+        *(rule for name in ("norm1", "norm2") for rule in _norm(f"{theirs}.{name}", f"{ours}/{name}")),
     ]
 
 
 def _norm(theirs: str, ours: str) -> list[Rule]:
     """Norms are plain in the encoder and conditioned on the latents in the decoder."""
     return [
-        (rf"{theirs}\.weight", rf"{ours}/scale", same),
-        (rf"{theirs}\.bias", rf"{ours}/bias", same),
-        (rf"{theirs}\.norm_layer\.weight", rf"{ours}/norm/scale", same),
-        (rf"{theirs}\.norm_layer\.bias", rf"{ours}/norm/bias", same),
-        (rf"{theirs}\.conv_y\.conv\.weight", rf"{ours}/scale/kernel", pointwise),
-        (rf"{theirs}\.conv_y\.conv\.bias", rf"{ours}/scale/bias", same),
-        (rf"{theirs}\.conv_b\.conv\.weight", rf"{ours}/shift/kernel", pointwise),
-        (rf"{theirs}\.conv_b\.conv\.bias", rf"{ours}/shift/bias", same),
+        *norm_rules({theirs: ours, f"{theirs}.norm_layer": f"{ours}/norm"}),
+        *layer_rules(f"{theirs}.conv_y.conv", f"{ours}/scale", "kernel", pointwise),
+        *layer_rules(f"{theirs}.conv_b.conv", f"{ours}/shift", "kernel", pointwise),
     ]
-
-
-SIDE = r"(?P<side>encoder|decoder)"
-LEVEL = rf"{SIDE}\.(?:down|up)_blocks\.(?P<level>\d+)"
-TABLE: list[Rule] = [
-    (rf"{SIDE}\.(?P<name>conv_in|conv_out)\.conv\.weight", r"\g<side>/\g<name>/kernel", convolution),
-    (rf"{SIDE}\.(?P<name>conv_in|conv_out)\.conv\.bias", r"\g<side>/\g<name>/bias", same),
-    *_norm(rf"{SIDE}\.norm_out", r"\g<side>/norm_out"),
-    *_level(rf"{SIDE}\.mid_block", r"\g<side>/middle"),
-    *_level(LEVEL, r"\g<side>/levels/\g<level>"),
-    (rf"{LEVEL}\.(?:down|up)samplers\.0\.conv\.weight", r"\g<side>/levels/\g<level>/resample/kernel", convolution),
-    (rf"{LEVEL}\.(?:down|up)samplers\.0\.conv\.bias", r"\g<side>/levels/\g<level>/resample/bias", same),
-]

@@ -8,32 +8,38 @@ from dollar_jax.convert.tables import Rule, linear_rules, norm_rules, same
 from dollar_jax.importing import UserError
 from dollar_jax.models.t5 import Config
 
-TABLE: list[Rule] = [
-    (r"shared\.weight|encoder\.embed_tokens\.weight", "embed/embedding", same),
-    (
-        r"encoder\.block\.0\.layer\.0\.SelfAttention\.relative_attention_bias\.weight",
-        "distance_bias/embedding",
-        same,
-    ),
-    *linear_rules(
-        {
-            "encoder.block.{layer}.layer.0.SelfAttention.q": "blocks/query",
-            "encoder.block.{layer}.layer.0.SelfAttention.k": "blocks/key",
-            "encoder.block.{layer}.layer.0.SelfAttention.v": "blocks/value",
-            "encoder.block.{layer}.layer.0.SelfAttention.o": "blocks/project",
-            "encoder.block.{layer}.layer.1.DenseReluDense.wi_0": "blocks/gate",
-            "encoder.block.{layer}.layer.1.DenseReluDense.wi_1": "blocks/expand",
-            "encoder.block.{layer}.layer.1.DenseReluDense.wo": "blocks/contract",
-        }
-    ),
-    *norm_rules(
-        {
-            "encoder.block.{layer}.layer.0.layer_norm": "blocks/attention_norm",
-            "encoder.block.{layer}.layer.1.layer_norm": "blocks/mlp_norm",
-            "encoder.final_layer_norm": "norm",
-        }
-    ),
-]
+
+def table(config: Mapping[str, Any]) -> list[Rule]:
+    """The rules, the same for every config."""
+    del config
+    return [
+        # One matrix under both names; `shared` is the one that transformers writes.
+        Rule("shared.weight", "embed/embedding", same),
+        Rule("encoder.embed_tokens.weight", "embed/embedding", same),
+        Rule(
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            "distance_bias/embedding",
+            same,
+        ),
+        *linear_rules(
+            {
+                "encoder.block.{layer}.layer.0.SelfAttention.q": "blocks/query",
+                "encoder.block.{layer}.layer.0.SelfAttention.k": "blocks/key",
+                "encoder.block.{layer}.layer.0.SelfAttention.v": "blocks/value",
+                "encoder.block.{layer}.layer.0.SelfAttention.o": "blocks/project",
+                "encoder.block.{layer}.layer.1.DenseReluDense.wi_0": "blocks/gate",
+                "encoder.block.{layer}.layer.1.DenseReluDense.wi_1": "blocks/expand",
+                "encoder.block.{layer}.layer.1.DenseReluDense.wo": "blocks/contract",
+            }
+        ),
+        *norm_rules(
+            {
+                "encoder.block.{layer}.layer.0.layer_norm": "blocks/attention_norm",
+                "encoder.block.{layer}.layer.1.layer_norm": "blocks/mlp_norm",
+                "encoder.final_layer_norm": "norm",
+            }
+        ),
+    ]
 
 
 def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,3 +59,8 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
             f"the text encoder's config.json has feed_forward_proj = {kind!r}: only 'gated-gelu' is supported"
         )
     return {name: theirs[name] for name in names}
+
+
+def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `config`: what transformers reads."""
+    return {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | dataclasses.asdict(Config(**config))

@@ -1,92 +1,119 @@
-"""Key tables: how the tensors of a PyTorch state dict map onto our parameters, and the reader that applies one.
+"""Key tables: how the tensors of a PyTorch state dict map onto our parameters and back.
 
-A table is a list of rules (pattern, path, transform). The pattern is a full-match regex on the PyTorch key; the path
-may use its groups (`\\1`); a group named `layer` stacks: layer i of PyTorch is row i of our stacked parameter.
+A table is a list of rules (theirs, ours, change): a PyTorch key, the path of our parameter, and what is done to the
+tensor. `{name}` in both stands for the same number. `{layer}` in the key alone stacks: layer i of PyTorch is row i of
+our parameter.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dollar_jax.importing import UserError
+from dollar_jax.notation import Params
 
-Transform = Callable[[np.ndarray], np.ndarray]
-Rule = tuple[str, str, Transform]
-
-
-def same(x: np.ndarray) -> np.ndarray:
-    """Biases, norms, embeddings."""
-    return x
+STACKED = "{layer}"
 
 
-def linear(x: np.ndarray) -> np.ndarray:
-    """[out, in] -> [in, out]."""
-    return x.T
+class Change(NamedTuple):
+    """What becomes of a tensor on the way to us, and its inverse."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
 
 
-def convolution(x: np.ndarray) -> np.ndarray:
-    """[out, in, *window] -> [*window, in, out], for any number of spatial axes."""
-    return np.moveaxis(x, (0, 1), (-1, -2))
+class Rule(NamedTuple):
+    """See the module's docstring."""
+
+    theirs: str
+    ours: str
+    change: Change
+
+
+same = Change(lambda x: x, lambda x: x)  # biases, norms, embeddings
+linear = Change(np.transpose, np.transpose)  # [out, in] <-> [in, out]
+# [out, in, *window] <-> [*window, in, out], for any number of spatial axes
+convolution = Change(lambda x: np.moveaxis(x, (0, 1), (-1, -2)), lambda x: np.moveaxis(x, (-1, -2), (0, 1)))
 
 
 def linear_rules(names: Mapping[str, str]) -> list[Rule]:
-    """Rules for linear layers: PyTorch module -> our module. `{layer}` in the former stands for the layer's number."""
-    return [rule for name, path in names.items() for rule in _rules(name, path, ("kernel", linear))]
+    """Rules for linear layers: PyTorch module -> our module."""
+    return [rule for name, path in names.items() for rule in layer_rules(name, path, "kernel", linear)]
 
 
 def norm_rules(names: Mapping[str, str]) -> list[Rule]:
-    """Rules for norms: PyTorch module -> our module, as in `linear_rules`."""
-    return [rule for name, path in names.items() for rule in _rules(name, path, ("scale", same))]
+    """Rules for norms: PyTorch module -> our module."""
+    return [rule for name, path in names.items() for rule in layer_rules(name, path, "scale", same)]
 
 
-def _rules(name: str, path: str, weight: tuple[str, Transform]) -> list[Rule]:
-    pattern = re.escape(name).replace(r"\{layer\}", r"(?P<layer>\d+)")
-    return [(rf"{pattern}\.weight", f"{path}/{weight[0]}", weight[1]), (rf"{pattern}\.bias", f"{path}/bias", same)]
+def convolution_rules(names: Mapping[str, str]) -> list[Rule]:
+    """Rules for convolutions: PyTorch module -> our module."""
+    return [rule for name, path in names.items() for rule in layer_rules(name, path, "kernel", convolution)]
 
 
-def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target: dict) -> dict:
-    """Our parameters from a state dict of arrays.
+def layer_rules(theirs: str, ours: str, weight: str, change: Change) -> list[Rule]:
+    """Rules for a module with `weight`, which is `weight` in ours, and `bias`."""
+    return [Rule(f"{theirs}.weight", f"{ours}/{weight}", change), Rule(f"{theirs}.bias", f"{ours}/bias", same)]
+
+
+def _match(template: str, text: str) -> dict[str, str] | None:
+    """The numbers that stand for the names in a template, None where it does not fit."""
+    match = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(template)), text)
+    return match and match.groupdict()
+
+
+def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target: Params) -> Params:
+    """Our parameters from a state dict of arrays, which may be read when they are asked for.
 
     Args:
       table: the rules; each key must match exactly one.
       state_dict: PyTorch key -> array. Tied weights may come under all their names.
-      target: nested dict of arrays or ShapeDtypeStructs: what the network needs. Dtypes are cast to the target's.
+      target: nested dict of arrays or ShapeDtypeStructs: what the network needs. Dtypes are those of the state dict; a
+        parameter whose layers differ in it gets the one that holds them all.
     Raises:
       UserError: all faults at once: keys that match no rule or several, that have no place, the wrong shape or a place
         that another key fills with other values; parameters or layers left unfilled.
     """
-    filled = {_name(path): np.empty(leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(target)}
-    seen = {path: np.zeros(array.shape[:1], bool) for path, array in filled.items()}
+    shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(target)}
+    filled: dict[str, np.ndarray] = {}
+    seen = {path: np.zeros(shape[:1], bool) for path, shape in shapes.items()}
 
-    def fill(key: str, value: np.ndarray) -> None:
-        matches = [(match, *rule) for pattern, *rule in table if (match := re.fullmatch(pattern, key))]
+    def fill(key: str) -> None:
+        matches = [(fields, rule) for rule in table if (fields := _match(rule.theirs, key)) is not None]
         if len(matches) != 1:
             raise UserError(f"{key} matches {len(matches)} rules")
-        match, path, transform = matches[0]
-        path, layer = match.expand(path), match.groupdict().get("layer")
-        if path not in filled:
+        fields, rule = matches[0]
+        path = rule.ours.format(**fields)
+        if path not in shapes:
             raise UserError(f"{key} has no place: the network has no {path}")
-        if layer is not None and int(layer) >= len(filled[path]):
-            raise UserError(f"{key} has no place: the network has {len(filled[path])} layers")
-        row = ... if layer is None else int(layer)
-        place, again = filled[path][row], seen[path][row].any()
+        row = int(fields["layer"]) if STACKED in rule.theirs else ...
+        if row is not ... and row >= shapes[path][0]:
+            raise UserError(f"{key} has no place: the network has {shapes[path][0]} layers")
+        again = seen[path][row].any()
         seen[path][row] = True
+        value = state_dict[key]
         try:
-            ours = transform(value).astype(place.dtype)
+            ours = rule.change.to_ours(value)
         except ValueError as error:
             raise UserError(f"{key} has shape {value.shape}, which does not fit {path}: {error}") from error
-        if ours.shape != place.shape:
-            raise UserError(f"{key} has shape {value.shape}, which makes {ours.shape}, but {path} is {place.shape}")
-        if again and not np.array_equal(ours, place):
+        wanted = shapes[path] if row is ... else shapes[path][1:]
+        if ours.shape != wanted:
+            raise UserError(f"{key} has shape {value.shape}, which makes {ours.shape}, but {path} is {wanted}")
+        place = filled.get(path)
+        if place is None:
+            place = np.empty(shapes[path], ours.dtype)
+        filled[path] = place = place.astype(np.promote_types(place.dtype, ours.dtype), copy=False)
+        if again and not np.array_equal(ours, place[row]):
             raise UserError(f"{key} gives {path} other values than an earlier key")
-        filled[path][row] = ours
+        place[row] = ours
 
     faults = []
-    for key, value in state_dict.items():
+    for key in state_dict:
         try:
-            fill(key, value)
+            fill(key)
         except UserError as fault:
             faults.append(str(fault))
     for path, rows in seen.items():
@@ -95,6 +122,23 @@ def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target:
     if faults:
         raise UserError("the weights do not fit the network: " + "; ".join(faults))
     return jax.tree.map_with_path(lambda path, _: filled[_name(path)], target)
+
+
+def restore(table: Sequence[Rule], params: Params) -> dict[str, np.ndarray]:
+    """The state dict of our parameters, the inverse of `convert`: views wherever NumPy can make one.
+
+    Tied weights come under the first of their names in the table.
+    """
+    state_dict = {}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        matches = ((_match(rule.ours, _name(path)), rule) for rule in table)
+        fields, rule = next((fields, rule) for fields, rule in matches if fields is not None)
+        if STACKED in rule.theirs:
+            for layer, row in enumerate(leaf):
+                state_dict[rule.theirs.format(**fields, layer=layer)] = rule.change.to_theirs(row)
+        else:
+            state_dict[rule.theirs.format(**fields)] = rule.change.to_theirs(leaf)
+    return state_dict
 
 
 def _name(path: tuple) -> str:

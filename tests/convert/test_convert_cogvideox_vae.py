@@ -24,4 +24,5 @@ def test_config_with_layers_that_we_lack(change):
 
 def test_pointwise_convolution_is_a_matrix():
     weight = np.random.default_rng(0).normal(size=(5, 3, 1, 1, 1))
-    np.testing.assert_array_equal(pointwise(weight), weight[:, :, 0, 0, 0].T)
+    np.testing.assert_array_equal(pointwise.to_ours(weight), weight[:, :, 0, 0, 0].T)
+    np.testing.assert_array_equal(pointwise.to_theirs(pointwise.to_ours(weight)), weight)

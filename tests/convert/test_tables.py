@@ -5,21 +5,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dollar_jax.convert.tables import convert, convolution, linear, linear_rules, norm_rules, same
+from dollar_jax.convert.tables import (
+    Rule,
+    convert,
+    convolution,
+    convolution_rules,
+    linear,
+    linear_rules,
+    norm_rules,
+    restore,
+    same,
+)
 from dollar_jax.importing import UserError
 
 TABLE = [
-    (r"shared\.weight|embed\.weight", "embed", same),
-    (r"(?P<side>up|down)\.conv\.weight", r"\g<side>/kernel", convolution),
+    Rule("embed.weight", "embed", same),
+    Rule("shared.weight", "embed", same),
+    *convolution_rules({f"levels.{{level}}.{side}.conv": f"{side}/{{level}}" for side in ("up", "down")}),
     *linear_rules({"blocks.{layer}.ff.0": "blocks/expand"}),
     *norm_rules({"blocks.{layer}.norm": "blocks/norm"}),
 ]
 TARGET = {
     "embed": jax.ShapeDtypeStruct((5, 4), jnp.float32),
-    "up": {"kernel": jax.ShapeDtypeStruct((3, 3, 2, 6), jnp.float32)},
+    "up": {
+        "1": {
+            "kernel": jax.ShapeDtypeStruct((3, 3, 2, 6), jnp.float32),
+            "bias": jax.ShapeDtypeStruct((6,), jnp.float32),
+        }
+    },
     "blocks": {
         "expand": {
-            "kernel": jax.ShapeDtypeStruct((3, 4, 8), jnp.bfloat16),
+            "kernel": jax.ShapeDtypeStruct((3, 4, 8), jnp.float32),
             "bias": jax.ShapeDtypeStruct((3, 8), jnp.float32),
         },
         "norm": {"scale": jax.ShapeDtypeStruct((3, 4), jnp.float32), "bias": jax.ShapeDtypeStruct((3, 4), jnp.float32)},
@@ -29,7 +45,7 @@ TARGET = {
 
 @pytest.fixture
 def weights() -> dict[str, np.ndarray]:
-    shapes = {"embed.weight": (5, 4), "up.conv.weight": (6, 2, 3, 3)}
+    shapes = {"embed.weight": (5, 4), "levels.1.up.conv.weight": (6, 2, 3, 3), "levels.1.up.conv.bias": (6,)}
     for layer in range(3):
         block = {"ff.0.weight": (8, 4), "ff.0.bias": (8,), "norm.weight": (4,), "norm.bias": (4,)}
         shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
@@ -50,7 +66,7 @@ def test_every_number_arrives_in_its_place(weights):
     params = convert(TABLE, weights, TARGET)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), TARGET)
     np.testing.assert_array_equal(params["embed"], weights["embed.weight"])
-    assert params["up"]["kernel"][2, 0, 1, 5] == weights["up.conv.weight"][5, 1, 2, 0]
+    assert params["up"]["1"]["kernel"][2, 0, 1, 5] == weights["levels.1.up.conv.weight"][5, 1, 2, 0]
     for layer in range(3):
         kernel = params["blocks"]["expand"]["kernel"][layer].astype(np.float32)
         np.testing.assert_array_equal(kernel, weights[f"blocks.{layer}.ff.0.weight"].T)
@@ -60,9 +76,29 @@ def test_every_number_arrives_in_its_place(weights):
 
 def test_convolutions_of_any_number_of_axes():
     kernel = np.arange(2 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6)
-    assert convolution(kernel).shape == (4, 5, 6, 3, 2)
-    assert convolution(kernel)[3, 1, 5, 2, 0] == kernel[0, 2, 3, 1, 5]
-    assert linear(np.ones((2, 3))).shape == (3, 2)
+    ours = convolution.to_ours(kernel)
+    assert ours.shape == (4, 5, 6, 3, 2)
+    assert ours[3, 1, 5, 2, 0] == kernel[0, 2, 3, 1, 5]
+    np.testing.assert_array_equal(convolution.to_theirs(ours), kernel)
+    assert linear.to_ours(np.ones((2, 3))).shape == (3, 2)
+
+
+def test_back_again_bit_for_bit(weights):
+    weights = {key: value.astype(jnp.bfloat16) for key, value in weights.items()}
+    restored = restore(TABLE, convert(TABLE, weights, TARGET))
+    assert restored.keys() == weights.keys()
+    for key, value in weights.items():
+        assert restored[key].dtype == value.dtype
+        np.testing.assert_array_equal(restored[key], value)
+
+
+def test_layers_of_different_dtypes_lose_nothing(weights):
+    weights["blocks.1.norm.bias"] = np.full(4, 1 + 2**-20, np.float32)
+    for layer in (0, 2):
+        weights[f"blocks.{layer}.norm.bias"] = weights[f"blocks.{layer}.norm.bias"].astype(jnp.bfloat16)
+    bias = convert(TABLE, weights, TARGET)["blocks"]["norm"]["bias"]
+    np.testing.assert_array_equal(bias, np.stack([weights[f"blocks.{layer}.norm.bias"] for layer in range(3)]))
+    assert bias.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -79,15 +115,15 @@ def test_tied_weights_may_come_twice_but_must_agree(weights):
 
 
 def test_a_key_under_two_rules(weights):
-    table = [*TABLE, (r"embed\..*", "embed", same)]
+    table = [*TABLE, Rule("embed.weight", "shadow", same)]
     assert faults(table, weights) == ["embed.weight matches 2 rules", "nothing fills embed"]
 
 
 def test_a_key_without_a_place(weights):
-    weights |= {"down.conv.weight": np.zeros((6, 2, 3, 3)), "blocks.3.norm.bias": np.zeros(4)}
+    weights |= {"levels.1.down.conv.weight": np.zeros((6, 2, 3, 3)), "blocks.3.norm.bias": np.zeros(4)}
     assert faults(TABLE, weights) == [
         "blocks.3.norm.bias has no place: the network has 3 layers",
-        "down.conv.weight has no place: the network has no down/kernel",
+        "levels.1.down.conv.weight has no place: the network has no down/1/kernel",
     ]
 
 
@@ -102,9 +138,9 @@ def test_wrong_shapes_are_not_broadcast(weights, shape):
 
 
 def test_a_transform_that_refuses_is_a_fault(weights):
-    weights["up.conv.weight"] = np.zeros(6)
+    weights["levels.1.up.conv.weight"] = np.zeros(6)
     [fault] = faults(TABLE, weights)
-    assert fault.startswith("up.conv.weight has shape (6,), which does not fit up/kernel: ")
+    assert fault.startswith("levels.1.up.conv.weight has shape (6,), which does not fit up/1/kernel: ")
 
 
 def test_what_nothing_fills(weights):
@@ -115,10 +151,10 @@ def test_what_nothing_fills(weights):
 
 def test_all_faults_at_once(weights):
     weights |= {"unknown": np.zeros(1), "blocks.1.norm.bias": np.zeros(3), "blocks.7.norm.bias": np.zeros(4)}
-    del weights["up.conv.weight"]
+    del weights["levels.1.up.conv.weight"]
     assert faults(TABLE, weights) == [
         "blocks.1.norm.bias has shape (3,), which makes (3,), but blocks/norm/bias is (4,)",
         "blocks.7.norm.bias has no place: the network has 3 layers",
-        "nothing fills up/kernel",
+        "nothing fills up/1/kernel",
         "unknown matches 0 rules",
     ]

@@ -63,9 +63,9 @@ def torch_latents(x) -> torch.Tensor:
     return torch.tensor(np.moveaxis(np.asarray(x), -1, 2))
 
 
-def ours(state_dict, network):
+def ours(config, state_dict, network):
     arrays = {key: value.detach().numpy() for key, value in state_dict.items()}
-    return convert(cogvideox.TABLE, arrays, jax.eval_shape(network.init, jax.random.key(0)))
+    return convert(cogvideox.table(config), arrays, jax.eval_shape(network.init, jax.random.key(0)))
 
 
 def random_params(network):
@@ -115,7 +115,7 @@ def compute(name):
     return SimpleNamespace(
         config=config,
         network=network,
-        params=ours(theirs.state_dict(), network),
+        params=ours(config, theirs.state_dict(), network),
         inputs=(jnp.asarray(latents), jnp.asarray(times), jnp.asarray(text)),
         cotangent=cotangent,
         condition=conditions[0].detach().numpy(),
@@ -123,7 +123,7 @@ def compute(name):
         velocity=np.moveaxis(velocity.detach().numpy(), 2, -1),
         latents_gradient=np.moveaxis(x.grad.numpy(), 2, -1),
         text_gradient=words.grad.numpy(),
-        gradients=None if "patch_embed.pos_embedding" in theirs.state_dict() else ours(gradients, network),
+        gradients=None if "patch_embed.pos_embedding" in theirs.state_dict() else ours(config, gradients, network),
     )
 
 

@@ -43,7 +43,7 @@ def stock(widths: tuple[int, ...], groups: int, layers: int, latents: int, ratio
             parameter += 0.2 * torch.randn_like(parameter)
     config = theirs.config(model.config)
     target = jax.eval_shape(cogvideox_vae.build(**config).init, jax.random.key(0))
-    return model, config, convert(theirs.TABLE, {k: v.numpy() for k, v in model.state_dict().items()}, target)
+    return model, config, convert(theirs.table({}), {k: v.numpy() for k, v in model.state_dict().items()}, target)
 
 
 def ours(x: torch.Tensor) -> np.ndarray:

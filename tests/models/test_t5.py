@@ -61,13 +61,13 @@ def compute(masked: bool):
     gradients = {key: parameter.grad.numpy() for key, parameter in theirs.named_parameters()}
     return SimpleNamespace(
         network=network,
-        params=convert(keys.TABLE, {key: value.numpy() for key, value in theirs.state_dict().items()}, target),
+        params=convert(keys.table({}), {key: value.numpy() for key, value in theirs.state_dict().items()}, target),
         tokens=jnp.asarray(tokens),
         mask=None if mask is None else jnp.asarray(mask),
         cotangent=cotangent,
         states=[state.detach().numpy() for state in states],
         text=text.detach().numpy(),
-        gradients=convert(keys.TABLE, gradients, target),
+        gradients=convert(keys.table({}), gradients, target),
     )
 
 

@@ -1,0 +1,40 @@
+"""Public PyTorch weights to checkpoints of dollar_jax, and models of dollar_jax to PyTorch.
+
+    python -m dollar_jax.convert from_torch SRC DST
+    python -m dollar_jax.convert to_torch   SRC DST
+
+from_torch: SRC is a diffusers pipeline folder (CogVideoX), one model folder of diffusers or
+transformers (transformer, VAE, T5 encoder, CLIP), or a file of open_clip or of LAION's
+aesthetic predictors. Safetensors or weights-only pickles, in one file or sharded.
+to_torch: SRC is a teacher's or student's folder (W/vsd_cd, or W/vsd_cd/checkpoints/1000); DST
+becomes a folder for diffusers, with a README that says how to sample from it.
+DST must not exist. Tensors keep their dtype.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from dollar_jax.command import run
+from dollar_jax.importing import UserError
+
+_ITEM = flags.DEFINE_string("item", "", "to_torch: student, ema, params or fake_score of a training stage.")
+
+
+def main(command: str, source: str, target: str) -> None:
+    from dollar_jax.convert.from_torch import from_torch  # JAX starts here
+    from dollar_jax.convert.to_torch import to_torch
+
+    match command:
+        case "from_torch":
+            card = from_torch(Path(source), Path(target))
+            print(f"{target}: a {card['role']}")
+        case "to_torch":
+            to_torch(Path(source), Path(target), _ITEM.value)
+            print(f"{target}: for diffusers; its README.md says how to sample")
+        case _:
+            raise UserError(f"{command} is neither from_torch nor to_torch; see --help")
+
+
+if __name__ == "__main__":
+    run(main, ("COMMAND", "SRC", "DST"))

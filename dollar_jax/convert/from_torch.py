@@ -1,0 +1,134 @@
+"""PyTorch folders and files to our checkpoints."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dollar_jax.checkpoint import Card, save_params, write_card
+from dollar_jax.convert import aesthetic, clip, schedulers
+from dollar_jax.convert.architectures import of_folder, read_json
+from dollar_jax.convert.tables import Rule, convert
+from dollar_jax.convert.tensors import Tensors, open_file, open_folder
+from dollar_jax.files import new_folder, require_space
+from dollar_jax.importing import UserError
+from dollar_jax.models import build
+from dollar_jax.pipeline import at_size
+
+PIPELINE = "CogVideoXPipeline"
+GUIDANCE = 5.0  # the paper's w; the stock pipeline's guidance_scale of 6
+LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
+
+
+def from_torch(source: Path, target: Path) -> Card:
+    """Converts what is at `source` and returns the card of the new checkpoint `target`.
+
+    Tensors keep their dtype; one component is in memory at a time.
+
+    Args:
+      source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip or of
+        LAION's aesthetic predictors.
+    Raises:
+      UserError: what is there cannot be read or does not fit; then nothing is written.
+    """
+    if not source.exists():
+        raise UserError(f"{source} does not exist")
+    with new_folder(target) as folder:
+        if source.is_file():
+            card = _file(source, folder)
+        elif (source / "model_index.json").exists():
+            card = _pipeline(source, folder)
+        else:
+            part, component = _component(source, folder)
+            card = {"role": component, component: part}
+        write_card(folder, card)
+    return card
+
+
+def _pipeline(source: Path, folder: Path) -> Card:
+    """A teacher, with all that its folder says."""
+    kind = read_json(source / "model_index.json").get("_class_name")
+    if kind != PIPELINE:
+        raise UserError(
+            f"{source} holds a {kind}, which is neither sampled nor distilled here (a {PIPELINE} is); to convert its"
+            " networks alone name their folders"
+        )
+    _refuse_lora(source)
+    card: Card = {"role": "teacher"} | schedulers.to_card(read_json(source / "scheduler" / "scheduler_config.json"))
+    card["guidance"] = GUIDANCE
+    for name in ("transformer", "vae", "text_encoder"):
+        part, component = _component(source / name, folder)
+        if component != name:
+            raise UserError(f"{source / name} holds a {component}")
+        card[name] = part
+    network = card["transformer"]["config"]
+    if not (source / "tokenizer").is_dir():
+        raise UserError(f"{source}/tokenizer is missing")
+    shutil.copytree(source / "tokenizer", folder / "tokenizer")
+    card["tokenizer"] = {"path": "tokenizer", "length": network["max_text_seq_length"]}
+    return _at_own_size(card)
+
+
+def _at_own_size(card: Card) -> Card:
+    """The card with the video size that the transformer's config stands for."""
+    network, vae = card["transformer"]["config"], card["vae"]["config"]
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    size = {"height": network["sample_height"] * scale, "width": network["sample_width"] * scale, "fps": 8}
+    if stride := network["patch_size_t"]:
+        # CogVideoX 1.5 calls the range of its positions a size; it was trained at this one.
+        size = {"height": 768, "width": 1360, "fps": 16} if network["sample_height"] == 300 else size
+    card = at_size(card, {"frames": network["sample_frames"], **size, "independent_chunk": 0})
+    if stride and (rest := card["latent_shape"][0] % stride):
+        card["lead"] = stride - rest
+        card["latent_shape"][0] += card["lead"]
+    return card
+
+
+def _component(source: Path, folder: Path) -> tuple[Card, str]:
+    """Converts a model folder into `folder/component`: its part of a card, and the component's name."""
+    _refuse_lora(source)
+    architecture, theirs = of_folder(source)
+    config = architecture.keys.config(theirs)
+    component, table = architecture.component, architecture.keys.table(config)
+    tensors = open_folder(source)
+    if component == "clip":
+        tensors = tensors.without(clip.IGNORED)
+    part = _save(folder, component, architecture.network, config, table, tensors)
+    scale = {"scaling_factor": theirs["scaling_factor"]} if component == "vae" else {}
+    return part | scale | {"source": theirs}, component
+
+
+def _file(source: Path, folder: Path) -> Card:
+    """A file without a config: its tensors say what it is."""
+    tensors = open_file(source)
+    if "visual.conv1.weight" in tensors:
+        config = clip.open_clip_config(tensors.shapes)
+        part = _save(folder, "clip", "clip", config, clip.open_clip_table(config), clip.split_fused(tensors))
+        return {"role": "clip", "clip": part}
+    if tensors.keys() <= {"weight", "bias"} or "layers.0.weight" in tensors:
+        config = aesthetic.config(tensors.shapes)
+        part = _save(folder, "aesthetic", "aesthetic", config, aesthetic.table(config), tensors)
+        return {"role": "aesthetic", "aesthetic": part}
+    raise UserError(f"{source} holds neither an open_clip model nor an aesthetic predictor; folders have a config.json")
+
+
+def _save(
+    folder: Path, component: str, network: str, config: Mapping[str, Any], table: list[Rule], tensors: Tensors
+) -> Card:
+    """Converts and writes one network, and returns its part of a card."""
+    require_space(folder, tensors.nbytes)
+    print(f"{component}: {len(tensors)} tensors, {tensors.nbytes / 1e6:,.1f} MB", flush=True)
+    target = jax.eval_shape(build(network, config).init, jax.random.key(0))
+    save_params(folder / component, convert(table, tensors, target))
+    return {"architecture": network, "config": dict(config), "path": component, "item": ""}
+
+
+def _refuse_lora(folder: Path) -> None:
+    for pattern in LORA:
+        for path in folder.glob(pattern):
+            raise UserError(
+                f"{path} is a LoRA, which would be left out: merge it in diffusers (pipe.load_lora_weights, fuse_lora,"
+                " unload_lora_weights, save_pretrained) and convert the result"
+            )

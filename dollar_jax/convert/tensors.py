@@ -1,0 +1,157 @@
+"""Tensors in PyTorch's files: read one at a time from safetensors or weights-only pickles, written as safetensors."""
+
+import json
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dollar_jax.importing import UserError
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers, of transformers, of both in the past
+SHARD_BYTES = 5 * 10**9  # as diffusers cuts them
+
+
+@dataclass(frozen=True)
+class Tensors(Mapping[str, np.ndarray]):
+    """Tensors by name, each read from disk when it is asked for.
+
+    Attributes:
+      readers: what returns each tensor.
+      shapes: theirs, known without reading.
+      nbytes: of the files.
+    """
+
+    readers: dict[str, Callable[[], np.ndarray]]
+    shapes: dict[str, tuple[int, ...]]
+    nbytes: int
+
+    def without(self, keys: Container[str]) -> "Tensors":
+        """All but these, which need not be there."""
+        readers, shapes = (
+            {key: value for key, value in entries.items() if key not in keys} for entries in (self.readers, self.shapes)
+        )
+        return Tensors(readers, shapes, self.nbytes)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.readers[key]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+
+def open_folder(folder: Path) -> Tensors:
+    """The weights of a diffusers or transformers model folder, in one file or in several with an index.
+
+    Raises:
+      UserError: there are none, some are missing, or they cannot be read.
+    """
+    names = [f"{stem}.{end}" for end in ("safetensors", "bin") for stem in STEMS]
+    for name in names:
+        if (folder / name).exists():
+            return open_file(folder / name)
+        if (index := folder / f"{name}.index.json").exists():
+            return _open_shards(index)
+    raise UserError(f"{folder} has no weights: there is none of {', '.join(names)}, nor an index of one")
+
+
+def _open_shards(index: Path) -> Tensors:
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{index} is no index of weights: {error}") from error
+    shards = {name: open_file(index.parent / name) for name in sorted(set(places.values()))}
+    for key, name in places.items():
+        if key not in shards[name]:
+            raise UserError(f"{index} says that {key} is in {name}, where it is not")
+    return Tensors(
+        {key: reader for shard in shards.values() for key, reader in shard.readers.items()},
+        {key: shape for shard in shards.values() for key, shape in shard.shapes.items()},
+        sum(shard.nbytes for shard in shards.values()),
+    )
+
+
+def open_file(path: Path) -> Tensors:
+    """The tensors of one file: safetensors, or a pickle that holds tensors only.
+
+    Raises:
+      UserError: it is missing, cut off, or wants to run code.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    return (_open_safetensors if path.suffix == ".safetensors" else _open_pickle)(path)
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    try:
+        file = safe_open(path, "np")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged, copy it again: {error}") from error
+    return Tensors(
+        {key: lambda key=key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118 it is no dict
+        {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()},  # noqa: SIM118
+        path.stat().st_size,
+    )
+
+
+def _open_pickle(path: Path) -> Tensors:
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path} needs PyTorch to be read: pip install torch, or save it as safetensors") from error
+    load = {"map_location": "cpu", "weights_only": True}
+    try:
+        try:
+            content = torch.load(path, mmap=True, **load)
+        except (RuntimeError, ValueError):  # the old format cannot be mapped into memory
+            content = torch.load(path, **load)
+    except Exception as error:  # torch raises what its unpickler raises
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged, or holds more than tensors and was not run: {reason}") from error
+    # Training scripts of open_clip put the weights beside their optimizer's.
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {key: tensor for key, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors by name")
+
+    def read(tensor):
+        tensor = tensor.contiguous()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+
+    return Tensors(
+        {key: lambda tensor=tensor: read(tensor) for key, tensor in tensors.items()},
+        {key: tuple(tensor.shape) for key, tensor in tensors.items()},
+        path.stat().st_size,
+    )
+
+
+def write_folder(folder: Path, stem: str, state_dict: Mapping[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes `stem`.safetensors, or shards of at most `shard_bytes` (one tensor at least) and their index."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key, value in state_dict.items():
+        if shards[-1] and size + value.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += value.nbytes
+    places = {}
+    for number, keys in enumerate(shards, 1):
+        name = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        # transformers refuses files that do not say whose layout they have.
+        tensors = {key: np.asarray(state_dict[key], order="C") for key in keys}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(keys, name)
+    if len(shards) > 1:
+        total = sum(value.nbytes for value in state_dict.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,44 @@
+"""LAION's aesthetic predictors: image embeddings of CLIP ViT-L/14 to ratings of about 1 .. 10.
+
+A stack of linear layers with nothing between them (in training, dropout).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dollar_jax.importing import UserError
+from dollar_jax.models.network import Network, from_module
+from dollar_jax.notation import PerExample
+
+
+def build(dtype: DTypeLike = jnp.float32, widths: Sequence[int] = (768, 1)) -> Network:
+    """The network `apply(params, embeddings [b e]) -> ratings [b]` in float32; embeddings have unit length.
+
+    Args:
+      dtype: what it computes in; parameters are float32.
+      widths: of the embedding and after each layer: (768, 1) is LAION's linear predictor,
+        (768, 1024, 128, 64, 16, 1) its MLP.
+    Raises:
+      UserError: no layer, or the last width is not 1.
+    """
+    if len(widths) < 2 or widths[-1] != 1:
+        raise UserError(f"widths go from the embedding's to 1, not {list(widths)}")
+    return from_module(lambda rngs: Aesthetic(widths, dtype, rngs))
+
+
+class Aesthetic(nnx.Module):
+    """See the module's docstring; `build` makes the pure network."""
+
+    def __init__(self, widths: Sequence[int], dtype: DTypeLike, rngs: nnx.Rngs):
+        self.layers = nnx.List([nnx.Linear(n, m, dtype=dtype, rngs=rngs) for n, m in pairwise(widths)])
+
+    def __call__(self, embeddings: Float[Array, "b e"]) -> PerExample:
+        """The rating of every embedding."""
+        for layer in self.layers:
+            embeddings = layer(embeddings)
+        return embeddings[:, 0].astype(jnp.float32)

@@ -1,0 +1,202 @@
+"""Folders in the public format, through our checkpoints and back, and what both libraries make of the same one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stock
+import torch
+from diffusers import CogVideoXPipeline
+
+from dollar_jax import checkpoint, pipeline
+from dollar_jax.convert.from_torch import from_torch
+from dollar_jax.convert.tensors import open_folder
+from dollar_jax.convert.to_torch import to_torch
+
+COMPONENTS = ("transformer", "vae", "text_encoder")
+FOLDERS = {
+    "float32": {},
+    "bfloat16, sharded": {"dtype": torch.bfloat16, "shard": "20KB", "transformer": stock.ROTARY},
+}
+PROMPTS = ["a cat asleep on a piano", "a red ring"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch and diffusers among themselves
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def folders(request, tmp_path_factory) -> tuple[Path, Path]:
+    """A stock pipeline and what we make of it."""
+    folder = tmp_path_factory.mktemp("convert")
+    stock.make_pipeline(folder / "stock", **FOLDERS[request.param])
+    from_torch(folder / "stock", folder / "ours")
+    return folder / "stock", folder / "ours"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("plain") / "stock"
+    stock.make_pipeline(folder)
+    return folder
+
+
+def assert_same_tensors(ours: Path, theirs: Path) -> None:
+    ours, theirs = open_folder(ours), open_folder(theirs)
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        assert ours[key].dtype == theirs[key].dtype
+        assert ours[key].tobytes() == theirs[key].tobytes(), key
+
+
+def command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", f"dollar_jax.{module}", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def relative(ours, theirs) -> float:
+    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
+
+
+@torch.inference_mode()
+def stock_latents(folder: Path, noise: np.ndarray, steps: int, guidance: float, **options) -> tuple:
+    """What the stock pipeline makes of noise [b f h w c]: latents in the same layout, and frames."""
+    pipe = CogVideoXPipeline.from_pretrained(folder, torch_dtype=torch.float32, **options)
+    pipe.set_progress_bar_config(disable=True)
+    lead = noise.shape[1] % 2 == 0
+    height, width = 8 * noise.shape[2], 8 * noise.shape[3]
+    latents = pipe(
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=guidance + 1,
+        num_frames=4 * (noise.shape[1] - lead) - 3,
+        height=height,
+        width=width,
+        latents=torch.tensor(noise).permute(0, 1, 4, 2, 3),
+        max_sequence_length=stock.TEXT_LENGTH,
+        output_type="latent",
+    ).frames
+    # CogVideoX 1.5 has a latent frame in front that is not decoded.
+    video = pipe.video_processor.postprocess_video(pipe.decode_latents(latents[:, lead:]), output_type="np")
+    return latents.permute(0, 1, 3, 4, 2).numpy(), video
+
+
+def our_latents(folder: Path, noise: np.ndarray, **options) -> np.ndarray:
+    model = pipeline.load(folder)
+    _, keys = pipeline.draw_noise(model.card, 0, len(noise), 1)
+    text, _ = model.encode_text(PROMPTS)
+    return np.concatenate(list(model.generate(text, noise, keys, batch_size=len(noise), **options)))
+
+
+def test_there_and_back_bit_for_bit(folders, tmp_path):
+    theirs, ours = folders
+    to_torch(ours, tmp_path / "back")
+    for name in COMPONENTS:
+        assert_same_tensors(tmp_path / "back" / name, theirs / name)
+        before, after = (
+            json.loads((folder / name / "config.json").read_text()) for folder in (theirs, tmp_path / "back")
+        )
+        assert before == after
+    indices = [json.loads((folder / "model_index.json").read_text()) for folder in (theirs, tmp_path / "back")]
+    assert {k: v for k, v in indices[0].items() if k != "_diffusers_version"} == indices[1]
+
+
+def test_the_card_says_what_the_folder_says(plain, tmp_path):
+    scheduler = {"snr_shift_scale": 1.0, "prediction_type": "sample", "beta_schedule": "linear", "beta_end": 0.02}
+    path = plain / "scheduler" / "scheduler_config.json"
+    source = tmp_path / "source"
+    shutil.copytree(plain, source)
+    (source / "scheduler" / "scheduler_config.json").write_text(json.dumps(json.loads(path.read_text()) | scheduler))
+    card = from_torch(source, tmp_path / "ours")
+    assert card == checkpoint.read_card(tmp_path / "ours") | {"times": card["times"]}
+    assert card["velocity"] == "x0"
+    assert card["schedule"] == {
+        "kind": "ddpm",
+        "steps": 1000,
+        "betas": "linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.02,
+        "zero_snr": True,
+        "snr_shift": 1.0,
+    }
+    assert card["times"] == tuple(range(19, 1000, 20))
+    assert card["tokenizer"]["length"] == stock.TEXT_LENGTH
+    assert card["video"] == {"frames": 9, "height": 32, "width": 48, "fps": 8, "independent_chunk": 0}
+    assert card["latent_shape"] == [3, 4, 6, 4]
+    assert card["vae"]["scaling_factor"] == stock.VAE["scaling_factor"]
+
+
+@pytest.mark.parametrize("change", [{}, stock.ROTARY, stock.ROTARY | {"patch_size_t": 2}], ids=["2B", "5B", "1.5"])
+def test_the_same_noise_is_the_same_video(change, tmp_path):
+    """50 steps of DDIM with guidance from the command line, beside the stock pipeline: latents and mp4 files."""
+    from dollar_jax.data.video import read_video, write_video
+
+    stock.make_pipeline(tmp_path / "stock", transformer=change)
+    card = from_torch(tmp_path / "stock", tmp_path / "ours")
+    noise = np.random.default_rng(0).normal(size=(2, *card["latent_shape"])).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    flags = {"checkpoint": "ours", "prompts": "prompts.txt", "out": "out", "noise": "noise.npy", "guidance": 2.0}
+    done = command("sample", "--save_latents", *(f"--{name}={value}" for name, value in flags.items()), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    latents, frames = stock_latents(tmp_path / "stock", noise, 50, 2.0)
+    for video in range(2):
+        ours = np.load(tmp_path / "out" / f"{video:05d}-0.npy")
+        assert relative(ours, latents[video]) < 1e-3
+        assert np.std(latents[video]) > 0.1
+        write_video(tmp_path / "stock.mp4", pipeline.to_uint8(frames[video]), 8)
+        files = tmp_path / "out" / f"{video:05d}-0.mp4", tmp_path / "stock.mp4"
+        ours, theirs = (read_video(file)[0].astype(float) for file in files)
+        assert np.abs(ours - theirs).mean() < 1
+
+
+@pytest.mark.parametrize("velocity", ["v", "conjugate"])
+def test_a_student_distilled_here_samples_there(plain, tmp_path, velocity):
+    """A few iterations on a teacher of the stock pipeline, exported; both the averaged and the raw student."""
+    from_torch(plain, tmp_path / "teacher")
+    card = checkpoint.read_card(tmp_path / "teacher")
+    checkpoint.write_card(tmp_path / "teacher", card | {"velocity": velocity})
+    fields = {
+        "teacher.path": "teacher",
+        "stages": "('encode','distill')",
+        "data.clips": 8,
+        "generator.iterations": 3,
+        "generator.batch_size": 4,
+        "generator.optimizer.learning_rate": 1e-2,  # so that the averaged and the raw student are far apart
+        "generator.optimizer.warmup": 1,
+        "generator.rollout": "data",
+        "generator.show_every": 0,
+        "students.vsd_cd_lrm.generator.iterations": 0,
+        "fake_score.updates": 1,
+    }
+    config = Path(__file__).parents[2] / "configs" / "shapes.py"
+    flags = [f"--config={config}", "--workdir=W", *(f"--config.{name}={value}" for name, value in fields.items())]
+    done = command("main", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    student = tmp_path / "W" / "vsd_cd"
+    card = checkpoint.read_card(student)
+    noise = np.random.default_rng(0).normal(size=(2, *card["latent_shape"])).astype(np.float32)
+    latents = {}
+    for item in ("ema", "student"):
+        exported = tmp_path / item
+        to_torch(student, exported, item)
+        own = (exported / "scheduler" / "dollar_scheduler.py").exists()
+        assert own == (velocity == "conjugate")
+        assert ("trust_remote_code" in (exported / "README.md").read_text()) == own
+        options = {"trust_remote_code": True} if own else {}
+        latents[item], _ = stock_latents(exported, noise, len(card["times"]), 0.0, **options)
+    assert relative(our_latents(student, noise), latents["ema"]) < 1e-3
+    assert relative(latents["student"], latents["ema"]) > 1e-2
