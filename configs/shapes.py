@@ -92,6 +92,7 @@ def get_config() -> ConfigDict:
         options=ConfigDict({"variational_score": {"guidance": 0.0}, "consistency": {"guidance": 0.0, "steps": 5}}),
         times=(249, 499, 749, 999),
         rollout="simulate",
+        matched_times="segment",  # "all" is the paper's: see README
         sampler="ddim",
         heterogeneous=False,
         ema=0.99,

@@ -15,6 +15,7 @@ from dollar_jax.notation import Latent, Params, Text, Times
 Denoiser = Callable[[Latent, Times, Text], tuple[Latent, Latent]]  # (x_t, t, text) -> (x0, eps)
 Sampler = Literal["ddim", "ancestral", "renoise"]
 Keys = Key[Array, " b"]
+Span = tuple[Times, Times]  # the first time and the one after the last
 
 
 def denoiser(
@@ -148,3 +149,26 @@ def rollout(
         visited = jnp.concatenate([visited, last[None]])
         x_t = jax.vmap(lambda states, index: states[index], (1, 0))(visited, drawn)
     return lax.stop_gradient(x_t), ordered[drawn]
+
+
+def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: Sequence[int], count: int) -> Span:
+    """The times [first, end) at which generated samples are compared with data, for each example.
+
+    all: 0 .. count, the paper's. The fake score then sees samples from all times of the student in one mixture, and
+    that is what matches data: the late steps spread too far to make up for the first, which spreads too little.
+    segment: from the student's next time up to `generated_at`, its own, so that the fake score at a time knows which
+    step of the student it follows, and each step has to be right by itself down to the noise of the next.
+
+    Args:
+      generated_at: [b], of `times`.
+    """
+    if kind == "all":
+        return jnp.zeros_like(generated_at), jnp.full_like(generated_at, count)
+    ordered = jnp.asarray(sorted(times))
+    earlier = jnp.where(ordered[None, :] < generated_at[:, None], ordered[None, :], -1)
+    return earlier.max(axis=1) + 1, generated_at + 1
+
+
+def draw_times(keys: Keys, span: Span) -> Times:
+    """Uniform times [b] in `span`."""
+    return jax.vmap(lambda key, first, end: jax.random.randint(key, (), first, end))(keys, *span)

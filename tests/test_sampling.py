@@ -104,6 +104,18 @@ def test_rollouts_give_inputs_of_the_students_times(kind):
     assert float(late.mean()) == pytest.approx(float(a.squeeze()) * WORLD.mean, abs=0.05)
 
 
+def test_matched_times():
+    at, times = jnp.array([249, 999, 749, 499, 249]), (999, 249, 749, 499)
+    first, end = sampling.matched_times("segment", at, times, 1000)
+    assert first.tolist() == [0, 750, 500, 250, 0]
+    assert end.tolist() == [250, 1000, 750, 500, 250]
+    first, end = sampling.matched_times("all", at, times, 1000)
+    assert set(first.tolist()) == {0}
+    assert set(end.tolist()) == {1000}
+    drawn = sampling.draw_times(keys(5000), (jnp.full(5000, 3), jnp.full(5000, 6)))
+    np.testing.assert_allclose(np.bincount(drawn) / 5000, [0, 0, 0, 1 / 3, 1 / 3, 1 / 3], atol=0.03)
+
+
 def test_rollouts_pass_no_gradient():
     def moved(shift):
         def student(x_t, times, text):

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool
 
 from dollar_jax.diffusion import Schedule
 from dollar_jax.notation import Latent, PerExample, Text
-from dollar_jax.sampling import Denoiser, Keys
+from dollar_jax.sampling import Denoiser, Keys, Span
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Context:
       latents: clean latents of the data, [b f h w c].
       text, text_mask: [b l d] and [b l], True where a token is real.
       generated: the student's one-step x0 at its own times (Alg. 1, line 8), with gradient.
+      matched_times: the first time and the one after the last, [b] each, at which `generated` is compared with data.
       keys: [b], independent for each objective.
     """
 
@@ -37,4 +38,5 @@ class Context:
     text: Text
     text_mask: Bool[Array, "b l"]
     generated: Latent
+    matched_times: Span
     keys: Keys

@@ -1,6 +1,5 @@
 """Variational score distillation (Eq. 10-13)."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -8,7 +7,7 @@ from dollar_jax import diffusion
 from dollar_jax.diffusion import Coefficient
 from dollar_jax.notation import Latent, PerExample
 from dollar_jax.objectives.context import Context
-from dollar_jax.sampling import fold, normal
+from dollar_jax.sampling import draw_times, fold, normal
 
 
 def kl_gradient(s_real: Latent, s_fake: Latent, a: Coefficient) -> Latent:
@@ -40,11 +39,12 @@ def variational_score(
     Args:
       guidance: w of the real score; the fake score has none.
       normalize: divide by the mean of |x - x0_real| over each example's elements, as DMD does.
-      low, high: the times are uniform between these fractions of T.
+      low, high: the times are uniform in `matched_times` between these fractions of T.
     """
     steps = context.schedule.signal.shape[0] - 1
-    first, last = round(low * steps), round(high * steps)
-    times = jax.vmap(lambda key: jax.random.randint(key, (), first, last))(fold(context.keys, 0))
+    first, end = context.matched_times
+    span = jnp.maximum(first, round(low * steps)), jnp.minimum(end, round(high * steps))
+    times = draw_times(fold(context.keys, 0), span)
     a, b = context.schedule.at(times)
 
     x = lax.stop_gradient(context.generated)

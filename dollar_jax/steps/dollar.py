@@ -18,7 +18,7 @@ from dollar_jax.notation import Key, Latent, Leaf, Params, PerExample
 from dollar_jax.objectives.context import Context
 from dollar_jax.objectives.latent_reward import reward_regression
 from dollar_jax.objectives.velocity import velocity_matching
-from dollar_jax.sampling import Keys, denoiser, fold, rollout
+from dollar_jax.sampling import Keys, Span, denoiser, draw_times, fold, matched_times, rollout
 from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient, moving_average, update
 
 
@@ -99,9 +99,9 @@ class Distillation:
             optimizers={name: self.optimizer(name).init(params) for name, params in trained.items()},
         )
 
-    def generate(self, student: Params, batch: dict, keys: Keys) -> Latent:
-        """x^ = G(c, eps): the student's one-step x0 at one of its times (Alg. 1, line 8). Only the last call has a
-        gradient.
+    def generate(self, student: Params, batch: dict, keys: Keys) -> tuple[Latent, Span]:
+        """x^ = G(c, eps): the student's one-step x0 at one of its times (Alg. 1, line 8), and the times at which it is
+        compared with data. Only the last call has a gradient.
         """
         generator = self.config.generator
         denoise = denoiser(self.network.apply, student, self.student_velocity, self.schedule)
@@ -116,7 +116,9 @@ class Distillation:
             generator.sampler,
             keys,
         )
-        return denoise(x_t, times, batch["text"])[0]
+        count = self.schedule.signal.shape[0] - 1
+        span = matched_times(generator.matched_times, times, generator.times, count)
+        return denoise(x_t, times, batch["text"])[0], span
 
 
 def make_generator_step(setup: Distillation) -> Callable:
@@ -138,6 +140,7 @@ def make_generator_step(setup: Distillation) -> Callable:
 
         def loss(student, part):
             keys = part["keys"]
+            generated, span = setup.generate(student, part, fold(keys, 0))
             context = Context(
                 schedule=setup.schedule,
                 student=network(student, setup.student_velocity),
@@ -148,7 +151,8 @@ def make_generator_step(setup: Distillation) -> Callable:
                 latents=part["latents"],
                 text=part["text"],
                 text_mask=part["text_mask"],
-                generated=setup.generate(student, part, fold(keys, 0)),
+                generated=generated,
+                matched_times=span,
                 keys=keys,
             )
             total, metrics = 0.0, {}
@@ -177,15 +181,14 @@ def make_generator_step(setup: Distillation) -> Callable:
 def make_fake_score_step(setup: Distillation) -> Callable:
     """(state, frozen, batch, key) -> (state, metrics): the fake score, Eq. 4 on fresh samples of the student."""
     optimizer = setup.optimizer("fake_score")
-    count = setup.schedule.signal.shape[0] - 1
 
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
         del frozen  # the fake score learns from the student alone
 
         def loss(fake_score, part):
             keys = part["keys"]
-            x0 = setup.generate(state.student, part, fold(keys, 0))
-            times = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(fold(keys, 1))
+            x0, span = setup.generate(state.student, part, fold(keys, 0))
+            times = draw_times(fold(keys, 1), span)
             network = partial(setup.network.apply, fake_score)
             value = velocity_matching(network, setup.velocity, setup.schedule, x0, times, part["text"], fold(keys, 2))
             return value, {}
@@ -211,7 +214,7 @@ def make_proposal(setup: Distillation) -> Callable:
 
     def propose(state: DollarState, batch: dict, key: Key) -> Latent:
         size = batch["text"].shape[0]
-        generated = setup.generate(state.student, batch, example_keys(key, state.step, size))
+        generated, _ = setup.generate(state.student, batch, example_keys(key, state.step, size))
         from_data = (jnp.arange(size) % 2 == 0)[:, None, None, None, None]
         return jnp.where(from_data, batch["latents"], generated)
 

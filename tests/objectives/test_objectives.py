@@ -36,6 +36,7 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "text": jnp.zeros((count, 1, 1)),
         "text_mask": jnp.ones((count, 1), bool),
         "generated": latents,
+        "matched_times": (jnp.zeros(count, jnp.int32), jnp.full(count, 1000)),
         "keys": keys(count),
     }
     return Context(**(values | changes))
@@ -203,6 +204,23 @@ def test_variational_score_moves_the_generator_to_the_teachers_distribution(norm
     assert too_high[0] > 0.01
     assert too_wide[1] > 0.01
     assert gradient(REAL.mean - 0.5, REAL.deviation)[0] < -0.01
+
+
+def test_variational_score_looks_at_the_matched_times_between_its_bounds():
+    first, end = jnp.array([0, 250, 750, 500]), jnp.array([250, 500, 1000, 502])
+    seen = []
+
+    def spy(x, times, text):
+        seen.append(times)
+        return REAL(x, times, text)
+
+    for seed in range(100):
+        ctx = context(4, teacher=spy, matched_times=(first, end), keys=keys(4, seed))
+        variational_score(ctx, low=0.1, high=0.9)
+    seen = np.array(seen)
+    np.testing.assert_array_less(seen.min(axis=0), [120, 280, 770, 501])
+    np.testing.assert_array_less([229, 479, 880, 500], seen.max(axis=0))
+    assert np.all((seen >= [100, 250, 750, 500]) & (seen < [250, 500, 900, 502]))
 
 
 def test_variational_score_by_hand():

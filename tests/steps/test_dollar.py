@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,8 +110,30 @@ def test_a_heterogeneous_student_predicts_x0():
     this = setup(heterogeneous=True)
     assert (this.student_velocity, setup().student_velocity) == ("x0", "conjugate")
     keys = jax.random.split(jax.random.key(0), 4)
-    one, other = (s.generate(TEACHER, toy.batch(), keys) for s in (this, setup()))
+    one, other = (s.generate(TEACHER, toy.batch(), keys)[0] for s in (this, setup()))
     assert not np.allclose(one, other)
+
+
+def test_samples_are_matched_between_their_time_and_the_students_next():
+    keys = jax.random.split(jax.random.key(0), 64)
+    first, end = setup().generate(TEACHER, toy.batch(64), keys)[1]
+    spans = {(0, 250), (250, 500), (500, 750), (750, 1000)}
+    assert set(zip(first.tolist(), end.tolist(), strict=True)) == spans
+
+
+@pytest.mark.parametrize(("kind", "latest"), [("segment", (9, 9)), ("all", (900, 999))])
+def test_the_fake_score_learns_at_the_matched_times(kind, latest):
+    visited = []
+
+    def spy(params, latents, times, text):
+        if not isinstance(times, jax.core.Tracer):
+            visited.extend(times.tolist())
+        return toy.TRANSFORMER.apply(params, latents, times, text)
+
+    this = setup(times=(9,), rollout="data", matched_times=kind)
+    this = dataclasses.replace(this, network=toy.TRANSFORMER._replace(apply=spy))
+    dollar.make_fake_score_step(this)(this.init(TEACHER, jax.random.key(0)), {}, toy.batch(64), jax.random.key(1))
+    assert latest[0] <= max(visited) <= latest[1]
 
 
 def test_running_statistics_are_those_of_all_rewards_so_far():
