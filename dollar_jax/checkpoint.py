@@ -23,6 +23,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from dollar_jax.files import require_space, write_atomically
@@ -113,9 +114,14 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
 
 
 def save_params(folder: str | os.PathLike, params: Params) -> None:
-    """Writes the parameters of a network that is not in training (a text encoder, converted weights)."""
-    with ocp.StandardCheckpointer() as writer:
-        writer.save(Path(folder).resolve(), params, force=True)
+    """Writes the parameters of a network that is not in training (a text encoder, converted weights), without a copy in
+    memory: orbax would make two, one of its own and one of its compressor.
+    """
+    numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False, use_ocdbt=False)
+    with ocp.Checkpointer(handler) as writer:
+        writer.save(Path(folder).resolve(), jax.tree.map(np.asarray, params), force=True)
 
 
 class Checkpoints:

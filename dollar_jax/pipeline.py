@@ -19,6 +19,7 @@ from dollar_jax.diffusion import Schedule
 from dollar_jax.importing import UserError
 from dollar_jax.models import build, independent_chunks
 from dollar_jax.models.network import Network
+from dollar_jax.models.tiling import in_tiles
 from dollar_jax.notation import Params
 
 Frames = UInt8[np.ndarray, "n F H W 3"]
@@ -33,23 +34,22 @@ class Pipeline:
       card: see `dollar_jax.checkpoint`.
       networks: (network, parameters) by component.
       tokenizer: a Hugging Face tokenizer.
+      tiled: whether the VAE works in tiles, see `dollar_jax.models.tiling`.
     """
 
     card: Card
     networks: dict[str, tuple[Network, Params]]
     tokenizer: Any
+    tiled: bool = False
 
     @cached_property
     def schedule(self) -> Schedule:
         return diffusion.make_schedule(**self.card["schedule"])
 
     @cached_property
-    def _encode(self):
-        return jax.jit(_autoencoder(self.card, self.networks["vae"][0])[0])
-
-    @cached_property
-    def _decode(self):
-        return jax.jit(_autoencoder(self.card, self.networks["vae"][0])[1])
+    def _autoencoder(self):
+        network, _ = self.networks["vae"]
+        return tuple(map(jax.jit, _autoencoder(self.card, in_tiles(network) if self.tiled else network)))
 
     @cached_property
     def _encode_text(self):
@@ -67,7 +67,7 @@ class Pipeline:
 
     def encode_mean(self, video: Frames) -> Latents:
         """The posterior mean, as the VAE has it."""
-        return np.asarray(self._encode(self.networks["vae"][1], video / np.float32(127.5) - 1)[0])
+        return np.asarray(self._autoencoder[0](self.networks["vae"][1], video / np.float32(127.5) - 1)[0])
 
     def encode_video(self, video: Frames) -> Latents:
         """The posterior mean, scaled to about unit variance."""
@@ -76,7 +76,7 @@ class Pipeline:
     def decode(self, latents: Latents) -> Frames:
         """Videos of scaled latents, without their leading ones."""
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
-        video = self._decode(self.networks["vae"][1], latents / np.float32(self._scale))
+        video = self._autoencoder[1](self.networks["vae"][1], latents / np.float32(self._scale))
         return to_uint8((np.asarray(video) + 1) / 2)
 
     def times(self, steps: int | None) -> tuple[int, ...]:
@@ -179,7 +179,7 @@ def draw_noise(card: Card, seed: int, prompts: int, videos: int) -> tuple[Latent
     return np.asarray(sampling.normal(keys, card["latent_shape"])), sampling.fold(keys, 1)
 
 
-def load(folder: str | os.PathLike, parts: Sequence[str] = checkpoint.COMPONENTS, **options) -> Pipeline:
+def load(folder: str | os.PathLike, parts: Sequence[str] = checkpoint.COMPONENTS, tiled: bool = False) -> Pipeline:
     """Reads a model's folder, or one numbered checkpoint in it.
 
     Raises:
@@ -188,8 +188,8 @@ def load(folder: str | os.PathLike, parts: Sequence[str] = checkpoint.COMPONENTS
     card = checkpoint.read_card(folder)
     if missing := [part for part in parts if part not in card]:
         raise UserError(f"{folder}: this checkpoint has no {missing[0]}")
-    networks = {part: checkpoint.load_component(folder, card[part], **options) for part in parts}
+    networks = {part: checkpoint.load_component(folder, card[part]) for part in parts}
     tokenizer = None
     if "text_encoder" in parts:
         tokenizer = load_tokenizer(Path(folder) / card["tokenizer"]["path"])
-    return Pipeline(card, networks, tokenizer)
+    return Pipeline(card, networks, tokenizer, tiled)

@@ -24,6 +24,7 @@ _GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scal
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 _NOISE = flags.DEFINE_string("noise", None, "float32 .npy [prompts * videos, f, h, w, c] to start from instead.")
 _SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "Write the latents beside each video.")
+_TILED = flags.DEFINE_bool("tiled", False, "Decode in tiles: the memory of one, seams that fade.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos at a time.", lower_bound=1)
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     from dollar_jax import pipeline  # JAX starts here, after what can be refused without it
     from dollar_jax.data.video import write_video
 
-    model = pipeline.load(_CHECKPOINT.value)
+    model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value)
     model.times(_STEPS.value)
     noise, keys = pipeline.draw_noise(model.card, _SEED.value, len(prompts), _NUM_VIDEOS.value)
     if _NOISE.value:

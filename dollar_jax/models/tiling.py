@@ -1,0 +1,121 @@
+"""Large images in overlapping tiles, as in diffusers' `enable_tiling`: an autoencoder needs the memory of one tile.
+
+Each tile is a video of its own to the network; over the overlap of two tiles, the first fades into the second. Sizes
+are in rows and columns of latents, whichever way the autoencoder goes; any autoencoder with `encode` and `decode`
+methods will do.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate, product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dollar_jax.importing import UserError
+from dollar_jax.models.network import Network
+from dollar_jax.notation import Latent, Params, Video
+
+Size = Sequence[int]  # rows and columns
+Image = Float[Array, "b f h w c"]  # pixels or latents
+
+TILE = (30, 45)  # the public network's, for 480 x 720 pixels: 240 x 360 pixels,
+OVERLAP = (5, 9)  # of which a sixth and a fifth are shared with the next tile
+
+
+def in_tiles(autoencoder: Network) -> Network:
+    """The autoencoder as one that works in tiles of the public size."""
+    methods = {"encode": encode, "decode": decode}
+    return Network(autoencoder.init, lambda params, x, method: methods[method](autoencoder, params, x))
+
+
+def encode(
+    autoencoder: Network, params: Params, video: Video, tile: Size = TILE, overlap: Size = OVERLAP
+) -> tuple[Latent, Latent]:
+    """Mean and log variance of the latents. Tiles fade as the autoencoder returns them: the log variance bounded.
+
+    Raises:
+      UserError: the overlap is no part of a tile.
+    """
+
+    def moments(video: Video) -> Latent:
+        return jnp.concatenate(autoencoder.apply(params, video, method="encode"), axis=-1)
+
+    mean, log_variance = jnp.split(by_tiles(moments, video, tile, overlap), 2, axis=-1)
+    return mean, log_variance
+
+
+def decode(
+    autoencoder: Network, params: Params, latents: Latent, tile: Size = TILE, overlap: Size = OVERLAP
+) -> Float[Array, "b F H W rgb"]:
+    """The video of unscaled latents.
+
+    Raises:
+      UserError: the overlap is no part of a tile.
+    """
+    return by_tiles(partial(autoencoder.apply, params, method="decode"), latents, tile, overlap)
+
+
+def by_tiles(network: Callable[[Image], Array], x: Image, tile: Size, overlap: Size) -> Float[Array, "b f_ h_ w_ c_"]:
+    """network(x), tile by tile where x is larger than one. The smaller side of the network is the latents.
+
+    Tiles at the lower and right edges are cut. One loop runs over all tiles of a shape, so that the program does not
+    grow with their number.
+    """
+    if not all(0 <= shared < size for shared, size in zip(overlap, tile, strict=True)):
+        raise UserError(f"tiles of {tile} latents cannot overlap by {overlap}: give 0 or more, less than a tile")
+    before, after = np.array(x.shape[2:4]), np.array(jax.eval_shape(network, x).shape[2:4])
+    latents = np.minimum(before, after)
+    if (latents <= tile).all():
+        return network(x)
+    rows, columns = map(pieces, latents.tolist(), tile, overlap)
+    groups = defaultdict(list)
+    for (top, height), (left, width) in product(rows, columns):
+        groups[height, width].append((top, left))
+    tiles, zoom = {}, before // latents
+    for shape, corners in groups.items():
+        one = partial(at_corner, network, x, size=(zoom * shape).tolist())
+        tiles |= zip(corners, lax.map(one, zoom * corners), strict=True)
+    grid = [[tiles[top, left] for left, _ in columns] for top, _ in rows]
+    zoom = after // latents
+    return stitch(grid, (zoom * tile).tolist(), (zoom * overlap).tolist())
+
+
+def pieces(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Start and length of the tiles along one axis."""
+    return [(start, min(tile, length - start)) for start in range(0, length, tile - overlap)]
+
+
+def at_corner(network: Callable[[Image], Array], x: Image, corner: Int[Array, "2"], size: Size) -> Array:
+    """The network's result for the part of x of this size, right of the corner and below."""
+    for axis in (0, 1):
+        x = lax.dynamic_slice_in_dim(x, corner[axis], size[axis], axis + 2)
+    return network(x)
+
+
+def stitch(grid: Sequence[Sequence[Array]], tile: Size, overlap: Size) -> Image:
+    """The image of a grid of tiles. Each fades from what the tile above has become, then from the one to its left."""
+    rows, above = [], None
+    for row in grid:
+        if above:
+            row = [fade(*pair, overlap[0], axis=2) for pair in zip(above, row, strict=True)]
+        above = list(accumulate(row, partial(fade, overlap=overlap[1], axis=3)))
+        kept = [x[:, :, : tile[0] - overlap[0], : tile[1] - overlap[1]] for x in above]
+        rows.append(jnp.concatenate(kept, axis=3))
+    return jnp.concatenate(rows, axis=2)
+
+
+def fade(x: Image, y: Float[Array, "b f h_ w_ c"], overlap: int, axis: int) -> Float[Array, "b f h_ w_ c"]:
+    """y, its first n positions along the axis mixed with the last n of x: k / n of y at position k.
+
+    n is the overlap, or less where a tile is smaller.
+    """
+    n = min(overlap, x.shape[axis], y.shape[axis])
+    end = lax.slice_in_dim(x, x.shape[axis] - n, None, axis=axis)
+    start, rest = jnp.split(y, [n], axis=axis)
+    weight = np.expand_dims(np.arange(n, dtype=np.float32) / max(n, 1), [i for i in range(y.ndim) if i != axis])
+    return jnp.concatenate([end * (1 - weight) + start * weight, rest], axis=axis)
