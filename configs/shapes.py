@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     config.generator = stage(
         iterations=300,
         batch_size=16,
-        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 0.2}),
+        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 0.1}),
         options=ConfigDict({"variational_score": {"guidance": 0.0}, "consistency": {"guidance": 0.0, "steps": 5}}),
         times=(249, 499, 749, 999),
         rollout="simulate",
@@ -101,7 +101,7 @@ def get_config() -> ConfigDict:
     config.fake_score = ConfigDict({"updates": 2, "optimizer": optimizer(2e-4, b1=0.0, decay_from=1.0)})
     config.reward = ConfigDict(
         {
-            "name": "dollar_jax.rewards.jpeg:jpeg_compressibility",
+            "name": "brightness",  # any Python function will do, see README
             "options": {},
             "architecture": "latent_reward",
             "network": ConfigDict({"channels": 4}),
@@ -113,7 +113,7 @@ def get_config() -> ConfigDict:
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},
-            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 80}},
+            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 60}},
         },
         sort_keys=False,
     )
