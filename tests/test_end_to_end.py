@@ -146,6 +146,27 @@ def test_a_run_leaves_logs_cards_and_counts(workdir):
     assert "latent_reward" in card["objectives"]
 
 
+def test_a_report_on_files_that_were_encoded_before(workdir, dataset, environment, tmp_path):
+    """From latents in place of videos, by the measures for videos of any world."""
+    files = {"videos": dataset.parent, "captions": dataset.parent / "captions.jsonl", "out": tmp_path / "encoded"}
+    encode = {"config": ROOT / "configs/shapes.py", "encode": True, "teacher": workdir / "teacher"}
+    result = run(command("data", **files, **encode), environment)
+    assert result.returncode == 0, result.stderr
+
+    for name in ("vae", "encoded", "teacher", "vsd_cd", "vsd_cd_lrm"):
+        shutil.copytree(workdir / name, tmp_path / "W" / name)
+    small = {"captions": 2, "videos_per_caption": 2, "clips": 2, "batch_size": 4, "repeats": 1, "fewer_steps": "(1,)"}
+    fields = {"stages": "('report',)", "teacher.path": tmp_path / "W/teacher"}
+    fields |= {"report.measures": "dollar_jax.evaluate.general", **{f"report.{k}": v for k, v in small.items()}}
+    result = run(train(tmp_path / "W", tmp_path / "encoded", **fields), environment)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "W/report/report.json").read_text())["rows"]
+    names = ["data", "teacher", "teacher, 4 steps", "vsd_cd", "vsd_cd_lrm", "vsd_cd, 1 step"]
+    assert [row["model"] for row in rows] == names
+    assert all(np.isfinite(row[name]) for row in rows for name in ("frechet", "hf", "vendi", "reward"))
+    assert [row["videos"] for row in rows[1:]] == [4] * 5
+
+
 def test_a_killed_run_ends_as_one_left_alone(workdir, dataset, environment, tmp_path):
     stage = random.choice(["vae", "teacher", "vsd_cd", "vsd_cd_lrm"])
     delay = random.random()

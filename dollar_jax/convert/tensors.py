@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from dollar_jax.importing import UserError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers, of transformers, of both in the past
-SHARD_BYTES = 5 * 10**9  # as diffusers cuts them
+SHARD_BYTES = 2 * 10**9  # one is in memory beside the network
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,14 @@ def write_folder(folder: Path, stem: str, state_dict: Mapping[str, np.ndarray], 
     places = {}
     for number, keys in enumerate(shards, 1):
         name = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        # transformers refuses files that do not say whose layout they have.
-        tensors = {key: np.asarray(state_dict[key], order="C") for key in keys}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        _write_file(folder / name, {key: state_dict[key] for key in keys})
         places |= dict.fromkeys(keys, name)
     if len(shards) > 1:
         total = sum(value.nbytes for value in state_dict.values())
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    contiguous = {key: np.asarray(value, order="C") for key, value in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})  # transformers refuses files that do not say whose they are

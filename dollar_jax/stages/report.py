@@ -69,6 +69,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
     real = held_out_source(config)
     real = [real[i] for i in range(min(2 * settings.reference_clips, len(real)))]
+    real = [clip for clip in real if _shape(clip) == _shape(real[0])]  # a user's data may hold images too
     frames, *rest = _encoded(teacher, real[::2])
     known = reference(frames / np.float32(255), *rest)
     rows, clips = [row(DATA, *_encoded(teacher, _balanced(real[1::2], settings.videos_per_caption)))], {}
@@ -147,10 +148,16 @@ def _balanced(clips: Sequence[dict], count: int) -> list[dict]:
     return [clip for group in groups.values() if len(group) >= count for clip in group[:count]]
 
 
+def _shape(clip: dict) -> tuple[int, ...]:
+    return clip["latents" if "latents" in clip else "video"].shape
+
+
 def _encoded(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Frames, latents and captions of real clips."""
-    frames = np.stack([clip["video"] for clip in clips])
-    latents = np.concatenate([model.encode_video(frames[i : i + 32]) for i in range(0, len(frames), 32)])
+    """Frames, latents and captions of real clips; of those stored as latents the frames that these decode to."""
+    given, convert = ("latents", model.decode) if "latents" in clips[0] else ("video", model.encode_video)
+    values = np.stack([clip[given] for clip in clips])
+    made = np.concatenate([convert(values[i : i + 32]) for i in range(0, len(values), 32)])
+    frames, latents = (made, values) if given == "latents" else (values, made)
     return frames, latents, [clip["caption"] for clip in clips]
 
 
