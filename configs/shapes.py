@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     config.generator = stage(
         iterations=300,
         batch_size=16,
-        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 0.1}),
+        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 0.15}),
         options=ConfigDict({"variational_score": {"guidance": 0.0}, "consistency": {"guidance": 0.0, "steps": 5}}),
         times=(249, 499, 749, 999),
         rollout="simulate",

@@ -7,16 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import stock
 import torch
 from diffusers import CogVideoXPipeline
+from safetensors.numpy import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
 
 from dollar_jax import checkpoint, pipeline
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.tensors import open_folder
 from dollar_jax.convert.to_torch import to_torch
+from dollar_jax.importing import UserError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 FOLDERS = {
@@ -136,6 +140,51 @@ def test_the_card_says_what_the_folder_says(plain, tmp_path):
     assert card["video"] == {"frames": 9, "height": 32, "width": 48, "fps": 8, "independent_chunk": 0}
     assert card["latent_shape"] == [3, 4, 6, 4]
     assert card["vae"]["scaling_factor"] == stock.VAE["scaling_factor"]
+
+
+@pytest.mark.parametrize("name", ["transformer", "vae", "text_encoder", "clip"])
+def test_one_network_alone(plain, tmp_path, name):
+    source = plain / name
+    if name == "clip":
+        source = tmp_path / "clip"
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        vision, text = sizes | {"image_size": 8, "patch_size": 4}, sizes | {"vocab_size": 30, "eos_token_id": 29}
+        stock.randomize(CLIPModel(CLIPConfig(vision_config=vision, text_config=text))).save_pretrained(source)
+        # Older files have buffers too.
+        tensors = load_file(source / "model.safetensors")
+        positions = {"text_model.embeddings.position_ids": np.arange(77)[None]}
+        save_file(tensors | positions, source / "model.safetensors", metadata={"format": "pt"})
+    card = from_torch(source, tmp_path / "ours")
+    assert card["role"] == name
+    to_torch(tmp_path / "ours", tmp_path / "back")
+    if name == "clip":
+        save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+        CLIPModel.from_pretrained(tmp_path / "back")
+    assert_same_tensors(tmp_path / "back", source)
+
+
+def test_files_without_a_config(tmp_path):
+    """An aesthetic predictor as LAION's and a CLIP as HPSv2's; old and new pickles."""
+    head = torch.nn.Linear(768, 1)
+    torch.save(head.state_dict(), tmp_path / "head.pth", _use_new_zipfile_serialization=False)
+    card = from_torch(tmp_path / "head.pth", tmp_path / "head")
+    network, params = checkpoint.load_component(tmp_path / "head", card["aesthetic"])
+    x = np.random.default_rng(0).normal(size=(3, 768)).astype(np.float32)
+    ratings = network.apply(params, jnp.asarray(x))
+    np.testing.assert_allclose(ratings, head(torch.tensor(x)).detach()[:, 0], rtol=1e-4, atol=1e-5)
+
+    theirs = stock.OpenClip(30, 8)
+    wrapped = {"epoch": 3, "state_dict": theirs.to(torch.bfloat16).state_dict()}
+    torch.save(wrapped, tmp_path / "clip.pt")
+    card = from_torch(tmp_path / "clip.pt", tmp_path / "clip")
+    _, params = checkpoint.load_component(tmp_path / "clip", card["clip"])
+    kernel = params["text"]["project"]["kernel"]
+    assert kernel.dtype == "bfloat16"
+    np.testing.assert_array_equal(np.asarray(kernel, np.float32), theirs.text_projection.detach().float())
+
+    save_file({"weights": x}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="neither an open_clip model nor an aesthetic predictor"):
+        from_torch(tmp_path / "x.safetensors", tmp_path / "x")
 
 
 @pytest.mark.parametrize("change", [{}, stock.ROTARY, stock.ROTARY | {"patch_size_t": 2}], ids=["2B", "5B", "1.5"])

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections import OrderedDict
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stock
 import torch
 from flax import nnx
 from transformers import CLIPConfig, CLIPModel
@@ -231,65 +231,10 @@ def test_back_to_transformers(case):
     assert keys.config(theirs.config.to_dict()) == case.config
 
 
-class OpenClip(torch.nn.Module):
-    """A small model of open_clip's modules: one matrix for queries, keys and values, and projections [in, out]."""
-
-    def __init__(self):
-        super().__init__()
-
-        def blocks(width, heads, layers):
-            def block():
-                attn = torch.nn.MultiheadAttention(width, heads, batch_first=True)
-                mlp = {
-                    "c_fc": torch.nn.Linear(width, 90),
-                    "gelu": torch.nn.GELU(),
-                    "c_proj": torch.nn.Linear(90, width),
-                }
-                norms = {name: torch.nn.LayerNorm(width) for name in ("ln_1", "ln_2")}
-                return torch.nn.ModuleDict({**norms, "attn": attn, "mlp": torch.nn.Sequential(OrderedDict(mlp))})
-
-            return torch.nn.ModuleDict({"resblocks": torch.nn.ModuleList([block() for _ in range(layers)])})
-
-        visual = self.visual = torch.nn.Module()
-        visual.conv1 = torch.nn.Conv2d(3, 128, 4, stride=4, bias=False)
-        visual.class_embedding = torch.nn.Parameter(torch.empty(128))
-        visual.positional_embedding = torch.nn.Parameter(torch.empty(10, 128))
-        visual.ln_pre, visual.ln_post = torch.nn.LayerNorm(128), torch.nn.LayerNorm(128)
-        visual.transformer = blocks(128, 2, 3)
-        visual.proj = torch.nn.Parameter(torch.empty(128, 12))
-        self.token_embedding = torch.nn.Embedding(VOCABULARY, 64)
-        self.positional_embedding = torch.nn.Parameter(torch.empty(LENGTH, 64))
-        self.transformer = blocks(64, 1, 2)
-        self.ln_final = torch.nn.LayerNorm(64)
-        self.text_projection = torch.nn.Parameter(torch.empty(64, 12))
-        self.logit_scale = torch.nn.Parameter(torch.tensor(2.0))
-        for parameter in self.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-
-    @staticmethod
-    def run(blocks, x, mask=None):
-        for block in blocks["resblocks"]:
-            y = block["ln_1"](x)
-            x = x + block["attn"](y, y, y, need_weights=False, attn_mask=mask)[0]
-            x = x + block["mlp"](block["ln_2"](x))
-        return x
-
-    def encode_image(self, images):
-        visual = self.visual
-        x = visual.conv1(images).flatten(2).transpose(1, 2)
-        x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
-        return visual.ln_post(self.run(visual.transformer, visual.ln_pre(x))[:, 0]) @ visual.proj
-
-    def encode_text(self, tokens):
-        mask = torch.full((LENGTH, LENGTH), -torch.inf).triu(1)
-        x = self.run(self.transformer, self.token_embedding(tokens) + self.positional_embedding, mask)
-        return self.ln_final(x)[torch.arange(len(x)), tokens.argmax(1)] @ self.text_projection
-
-
 def test_open_clip_files(tmp_path):
     """A file as HPSv2's."""
     torch.manual_seed(0)
-    theirs = OpenClip()
+    theirs = stock.OpenClip(VOCABULARY, LENGTH)
     torch.save({"epoch": 1, "state_dict": theirs.state_dict()}, tmp_path / "HPS.pt")
     tensors = open_file(tmp_path / "HPS.pt")
     config = keys.open_clip_config(tensors.shapes)
