@@ -1,6 +1,8 @@
 """Causal convolution over time, and the stream that carries its past from one chunk of a video to the next."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+CACHED = 2**19  # numbers of stacked frames that stay in a CPU's cache; larger frames are convolved one by one
 
 
 class Stream:
@@ -56,23 +60,26 @@ def convolve(
     """3D convolution, over time without padding, over space with zeros to the same size.
 
     Args:
-      stacked: as one 2D convolution over the time-shifted frames stacked in channels. The same sums, 3 to 9 times as
-        fast as XLA's 3D convolution on a CPU; accelerators have fast 3D convolutions.
+      stacked: as 2D convolutions over the time-shifted frames stacked in channels. The same sums, 2 to 9 times as fast
+        as XLA's 3D convolution on a CPU; accelerators have fast 3D convolutions.
     """
-    batch, window = x.shape[0], kernel.shape[0]
+    window, frames = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
     if not stacked:
         padding = ((0, 0), (1, 1), (1, 1))
         return lax.conv_general_dilated(x, kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
-    frames = x.shape[1] - window + 1
-    x = jnp.concatenate([x[:, i : i + frames] for i in range(window)], axis=-1)
-    y = lax.conv_general_dilated(
-        rearrange(x, "b f h w c -> (b f) h w c"),
-        rearrange(kernel, "t y x i o -> y x (t i) o"),
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    flat = rearrange(kernel, "t y x i o -> y x (t i) o")
+    convolve_2d = partial(
+        lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return rearrange(y, "(b f) h w o -> b f h w o", b=batch)
+    if frames > 1 and math.prod(x.shape[2:]) * window > CACHED:
+
+        def frame(start):
+            seen = lax.dynamic_slice_in_dim(x, start, window, axis=1)
+            return convolve_2d(rearrange(seen, "b t h w i -> b h w (t i)"), flat)
+
+        return rearrange(lax.map(frame, jnp.arange(frames)), "f b h w o -> b f h w o")
+    x = jnp.concatenate([x[:, i : i + frames] for i in range(window)], axis=-1)
+    return rearrange(convolve_2d(rearrange(x, "b f h w i -> (b f) h w i"), flat), "(b f) h w o -> b f h w o", f=frames)
 
 
 class CausalConv(nnx.Module):

@@ -1,6 +1,6 @@
 """Memory and time of converting a folder of CogVideoX-5B's exact shapes, with random bfloat16 weights, there and back.
 
-python tests/benchmarks/convert_5b.py FOLDER        needs 60 GB of disk in FOLDER, which it leaves empty
+python -m tests.benchmarks.convert_5b FOLDER        needs 60 GB of disk in FOLDER, which it leaves empty
 """
 
 import json

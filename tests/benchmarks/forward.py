@@ -1,6 +1,6 @@
 """Forward time beside diffusers on a CPU: same weights, same threads, taking turns in one process.
 
-    python tests/benchmarks/forward.py            about ten minutes; prints a table
+    python -m tests.benchmarks.forward           about ten minutes; prints a table
 
 Medians of the ratio of neighbouring runs: a noisy machine slows both sides of a pair.
 """
@@ -27,8 +27,13 @@ from dollar_jax.models import build
 PAIRS = 7
 # Widths of the public networks, fewer layers: name, config, latent frames x rows x columns, text tokens.
 TRANSFORMERS = {
-    "transformer, 2B's width": ({"num_layers": 2}, (3, 16, 24), 226),
-    "transformer, a quarter": ({"num_layers": 6, "num_attention_heads": 8, "time_embed_dim": 256}, (5, 24, 32), 64),
+    "transformer, 514 tokens": ({"num_layers": 2}, (3, 16, 24), 226),
+    "transformer, 1186 tokens": ({"num_layers": 2}, (5, 24, 32), 226),
+    "transformer, a quarter": (
+        {"num_layers": 6, "num_attention_heads": 8, "time_embed_dim": 256, "max_text_seq_length": 64},
+        (5, 24, 32),
+        64,
+    ),
 }
 DECODERS = {
     "VAE decode, public widths": ({}, (1, 12, 16)),

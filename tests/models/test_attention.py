@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dollar_jax.models.attention import attention
+from dollar_jax.models.attention import QUERIES, attention
 
 B, N, M, H, D = 2, 5, 7, 3, 4
 
@@ -47,3 +47,34 @@ def test_the_softmax_is_float32_in_bfloat16():
     result = attention(q, k, jnp.ones_like(k))
     assert result.dtype == jnp.bfloat16
     np.testing.assert_allclose(result.astype(jnp.float32), 1.0, atol=4e-3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rows", [QUERIES + 1, 2 * QUERIES])
+def test_blocks_of_many_queries(rows, masked):
+    keys = jax.random.split(jax.random.key(1), 4)
+    q, cotangent = (4 * jax.random.normal(key, (B, rows, H, D)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (B, M, H, D)) for key in keys[2:])
+    mask = jnp.arange(M)[None] < jnp.array([[3], [6]]) if masked else None
+    scale = 0.7
+    result = attention(q, k, v, mask=mask, scale=scale)
+    np.testing.assert_allclose(result, by_hand(q, k, v, mask=mask, scale=scale), atol=1e-5)
+
+    def pull(function):
+        return jax.vjp(lambda *args: function(*args, mask=mask, scale=scale), q, k, v)[1](cotangent)
+
+    def whole(q, k, v, mask, scale):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask if mask is None else mask[:, None, None], scale=scale)
+
+    for got, wanted in zip(pull(attention), pull(whole), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * float(jnp.abs(wanted).max()))
+
+
+def test_the_memory_of_many_queries_is_that_of_a_block():
+    def memory(rows):
+        x = jax.ShapeDtypeStruct((1, rows, 2, 8), jnp.float32)
+        gradient = jax.grad(lambda *args: attention(*args).sum(), (0, 1, 2))
+        return jax.jit(gradient).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    rows = 4096
+    assert memory(rows) < 2 * rows * rows  # bytes: the logits of both heads alone would be 8 rows^2

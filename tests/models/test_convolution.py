@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dollar_jax.models import convolution
 from dollar_jax.models.convolution import CausalConv, Stream, convolve, group_frames, ungroup_frames
 
 
-def test_stacked_and_native_are_the_same_sums():
+@pytest.mark.parametrize("cached", [convolution.CACHED, 0], ids=["all frames", "frame by frame"])
+def test_stacked_and_native_are_the_same_sums(monkeypatch, cached):
+    monkeypatch.setattr(convolution, "CACHED", cached)
     x = jax.random.normal(jax.random.key(0), (2, 6, 4, 5, 3))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 7))
 
