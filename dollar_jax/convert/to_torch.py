@@ -103,7 +103,7 @@ def _readme(card: Card, target: Path, own_scheduler: bool) -> str:
             f"parts = [pipe.vae.decode(part).sample[:, :, 1:] for part in latents.split({latents}, dim=2)]",
             "video = pipe.video_processor.postprocess_video(torch.cat(parts, dim=2))[0]",
         ]
-        lines[3:4] = ["import torch", lines[3], ""]
+        lines[3:4] = ["import torch", lines[3], "", "torch.set_grad_enabled(False)"]
     else:
         lines.append(f"video = pipe({call}).frames[0]")
     lines += ["```", ""]
