@@ -9,7 +9,7 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-QUERIES = 128  # at a time: a CPU's cache holds their logits
+QUERIES = 128  # at most at a time: a CPU's cache holds their logits
 
 
 def attention(
@@ -37,8 +37,9 @@ def attention(
     if bias is not None or q.shape[1] <= QUERIES:
         return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale)
     length = q.shape[1]
-    blocks = jnp.pad(q, ((0, 0), (0, -length % QUERIES), (0, 0), (0, 0)))
-    blocks = rearrange(blocks, "b (i n) h d -> i b h n d", n=QUERIES)
+    count = math.ceil(length / QUERIES)
+    blocks = jnp.pad(q, ((0, 0), (0, -length % count), (0, 0), (0, 0)))
+    blocks = rearrange(blocks, "b (i n) h d -> i b h n d", i=count)
     keys, values = (rearrange(x, "b m h d -> b h m d") for x in (k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     attend = jax.checkpoint(partial(_attend, k=keys, v=values, mask=mask, scale=scale), prevent_cse=False)

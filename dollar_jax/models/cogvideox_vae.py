@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dollar_jax.importing import UserError
-from dollar_jax.models.convolution import CausalConv, Stream, group_frames, ungroup_frames
+from dollar_jax.models.convolution import CausalConv, Stream, UpsamplingConv, group_frames, ungroup_frames
 from dollar_jax.models.network import Network, from_module
 from dollar_jax.notation import Latent
 
@@ -78,7 +78,10 @@ def build(
     def make(rngs: nnx.Rngs) -> Autoencoder:
         layers = Layers(
             conv=partial(CausalConv, dtype=dtype, stacked=stacked, rngs=rngs),
-            frame_conv=partial(nnx.Conv, kernel_size=(3, 3), dtype=dtype, rngs=rngs),
+            downsample=partial(
+                nnx.Conv, kernel_size=(3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs
+            ),
+            upsample=partial(UpsamplingConv, dtype=dtype, rngs=rngs),
             linear=partial(nnx.Linear, dtype=dtype, rngs=rngs),
             norm=partial(GroupNorm, groups=norm_num_groups, per_frame=exactly_causal, dtype=dtype, rngs=rngs),
         )
@@ -100,7 +103,8 @@ class Layers(NamedTuple):
     """Constructors of the layers, bound to what all of them share."""
 
     conv: Callable[..., CausalConv]
-    frame_conv: Callable[..., nnx.Conv]
+    downsample: Callable[..., nnx.Conv]
+    upsample: Callable[..., UpsamplingConv]
     linear: Callable[..., nnx.Linear]
     norm: Callable[..., nnx.Module]
 
@@ -190,7 +194,7 @@ class Encoder(nnx.Module):
         self.levels = nnx.List(
             Level(
                 residual_blocks(layers, norm, widths[max(i - 1, 0)], width, blocks),
-                layers.frame_conv(width, width, strides=2, padding=((0, 1), (0, 1))) if i < len(widths) - 1 else None,
+                layers.downsample(width, width) if i < len(widths) - 1 else None,
             )
             for i, width in enumerate(widths)
         )
@@ -230,7 +234,7 @@ class Decoder(nnx.Module):
         self.levels = nnx.List(
             Level(
                 residual_blocks(layers, norm, widths[max(i - 1, 0)], width, blocks + 1),
-                layers.frame_conv(width, width, padding=1) if i < len(widths) - 1 else None,
+                layers.upsample(width, width) if i < len(widths) - 1 else None,
             )
             for i, width in enumerate(widths)
         )
@@ -244,9 +248,9 @@ class Decoder(nnx.Module):
         for i, level in enumerate(self.levels):
             x = level(x, stream, latents)
             if level.resample is not None:
-                if i < self.temporal_levels:
+                x = level.resample(x)
+                if i < self.temporal_levels:  # afterwards, so that equal frames are not convolved twice
                     x, latents = double_frames(x, stream.lone), double_frames(latents, stream.lone)
-                x = level.resample(repeat(x, "b f h w c -> b f (h 2) (w 2) c"))
         x = self.norm_out(x, latents)
         return self.conv_out(jax.nn.silu(x), stream)
 

@@ -97,3 +97,35 @@ class CausalConv(nnx.Module):
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         x = stream.extend(x.astype(self.dtype), kernel.shape[0] - 1)
         return convolve(x, kernel, stacked) + bias.reshape(1, 1, 1, 1, -1)
+
+
+class UpsamplingConv(nnx.Conv):
+    """Each pixel 2 x 2 times, then a 3 x 3 convolution, in under half of the multiplications.
+
+    Along an axis the window sees two pixels only: outputs 2i and 2i + 1 are k0 x[i-1] + (k1 + k2) x[i] and
+    (k0 + k1) x[i] + k2 x[i+1]. So four convolutions with 2 x 2 windows make the four parities.
+    """
+
+    def __init__(self, features: int, new_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(features, new_features, (3, 3), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b f h w i"]) -> Float[Array, "b f 2*h 2*w o"]:
+        frames = x.shape[1]
+        x = rearrange(x, "b f h w i -> (b f) h w i").astype(self.dtype)
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        sides = ((1, 0), (0, 1))
+        parities = [
+            lax.conv_general_dilated(
+                x, part, (1, 1), (sides[row], sides[column]), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            for row, rows in enumerate(_seen_twice(kernel, axis=0))
+            for column, part in enumerate(_seen_twice(rows, axis=1))
+        ]
+        y = rearrange(jnp.stack(parities), "(y x) (b f) h w o -> b f (h y) (w x) o", y=2, f=frames)
+        return y + bias.reshape(1, 1, 1, 1, -1)
+
+
+def _seen_twice(kernel: Float[Array, "y x i o"], axis: int) -> tuple[Array, Array]:
+    """The windows of the even and of the odd outputs along an axis."""
+    first, middle, last = jnp.split(kernel, 3, axis=axis)
+    return jnp.concatenate([first, middle + last], axis), jnp.concatenate([first + middle, last], axis)

@@ -25,6 +25,7 @@ from dollar_jax.convert.tables import convert
 from dollar_jax.models import build
 
 PAIRS = 7
+PAUSE = 0.5  # seconds: threads of the run before spin on for a while, and would slow down the other side
 # Widths of the public networks, fewer layers: name, config, latent frames x rows x columns, text tokens.
 TRANSFORMERS = {
     "transformer, 514 tokens": ({"num_layers": 2}, (3, 16, 24), 226),
@@ -100,6 +101,7 @@ def compare(name: str, theirs: Callable, ours: Callable) -> None:
 
 
 def timed(run: Callable) -> float:
+    time.sleep(PAUSE)
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

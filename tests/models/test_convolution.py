@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dollar_jax.models import convolution
-from dollar_jax.models.convolution import CausalConv, Stream, convolve, group_frames, ungroup_frames
+from dollar_jax.models.convolution import CausalConv, Stream, UpsamplingConv, convolve, group_frames, ungroup_frames
 
 
 @pytest.mark.parametrize("cached", [convolution.CACHED, 0], ids=["all frames", "frame by frame"])
@@ -59,3 +59,12 @@ def test_groups_of_frames():
     pairs = group_frames(x[:, :4], 2, lone=False)
     np.testing.assert_array_equal(pairs.reshape(2, 2), [[0, 1], [2, 3]])
     np.testing.assert_array_equal(ungroup_frames(pairs, lone=False), x[:, :4])
+
+
+def test_upsampling_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 3))
+    layer = UpsamplingConv(3, 6, dtype=jnp.float32, rngs=nnx.Rngs(1))
+    layer.bias[...] = jax.random.normal(jax.random.key(2), (6,))
+    large = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+    expected = nnx.Conv.__call__(layer, large)  # what it is: a 3 x 3 convolution with padding
+    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
