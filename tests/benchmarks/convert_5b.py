@@ -4,6 +4,7 @@ python -m tests.benchmarks.convert_5b FOLDER        needs 60 GB of disk in FOLDE
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,8 @@ def main(folder: Path) -> None:
     for path in source.rglob("*.safetensors"):
         path.unlink()
     measure("to_torch", folder / "ours", folder / "back")
+    for path in (source, folder / "ours", folder / "back"):
+        shutil.rmtree(path)
 
 
 def measure(direction: str, source: Path, target: Path) -> None:

@@ -198,7 +198,9 @@ def test_the_same_noise_is_the_same_video(change, tmp_path):
     np.save(tmp_path / "noise.npy", noise)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     flags = {"checkpoint": "ours", "prompts": "prompts.txt", "out": "out", "noise": "noise.npy", "guidance": 2.0}
-    done = command("sample", "--save_latents", *(f"--{name}={value}" for name, value in flags.items()), cwd=tmp_path)
+    done = command(
+        "sample", "--save_latents", "--tiled", *(f"--{name}={value}" for name, value in flags.items()), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     latents, frames = stock_latents(tmp_path / "stock", noise, 50, 2.0)
     for video in range(2):
