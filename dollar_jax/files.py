@@ -27,14 +27,17 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """A folder to fill, which appears at `path` when all went well, and not at all when something did not.
 
     Raises:
-      UserError: there is something at `path` already.
+      UserError: there is something at `path` already, or nothing can be written there.
     """
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already: remove it or choose another folder")
     temporary = path.with_name(f".{path.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
     try:
         yield temporary
         os.replace(temporary, path)

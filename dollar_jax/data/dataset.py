@@ -8,7 +8,6 @@ import bisect
 import itertools
 import operator
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dollar_jax.files import new_folder
 from dollar_jax.importing import UserError
 
 SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # in a file, in memory
@@ -46,21 +46,15 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
     """
     import tensorflow_datasets as tfds
 
-    folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists already: remove it or choose another one")
     examples = iter(examples)
-    first = next(examples, None)
-    if first is None:
-        raise UserError(f"{folder}: nothing to write")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name="captioned_videos", version=tfds.core.Version("1.0.0"), data_dir=str(temporary), module_name=__name__
-    )
-    features = tfds.features.FeaturesDict({name: _feature(name, value) for name, value in first.items()})
-    try:
-        with _writing(folder):
-            temporary.mkdir(parents=True)
+    with new_folder(folder) as temporary:
+        first = next(examples, None)
+        if first is None:
+            raise UserError(f"{folder}: nothing to write")
+        identity = tfds.core.dataset_info.DatasetIdentity(
+            name="captioned_videos", version=tfds.core.Version("1.0.0"), data_dir=str(temporary), module_name=__name__
+        )
+        features = tfds.features.FeaturesDict({name: _feature(name, value) for name, value in first.items()})
         writer = tfds.core.SequentialWriter(
             tfds.core.DatasetInfo(builder=identity, features=features, metadata=tfds.core.MetadataDict(info)),
             max_examples_per_shard=max(1, SHARD_BYTES // _bytes(first)),
@@ -78,9 +72,6 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
             count += len(block)
         with _writing(folder):
             writer.close_all()
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return count
 
 
@@ -137,7 +128,7 @@ class _Split:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(folder: str | os.PathLike) -> Iterator[None]:
     """What writing raises, with a full disk for one, becomes one line; what making the examples raises passes."""
     try:
         yield

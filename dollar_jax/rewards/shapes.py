@@ -109,12 +109,6 @@ def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
     )
 
 
-def quality(frames: Frames, captions: Sequence[str]) -> Numbers:
-    """PSNR in dB to the nearest valid clip, whatever the caption. [b]"""
-    del captions
-    return read(frames).clean_db
-
-
 def alignment(frames: Frames, captions: Sequence[str]) -> dict[str, Flags]:
     """Whether the clips show what their captions say: 'colour', 'shape', 'motion', and 'all' three.
 
