@@ -9,7 +9,7 @@ from dollar_jax.checkpoint import Card
 from dollar_jax.importing import UserError
 
 STOCK = "CogVideoXDDIMScheduler"
-# The public 5B comes with a multi-step solver, which walks the same trajectory as DDIM.
+# The public 5B comes with another solver for the same model; here DDIM samples it.
 KNOWN = (STOCK, "CogVideoXDPMScheduler")
 VELOCITIES = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
 STEPS = 50  # the stock pipeline's

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from dollar_jax.importing import UserError
 from dollar_jax.models.attention import attention
-from dollar_jax.models.network import Network, from_module
+from dollar_jax.models.network import Network, from_module, make_config
 from dollar_jax.notation import Tokens
 
 Images = Float[Array, "b h w 3"]  # less CLIP's mean, by its standard deviation
@@ -96,15 +96,9 @@ def read(config: Mapping[str, Any]) -> Config:
     Raises:
       UserError: unknown or unsupported config.
     """
-
-    def make(kind: type, fields: Mapping[str, Any], where: str):
-        if unknown := fields.keys() - {field.name for field in dataclasses.fields(kind)}:
-            raise UserError(f"{where} has no {', '.join(sorted(unknown))}; see {kind.__name__} in models/clip.py")
-        return kind(**fields)
-
     towers = {"vision_config": Vision, "text_config": Text}
-    parts = {name: make(kind, config.get(name, {}), f"clip's {name}") for name, kind in towers.items()}
-    return make(Config, {**config, **parts}, "clip")
+    parts = {name: make_config(kind, config.get(name, {}), f"clip's {name}") for name, kind in towers.items()}
+    return make_config(Config, {**config, **parts}, "clip")
 
 
 def build(dtype: DTypeLike = jnp.float32, **config) -> Network:

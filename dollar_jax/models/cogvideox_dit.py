@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from dollar_jax.importing import UserError
 from dollar_jax.models import positions
 from dollar_jax.models.attention import attention
-from dollar_jax.models.network import Network, from_module
+from dollar_jax.models.network import Network, from_module, make_config
 from dollar_jax.notation import Latent, Text, Times
 
 Sequence = Float[Array, "b n d"]  # text tokens, then video tokens
@@ -125,12 +125,10 @@ def build(dtype: DTypeLike = jnp.float32, remat: str = "full", **config) -> Netw
     Raises:
       UserError: unknown or unsupported config; when traced: latents that patches do not tile.
     """
-    unknown = config.keys() - {field.name for field in dataclasses.fields(Config)}
-    if unknown:
-        raise UserError(f"cogvideox_dit has no {', '.join(sorted(unknown))}; see Config in models/cogvideox_dit.py")
+    sizes = make_config(Config, config, "cogvideox_dit")
     if remat not in REMAT:
         raise UserError(f"remat is one of {', '.join(REMAT)}, not {remat!r}")
-    return from_module(lambda rngs: CogVideoXDiT(Config(**config), dtype, remat, rngs))
+    return from_module(lambda rngs: CogVideoXDiT(sizes, dtype, remat, rngs))
 
 
 def tokens(sizes: tuple[int, int, int], patch: tuple[int, int, int]) -> positions.Grid:

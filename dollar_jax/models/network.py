@@ -1,11 +1,13 @@
 """A network is a pair (init, apply) on a plain dict of parameters; Flax NNX builds it."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
+from dollar_jax.importing import UserError
 from dollar_jax.notation import Key, Params
 
 
@@ -35,6 +37,18 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 def _string_keys(tree: dict) -> dict:
     # A checkpoint does not tell 0 from "0": lists of layers go by strings.
     return {str(key): _string_keys(value) if isinstance(value, dict) else value for key, value in tree.items()}
+
+
+def make_config(kind: type, fields: Mapping[str, Any], name: str) -> Any:
+    """A network's dataclass of sizes from what a config says.
+
+    Raises:
+      UserError: fields that it does not have.
+    """
+    if unknown := fields.keys() - {field.name for field in dataclasses.fields(kind)}:
+        place = "/".join(kind.__module__.split(".")[1:])
+        raise UserError(f"{name} has no {', '.join(sorted(unknown))}; see {kind.__name__} in {place}.py")
+    return kind(**fields)
 
 
 def count_parameters(params: Params) -> int:

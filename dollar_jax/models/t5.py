@@ -20,9 +20,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from dollar_jax.importing import UserError
 from dollar_jax.models.attention import attention
-from dollar_jax.models.network import Network, from_module
+from dollar_jax.models.network import Network, from_module, make_config
 from dollar_jax.notation import Text, Tokens
 
 Mask = Bool[Array, "b l"] | None  # False where a token is padding
@@ -54,10 +53,8 @@ def build(dtype: DTypeLike = jnp.float32, **config) -> Network:
     Raises:
       UserError: unknown config.
     """
-    unknown = config.keys() - {field.name for field in dataclasses.fields(Config)}
-    if unknown:
-        raise UserError(f"t5 has no {', '.join(sorted(unknown))}; see Config in models/t5.py")
-    return from_module(lambda rngs: T5Encoder(Config(**config), dtype, rngs))
+    sizes = make_config(Config, config, "t5")
+    return from_module(lambda rngs: T5Encoder(sizes, dtype, rngs))
 
 
 def distance_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "l l"]:
