@@ -18,9 +18,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.stages = ("encode", "distill", "report")
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1})
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "context": 1})
     config.dtype = "bfloat16"
-    config.remat = "full"
+    config.remat = "nothing_saveable"
+    config.attention = ""  # the kernel for the backend
+    config.offload = False
     # Chunks of 16 frames become 5 latent frames each: 128 frames are 40.
     config.video = ConfigDict({"frames": 128, "height": 192, "width": 320, "fps": 12, "independent_chunk": 16})
     config.data = ConfigDict({"path": ""})

@@ -16,9 +16,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.stages = ("vae", "encode", "teacher", "distill", "report")
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "context": 1})
     config.dtype = "float32"
-    config.remat = "dots"  # the fastest on CPUs
+    config.remat = "dots_with_no_batch_dims_saveable"  # the fastest on CPUs
+    config.attention = ""  # the kernel for the backend
+    config.offload = False
     config.video = ConfigDict({"frames": 9, "height": 32, "width": 32, "fps": 8, "independent_chunk": 0})
     # A path names a dataset of `python -m dollar_jax.data`; without one, clips of the shapes world are rendered.
     config.data = ConfigDict({"path": "", "clips": 8192})

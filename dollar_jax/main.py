@@ -4,6 +4,8 @@ Any field can be set: --config.generator.objectives.consistency=0.3.
 """
 
 import json
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 from absl import flags
@@ -13,8 +15,14 @@ from dollar_jax.command import required, run
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import UserError, resolve
 
+MACHINE = ("mesh", "remat", "attention", "offload")  # how it is computed, not what: a run may go on with others
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report; the same one resumes.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several are started by hand.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many these are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.", lower_bound=0)
+_STOP_STATUS = flags.DEFINE_integer("stop_status", 0, "Exit status after SIGTERM; schedulers may need another than 0.")
 
 
 def main() -> None:
@@ -22,18 +30,36 @@ def main() -> None:
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     stages = [resolve(name, "dollar_jax.stages") for name in config.stages]
 
-    from dollar_jax.sharding import make_mesh  # JAX starts here, after what can be refused without it
+    import jax  # after what can be refused without it
 
+    from dollar_jax import distributed
+    from dollar_jax.sharding import make_mesh
+    from dollar_jax.train import Preempted
+    from dollar_jax.watch import alone
+
+    distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if jax.process_count() == 1:  # several must agree, in `train`
+        signal.signal(signal.SIGTERM, _stop)
     mesh = make_mesh(config.mesh)
-    claim(workdir, json.loads(config.to_json()))
-    try:
-        for stage in stages:
-            stage(config, workdir, mesh)
-    except UserError:
-        # Refused before anything was done: the corrected command shall not meet its own mistake here.
-        if [path.name for path in workdir.iterdir()] == ["config.json"]:
-            (workdir / "config.json").unlink()
-        raise
+    with alone(workdir) if distributed.is_main() else nullcontext(), jax.set_mesh(mesh):
+        claim(workdir, json.loads(config.to_json()))
+        try:
+            for stage in stages:
+                stage(config, workdir, mesh)
+        except Preempted as saved:
+            print(saved, flush=True)
+            raise SystemExit(_STOP_STATUS.value) from None
+        except UserError:
+            # Refused before anything was done: the corrected command shall not meet its own mistake here.
+            if distributed.is_main() and {path.name for path in workdir.iterdir()} == {"config.json", ".lock"}:
+                (workdir / "config.json").unlink()
+            raise
+
+
+def _stop(number, frame) -> None:
+    from dollar_jax.train import Preempted
+
+    raise Preempted("stopped; the same command goes on from the last checkpoint")
 
 
 def claim(workdir: Path, config: dict) -> None:
@@ -44,7 +70,10 @@ def claim(workdir: Path, config: dict) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        before, now = flatten(json.loads(path.read_text())), flatten(config)
+        before, now = (
+            flatten({name: value for name, value in fields.items() if name not in MACHINE})
+            for fields in (json.loads(path.read_text()), config)
+        )
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             key = changed[0]

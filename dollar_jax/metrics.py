@@ -63,8 +63,12 @@ class Logger:
         if sys.stdout.isatty():
             self._bar = tqdm(total=total, initial=start, desc=stage, file=sys.stdout, dynamic_ncols=True)
 
-    def log(self, step: int, metrics: dict[str, ArrayLike]) -> None:
-        """Takes the metrics of a step: numbers, or arrays, which are averaged. Names may come and go between steps."""
+    def log(self, step: int, metrics: dict[str, ArrayLike]) -> dict[str, float]:
+        """Takes the metrics of a step: numbers, or arrays, which are averaged. Names may come and go between steps.
+
+        Returns:
+          the averages, where this step writes them; otherwise {}.
+        """
         self._averages = self._averages | _accumulate(
             {name: self._averages[name] for name in metrics if name in self._averages}, metrics
         )
@@ -72,8 +76,13 @@ class Logger:
             # The first step compiles: its time would spoil the estimate of all others.
             jax.block_until_ready(self._averages)
             self._first = self._window = (step, time.perf_counter())
-        if (step + 1) % self._every == 0 or step + 1 == self._total:
-            self._write(step)
+        if (step + 1) % self._every and step + 1 != self._total:
+            return {}
+        averages, self._averages = jax.device_get(self._averages), {}
+        scalars = {name: float(average.total / average.count) for name, average in averages.items()}
+        if self._writes:
+            self._write(step, scalars)
+        return scalars
 
     def videos(self, step: int, name: str, frames: UInt8[np.ndarray, "n f h w 3"], captions: list[str]) -> None:
         """Shows n videos side by side, animated, under TensorBoard's images, and their captions under its texts."""
@@ -98,12 +107,8 @@ class Logger:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _write(self, step: int) -> None:
-        averages, self._averages = jax.device_get(self._averages), {}
-        if not self._writes:
-            return
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
         now = time.perf_counter()
-        scalars = {name: float(average.total / average.count) for name, average in averages.items()}
         since, clock = self._window
         # A stage of one step, or one that writes at once, has no second step to be timed by.
         seconds = (now - clock) / (step - since) if step > since else now - self._began

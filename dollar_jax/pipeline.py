@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from dollar_jax import checkpoint, diffusion, sampling
 from dollar_jax.checkpoint import Card
@@ -21,6 +21,7 @@ from dollar_jax.models import build, independent_chunks
 from dollar_jax.models.network import Network
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.notation import Params
+from dollar_jax.sharding import BATCH, constrain
 
 Frames = UInt8[np.ndarray, "n F H W 3"]
 Latents = Float[np.ndarray, "n f h w c"]
@@ -47,13 +48,16 @@ class Pipeline:
         return diffusion.make_schedule(**self.card["schedule"])
 
     @cached_property
-    def _autoencoder(self):
+    def _autoencoder(self) -> tuple[Callable, Callable]:
         network, _ = self.networks["vae"]
-        return tuple(map(jax.jit, _autoencoder(self.card, in_tiles(network) if self.tiled else network)))
+        encode, decode = _autoencoder(self.card, in_tiles(network) if self.tiled else network)
+        return _shared(lambda params, video: encode(params, video)[0]), jax.jit(
+            lambda params, latents: to_uint8((decode(params, constrain(latents, BATCH)) + 1) / 2)
+        )
 
     @cached_property
     def _encode_text(self):
-        return jax.jit(self.networks["text_encoder"][0].apply)
+        return _shared(self.networks["text_encoder"][0].apply)
 
     @property
     def _scale(self) -> float:
@@ -67,7 +71,7 @@ class Pipeline:
 
     def encode_mean(self, video: Frames) -> Latents:
         """The posterior mean, as the VAE has it."""
-        return np.asarray(self._autoencoder[0](self.networks["vae"][1], video / np.float32(127.5) - 1)[0])
+        return np.asarray(self._autoencoder[0](self.networks["vae"][1], video / np.float32(127.5) - 1))
 
     def encode_video(self, video: Frames) -> Latents:
         """The posterior mean, scaled to about unit variance."""
@@ -75,9 +79,12 @@ class Pipeline:
 
     def decode(self, latents: Latents) -> Frames:
         """Videos of scaled latents, without their leading ones."""
+        return np.asarray(jax.jit(constrain)(self.decode_on_devices(latents)))
+
+    def decode_on_devices(self, latents: jax.Array | Latents) -> jax.Array:
+        """The same, and under a mesh each device keeps the videos of its part of the batch."""
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
-        video = self._autoencoder[1](self.networks["vae"][1], latents / np.float32(self._scale))
-        return to_uint8((np.asarray(video) + 1) / 2)
+        return self._autoencoder[1](self.networks["vae"][1], latents / np.float32(self._scale))
 
     def times(self, steps: int | None) -> tuple[int, ...]:
         """The card's own times, or `steps` of them.
@@ -95,14 +102,18 @@ class Pipeline:
 
     @cached_property
     def sampler(self):
-        """(params, noise, text, null_text, keys, times, guidance) -> latents, jitted; times and guidance are static."""
+        """(params, noise, text, null_text, keys, times, guidance) -> latents, jitted; times and guidance are static.
+
+        Under a mesh its devices share the batch, and all have the result.
+        """
         network = self.networks["transformer"][0]
 
         def run(params, noise, text, null_text, keys, times, guidance):
             denoise = sampling.denoiser(
                 network.apply, params, self.card["velocity"], self.schedule, null_text, guidance
             )
-            return sampling.sample(denoise, noise, text, times, self.schedule, self.card["sampler"], keys)
+            noise, text, keys = (constrain(x, BATCH) for x in (noise, text, keys))
+            return constrain(sampling.sample(denoise, noise, text, times, self.schedule, self.card["sampler"], keys))
 
         return jax.jit(run, static_argnames=("times", "guidance"))
 
@@ -164,9 +175,14 @@ def pad_rows(arrays: tuple, count: int) -> tuple:
     return tuple(x[jnp.minimum(jnp.arange(count), len(x) - 1)] for x in arrays)
 
 
-def to_uint8(video: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+def to_uint8(video: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
     """0..1 to 0..255, clipped."""
-    return np.round(np.clip(video, 0, 1) * 255).astype(np.uint8)
+    return jnp.round(jnp.clip(video, 0, 1) * 255).astype(jnp.uint8)
+
+
+def _shared(function: Callable[[Params, Array], Array]) -> Callable:
+    """Jitted; under a mesh its devices share the batch, and all have the result."""
+    return jax.jit(lambda params, batch: constrain(function(params, constrain(batch, BATCH))))
 
 
 def draw_noise(card: Card, seed: int, prompts: int, videos: int) -> tuple[Latents, jax.Array]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
@@ -32,23 +33,22 @@ def denoiser(
       apply: apply(params, x_t [b f h w c], times [b], text [b l d]) -> velocity [b f h w c].
       velocity: the kind of what it predicts.
       null_text: [1 l d], the embedding of the empty caption; needed when guidance is not 0.
-      guidance: the paper's w. Not 0: both halves run as one call on a doubled batch.
+      guidance: the paper's w. Not 0: an example and its twin without caption are neighbours in one doubled batch, so
+        that both are on one device.
     """
 
     def denoise(x_t, times, text):
         if guidance:
             null = jnp.broadcast_to(null_text, text.shape)
-            both = apply(params, *map(_twice, (x_t, times)), jnp.concatenate([text, null]))
-            v = diffusion.guide(*jnp.split(both.astype(jnp.float32), 2), guidance)
+            pairs = [(x_t, x_t), (times, times), (text, null)]
+            both = apply(params, *(rearrange(list(pair), "pair b ... -> (b pair) ...") for pair in pairs))
+            with_text, without = rearrange(both.astype(jnp.float32), "(b pair) ... -> pair b ...", pair=2)
+            v = diffusion.guide(with_text, without, guidance)
         else:
             v = apply(params, x_t, times, text).astype(jnp.float32)
         return diffusion.to_x0_eps(velocity, v, x_t, *schedule.at(times))
 
     return denoise
-
-
-def _twice(x):
-    return jnp.concatenate([x, x])
 
 
 def normal(keys: Keys, shape: Sequence[int]) -> jax.Array:

@@ -1,39 +1,67 @@
-"""Where arrays live: the mesh, and rules from parameter paths to its axes."""
+"""Where arrays live: the mesh, and rules from parameter paths to its axes.
 
+data      batches; parameters are copied
+fsdp      batches too; parameters and everything that follows them (EMA, moments, frozen networks) are split
+context   the tokens of one video
+"""
+
+import math
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dollar_jax.importing import UserError
 
-AXES = ("data", "fsdp")
+BATCH = ("data", "fsdp")  # what a batch is split over
+CONTEXT = "context"
+AXES = (*BATCH, CONTEXT)
 
-# First match wins, from the last axis backwards; what matches none is replicated. Optimiser states repeat the paths of
-# the parameters they belong to, so that they follow them.
-RULES = ((r".*/(kernel|embedding)$", ("fsdp", None)),)
+# First match wins: a pattern, a mesh axis, and the axes of the array that it may split, of which it splits the first
+# that it divides. What matches nothing is on every device. Optimiser states repeat the paths of their parameters, and
+# follow.
+RULES = ((r".*/(kernel|embedding)$", "fsdp", (-2, -1)),)
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh (data, fsdp) over all devices; one size may be -1 and is then what is left.
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh (data, fsdp, context) over all devices, or those given; one size may be -1: what is left.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    sizes = [config[axis] for axis in AXES]
-    devices = jax.device_count()
-    known = int(np.prod([size for size in sizes if size != -1]))
-    sizes = [devices // known if size == -1 else size for size in sizes]
-    if np.prod(sizes) != devices:
-        raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {devices} devices: set config.mesh")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    sizes = {axis: config[axis] for axis in AXES}
+    count = jax.device_count() if devices is None else len(devices)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or known < 1 or (count % known if free else count != known):
+        raise UserError(f"mesh {sizes} does not divide {count} devices: set config.mesh, -1 for at most one axis")
+    sizes |= dict.fromkeys(free, count // known)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def batch_shares(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def check_batch(size: int, mesh: Mesh, pieces: int = 1) -> None:
+    """Raises UserError if the devices cannot share a batch of `size` examples, computed in `pieces`, equally."""
+    shares = batch_shares(mesh)
+    if size % (shares * pieces):
+        raise UserError(
+            f"batch_size {size} does not divide over data x fsdp = {shares} devices"
+            + (f" and accumulate = {pieces}" if pieces > 1 else "")
+            + f": give a multiple of {shares * pieces}"
+        )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis of a batch is split over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+    """The leading axis of a batch is split over `BATCH`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -41,21 +69,65 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shard(tree, mesh: Mesh):
-    """The NamedSharding of every leaf of `tree` (arrays or ShapeDtypeStructs), by `RULES`.
+def data_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of the `count` equal shares of every batch this process reads. Processes whose devices
+    differ in their place on the context axis only read the same one.
 
-    An axis that its mesh axis does not divide stays whole.
+    Raises:
+      UserError: processes hold overlapping shares.
     """
+    rows: dict[int, set[int]] = {}
+    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape[CONTEXT])):
+        for device in devices:
+            rows.setdefault(device.process_index, set()).add(row)
+    shares = sorted({tuple(sorted(mine)) for mine in rows.values()})
+    if len(shares) > 1 and len({row for share in shares for row in share}) != sum(map(len, shares)):
+        raise UserError("the mesh cuts across the devices of its hosts: let context divide, or be a multiple of, them")
+    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
+
+
+def shard(tree, mesh: Mesh):
+    """The NamedSharding of every leaf of `tree` (arrays or ShapeDtypeStructs), by `RULES`."""
 
     def sharding(path, leaf):
         name = "/" + "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
-        for pattern, axes in RULES:
-            if re.match(pattern, name) and leaf.ndim >= len(axes):
-                axes = (None,) * (leaf.ndim - len(axes)) + axes
-                fits = zip(axes, leaf.shape, strict=True)
-                return NamedSharding(
-                    mesh, PartitionSpec(*(a if a and n % mesh.shape[a] == 0 else None for a, n in fits))
-                )
+        for pattern, axis, candidates in RULES:
+            if re.match(pattern, name):
+                split = [i for i in candidates if leaf.ndim >= -i and leaf.shape[i] % mesh.shape[axis] == 0][:1]
+                spec = [axis if i - leaf.ndim in split else None for i in range(leaf.ndim)]
+                return NamedSharding(mesh, PartitionSpec(*spec))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """The rows of a batch on the mesh that this process's devices hold, in order: the inverse of `train.place`."""
+    shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def thin(x: jax.Array | np.ndarray, shares: int, count: int) -> jax.Array | np.ndarray:
+    """`count` rows of a batch that is split into `shares`: the first ones of each share."""
+    return x.reshape(shares, -1, *x.shape[1:])[:, : count // shares].reshape(count, *x.shape[1:])
+
+
+def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """x with its leading axes split over these mesh axes, in a function traced under a mesh; elsewhere x itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty else lax.with_sharding_constraint(x, fit(x.shape, axes, mesh))
+
+
+def context_size() -> int:
+    """How many devices share the tokens of a video, in a function traced under a mesh; elsewhere 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[CONTEXT]
+
+
+def fit(shape: Sequence[int], axes: Sequence[str | tuple[str, ...] | None], mesh) -> PartitionSpec:
+    """The spec that splits an array of this shape over these mesh axes, where they divide it."""
+
+    def size(axis):
+        return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))
+
+    return PartitionSpec(*(a if a and n % size(a) == 0 else None for n, a in zip(shape, axes, strict=False)))

@@ -1,5 +1,7 @@
 """The loop of every stage: batches in, updates, checkpoints, log. A second call goes on where the first stopped."""
 
+import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,35 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Checkpoints
+from dollar_jax.distributed import Preemption, is_main
 from dollar_jax.files import write_atomically
+from dollar_jax.importing import UserError
 from dollar_jax.metrics import Logger
 from dollar_jax.sharding import batch_sharding, replicated, shard
+from dollar_jax.watch import Heartbeat
 
 Update = Callable[[Any, dict, list[str]], tuple[Any, dict]]
+RARELY_USED = ("ema", "optimizer", "optimizers")  # fields of states
+SKIPS = 10  # updates in a row that are not finite end a run
 
 
-def initialize(init: Callable, mesh: Mesh, *args):
-    """The state `init(*args)`, born in its shardings."""
-    shardings = shard(jax.eval_shape(init, *args), mesh)
+class Preempted(Exception):
+    """The process was asked to end, and everything is saved."""
+
+
+def abstract(init: Callable, mesh: Mesh, *args, offload: bool = False):
+    """Shapes, dtypes and shardings of the state `init(*args)`, see `initialize`."""
+    shapes = jax.eval_shape(init, *args)
+    shardings = shard(shapes, mesh)
+    if offload:
+        rarely_used = {name: tree for name, tree in vars(shardings).items() if name in RARELY_USED}
+        shardings = shardings.replace(**jax.tree.map(lambda x: x.with_memory_kind("pinned_host"), rarely_used))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def initialize(init: Callable, mesh: Mesh, *args, offload: bool = False):
+    """The state `init(*args)`, born in its shardings; with `offload`, `RARELY_USED` fields in the host's memory."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(init, mesh, *args, offload=offload))
     return jax.jit(init, out_shardings=shardings)(*args)
 
 
@@ -32,7 +53,7 @@ def compile_step(step: Callable, state, mesh: Mesh) -> Callable:
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch as arrays over the mesh."""
+    """This process's rows of a batch as arrays over the mesh."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
@@ -48,34 +69,79 @@ def train(
 ):
     """Runs a stage to its end and returns the final state.
 
+    On SIGTERM it saves a checkpoint and raises `Preempted`.
+
     Args:
       folder: checkpoints, log and events go here.
       state: a dataclass of arrays in their shardings.
       update: (state, batch on the mesh, captions) -> (state, metrics). Its randomness comes from `state.step`.
       batches: dicts of arrays, with captions as strings under 'caption'.
-      config: iterations; save_every, keep: checkpoints; log_every; show_every, 0 for never.
+      config: iterations; save_every, keep, best: checkpoints; log_every; show_every, 0 for never.
       show: (state) -> (frames uint8 [n f h w 3], captions) for the log.
+
+    Raises:
+      UserError: the updates of a network are no longer finite.
     """
-    checkpoints = Checkpoints(folder, config.keep)
-    start = checkpoints.latest or 0
+    checkpoints = Checkpoints(folder, config.keep, config.best)
+    start = 0
     if checkpoints.latest is not None:
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), vars(state))
-        state = state.replace(**checkpoints.restore(target, batches))
-    if start < config.iterations:
+        start, restored = checkpoints.restore(target, batches)
+        state = state.replace(**restored)
+    if start < config.iterations and is_main():
         _describe(folder, vars(state))
-    with Logger(folder, folder.name, config.iterations, start, config.log_every) as log:
+    skips, averages = Skips(folder.name), {}
+    with (
+        Logger(folder, folder.name, config.iterations, start, config.log_every) as log,
+        Heartbeat(folder) as heartbeat,
+        Preemption() as preemption,
+    ):
         for step in range(start, config.iterations):
             batch = dict(next(batches))
             captions = [str(caption) for caption in batch.pop("caption")]
             state, metrics = update(state, place(batch, mesh), captions)
-            log.log(step, metrics)
+            skips.add(step, metrics)
+            if written := log.log(step, metrics):
+                averages = written
+                skips.check()
             done = step + 1
-            if done % config.save_every == 0 or done == config.iterations:
-                checkpoints.save(done, vars(state), batches)
+            heartbeat.beat(done)
+            stop = preemption.requested()
+            if stop or done % config.save_every == 0 or done == config.iterations:
+                checkpoints.save(done, vars(state), batches, averages)
+            if stop:
+                checkpoints.close()
+                raise Preempted(f"{folder.name}: saved at step {done} and stopped; the same command goes on from there")
             if show and config.show_every and (done % config.show_every == 0 or done == config.iterations):
                 log.videos(done, "samples", *show(state))
     checkpoints.close()
     return state
+
+
+class Skips:
+    """Counts the updates that were skipped because they were not finite, and ends a run that does nothing else."""
+
+    def __init__(self, stage: str):
+        self._stage, self._pending, self._in_a_row = stage, [], Counter()
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes a step's `skipped/NETWORK`; they stay on the device until `check` fetches them."""
+        self._pending.append((step, {name: value for name, value in metrics.items() if name.startswith("skipped/")}))
+
+    def check(self) -> None:
+        """Raises UserError if `SKIPS` updates of one network in a row were skipped."""
+        pending, self._pending = jax.device_get(self._pending), []
+        for step, skipped in pending:
+            for name, value in skipped.items():
+                network = name.removeprefix("skipped/")
+                self._in_a_row[network] = self._in_a_row[network] + 1 if value else 0
+                if self._in_a_row[network] == 1:
+                    print(f"{self._stage}: update {step + 1} of {network} is not finite: skipped", file=sys.stderr)
+                if self._in_a_row[network] == SKIPS:
+                    raise UserError(
+                        f"{self._stage}: {SKIPS} updates of {network} in a row, up to step {step + 1}, were not finite;"
+                        " lower its learning_rate, or look at the data of these steps; the last checkpoint is intact"
+                    )
 
 
 def _describe(folder: Path, state: Mapping) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -20,6 +21,7 @@ from dollar_jax.data.shapes import ShapesWorld
 from dollar_jax.data.video import read_video, write_video
 
 ROOT = Path(__file__).parents[1]
+TRAINED = ["vae", "teacher", "vsd_cd", "vsd_cd_lrm"]
 SMALL = {
     "vae.network.block_out_channels": "(16,)",
     "teacher.network.num_layers": 1,
@@ -167,28 +169,75 @@ def test_a_report_on_files_that_were_encoded_before(workdir, dataset, environmen
     assert [row["videos"] for row in rows[1:]] == [4] * 5
 
 
-def test_a_killed_run_ends_as_one_left_alone(workdir, dataset, environment, tmp_path):
-    stage = random.choice(["vae", "teacher", "vsd_cd", "vsd_cd_lrm"])
-    delay = random.random()
-    print(f"killed in {stage}, {delay:.2f} s after its first checkpoint began")  # shown if the test fails
-    process = subprocess.Popen(
-        train(tmp_path / "W", dataset), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not list((tmp_path / "W" / stage).glob("checkpoints/*")):
+def start(workdir, dataset, environment, *flags):
+    """A run in the background that has begun to save a checkpoint of a stage chosen at random."""
+    stage = random.choice(TRAINED)
+    print(f"stopped in {stage}")  # shown if the test fails
+    command = [*train(workdir, dataset), *flags]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while process.poll() is None and not list((workdir / stage).glob("checkpoints/*")):
         time.sleep(0.01)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    result = run(train(tmp_path / "W", dataset), environment)
-    assert result.returncode == 0, result.stderr
-    for name in ("vae", "teacher", "vsd_cd", "vsd_cd_lrm"):
-        one, other = final_state(workdir, name), final_state(tmp_path / "W", name)
-        np.testing.assert_equal(other, one)
+    return process
+
+
+def ends_alike(workdir, other):
+    """The final states are equal to the bit, and so are the steps in the logs."""
+    for name in TRAINED:
+        np.testing.assert_equal(final_state(other, name), final_state(workdir, name))
         steps = [
             [json.loads(line)["step"] for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-            for folder in (workdir, tmp_path / "W")
+            for folder in (workdir, other)
         ]
         assert steps[0] == steps[1]
+
+
+def test_a_killed_run_ends_as_one_left_alone(workdir, dataset, environment, tmp_path):
+    process = start(tmp_path / "W", dataset, environment)
+    time.sleep(random.random())
+    process.kill()
+    process.communicate()
+    result = run(train(tmp_path / "W", dataset), environment)
+    assert result.returncode == 0, result.stderr
+    ends_alike(workdir, tmp_path / "W")
+
+
+@pytest.mark.slow  # ten minutes
+def test_a_run_killed_twenty_times_ends_as_one_left_alone(workdir, dataset, environment, tmp_path):
+    """Shortly after a checkpoint began: half of them while it is written."""
+    folder, kills = tmp_path / "W", 0
+    often = train(folder, dataset, **{f"{stage}.save_every": 1 for stage in ("vae", "teacher", "generator")})
+    while kills < 20:
+        before = set(folder.glob("*/checkpoints/*"))
+        process = subprocess.Popen(often, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while process.poll() is None and not set(folder.glob("*/checkpoints/*")) - before:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.5))
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+            print(kills, sorted(str(path.relative_to(folder)) for path in set(folder.glob("*/checkpoints/*")) - before))
+        else:  # it came to its end: the last stage once more
+            shutil.rmtree(folder / TRAINED[-1])
+        process.communicate()
+    result = run(often, environment)
+    assert result.returncode == 0, result.stderr
+    ends_alike(workdir, folder)
+
+
+@pytest.mark.parametrize("status", [0, 75])
+def test_a_run_asked_to_stop_saves_and_goes_on_later(status, workdir, dataset, environment, tmp_path):
+    process = start(tmp_path / "W", dataset, environment, f"--stop_status={status}")
+    process.terminate()
+    asked = time.monotonic()
+    output = process.communicate()[0].decode()
+    assert process.returncode == status, output
+    assert time.monotonic() - asked < 60  # 10 where nothing else runs
+    assert re.search(r"(saved at step \d+ and )?stopped; the same command goes on", output), output
+    for stage in TRAINED:  # none is half-written
+        assert all((path / "_CHECKPOINT_METADATA").exists() for path in tmp_path.glob(f"W/{stage}/checkpoints/*"))
+    result = run(train(tmp_path / "W", dataset), environment)
+    assert result.returncode == 0, result.stderr
+    ends_alike(workdir, tmp_path / "W")
 
 
 def test_another_config_is_refused_and_the_same_one_does_nothing(workdir, dataset, environment):

@@ -1,6 +1,7 @@
-"""From a random-access source to the batches of one process: shuffled, endless, resumable."""
+"""From a random-access source to batches, or the rows of them that one process needs: shuffled, endless, resumable."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import grain
 import numpy as np
@@ -13,40 +14,39 @@ EXAMPLES_AHEAD = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)
 
 
 def batches(
-    source: Source,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    epochs: int | None = None,
+    source: Source, batch_size: int, seed: int, share: int = 0, shares: int = 1, epochs: int | None = None
 ) -> grain.IterDataset[dict[str, np.ndarray]]:
     """Batches of examples, stacked by name; captions become an array of strings.
 
-    Each epoch has its own order, the same on all processes, of which each reads its own share, as large as the others'.
-    A dataset's videos and images take turns in proportion to their numbers; a batch holds one kind. The `get_state` and
-    `set_state` of the iterator continue exactly.
+    Each epoch has its own order. A dataset's videos and images take turns in proportion to their numbers; a batch holds
+    one kind. The `get_state` and `set_state` of the iterator continue exactly, and with any other number of shares.
 
     Args:
       source: its items are a function of the index alone.
-      batch_size: of this process.
+      batch_size: over all processes.
+      share, shares: which of so many equal parts of the rows of every batch this process reads.
       epochs: how often to read the source, None for ever; what does not fill the last batch is dropped.
 
     Raises:
-      UserError: a process's share does not fill one batch.
+      UserError: the source does not fill one batch, or the batch does not divide into shares.
     """
+    if batch_size % shares:
+        raise UserError(f"batch_size {batch_size} does not divide over the {shares} processes that read data")
+    rows = slice(share * batch_size // shares, (share + 1) * batch_size // shares)
     parts = _parts(source)
-    shares = []
+    kinds = []
     for part in parts:
-        share = len(part) // process_count
-        if share < batch_size:
-            raise UserError(
-                f"{len(part)} examples are too few for {process_count} batches of {batch_size}, one a process"
-            )
-        order = grain.MapDataset.source(part).seed(seed).shuffle()
-        own = order[process_index : share * process_count : process_count]
-        shares.append(own.repeat(epochs).batch(batch_size, drop_remainder=True))
-    mixed = shares[0] if len(shares) == 1 else grain.MapDataset.mix(shares, [len(part) for part in parts])
+        if len(part) < batch_size:
+            raise UserError(f"{len(part)} examples are too few for a batch of {batch_size}")
+        order = grain.MapDataset.range(len(part)).seed(seed).shuffle().repeat(epochs)
+        kinds.append(order.batch(batch_size, drop_remainder=True).map(partial(_read, part, rows)))
+    mixed = kinds[0] if len(kinds) == 1 else grain.MapDataset.mix(kinds, [len(part) for part in parts])
     return mixed.to_iter_dataset(BATCHES_AHEAD)
+
+
+def _read(source: Source, rows: slice, indices: np.ndarray) -> dict[str, np.ndarray]:
+    examples = [source[int(index)] for index in indices[rows]]
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 def in_order(source: Source) -> Iterator[Example]:

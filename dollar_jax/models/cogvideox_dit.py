@@ -9,6 +9,7 @@ stacked (leading axis of every parameter under `blocks`) and run by one scan.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -24,17 +26,29 @@ from dollar_jax.models import positions
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config
 from dollar_jax.notation import Latent, Text, Times
+from dollar_jax.sharding import BATCH, CONTEXT, constrain, context_size
 
 Sequence = Float[Array, "b n d"]  # text tokens, then video tokens
 Condition = Float[Array, "b t"]  # embedded times
 Turn = Float[np.ndarray, "1 n 1 half"]  # cosines or sines of the rotary angles
 
-# What a block keeps for the gradient; the rest is recomputed. On the CPU `dots` is the fastest, `none` the slowest: the
-# scan writes what it keeps into stacked arrays and reads it back.
+BLOCK = "block"  # the name of a block's input
+ALIGNED = 128  # tokens of a device that shares a video: of fewer a TPU sums gradients whole, not each its own part
+
+# What a block keeps for the gradient beside its input; the rest is recomputed. Names are those of
+# `jax.checkpoint_policies`; with `offload_blocks` the inputs too wait in the host's memory. On a CPU
+# `everything_saveable` is the slowest: the scan writes what it keeps into stacked arrays and reads it back.
 REMAT = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "everything_saveable": jax.checkpoint_policies.everything_saveable,
+    "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
+    "offload_dot_with_no_batch_dims": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "offload_blocks": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 near_zero = nnx.initializers.normal(0.02)
@@ -112,15 +126,19 @@ class Config:
         return frames // r, self.sample_height // p, self.sample_width // q
 
 
-def build(dtype: DTypeLike = jnp.float32, remat: str = "full", **config) -> Network:
+def build(
+    dtype: DTypeLike = jnp.float32, remat: str = "nothing_saveable", attention: str | None = None, **config
+) -> Network:
     """The network `apply(params, latents [b f h w c], times [b], text [b l d]) -> velocity [b f h w c]` in float32.
 
-    Sizes of latents and text are free; they fix the positions when the network is traced.
+    Sizes of latents and text are free; they fix the positions when the network is traced. Under a mesh tokens are split
+    over its context axis, with padding at the end where it does not divide them, and each block gathers its own
+    parameters.
 
     Args:
       dtype: what it computes in; parameters are float32.
-      remat: what is kept for the gradient beside the blocks' inputs: 'none' recomputes nothing and keeps everything,
-        'dots' keeps the results of linear layers, 'full' recomputes everything.
+      remat: what is kept for the gradient, see `REMAT`.
+      attention: the kernel, see `dollar_jax.models.attention`; None is the one for jax's backend.
       **config: fields of `Config`.
     Raises:
       UserError: unknown or unsupported config; when traced: latents that patches do not tile.
@@ -128,7 +146,7 @@ def build(dtype: DTypeLike = jnp.float32, remat: str = "full", **config) -> Netw
     sizes = make_config(Config, config, "cogvideox_dit")
     if remat not in REMAT:
         raise UserError(f"remat is one of {', '.join(REMAT)}, not {remat!r}")
-    return from_module(lambda rngs: CogVideoXDiT(sizes, dtype, remat, rngs))
+    return from_module(lambda rngs: CogVideoXDiT(sizes, dtype, remat, attention, rngs))
 
 
 def tokens(sizes: tuple[int, int, int], patch: tuple[int, int, int]) -> positions.Grid:
@@ -187,12 +205,12 @@ class Attention(nnx.Module):
         self.project = linear()
         self.heads = config.num_attention_heads
 
-    def __call__(self, x: Sequence, rotation: tuple[Turn, Turn] | None) -> Sequence:
+    def __call__(self, x: Sequence, attend: Callable, rotation: tuple[Turn, Turn] | None) -> Sequence:
         q, k, v = (rearrange(f(x), "b n (h d) -> b n h d", h=self.heads) for f in (self.query, self.key, self.value))
         q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
             q, k = turn(q, *rotation), turn(k, *rotation)
-        return self.project(rearrange(attention(q, k, v), "b n h d -> b n (h d)"))
+        return self.project(rearrange(attend(q, k, v), "b n h d -> b n (h d)"))
 
 
 class Block(nnx.Module):
@@ -207,10 +225,15 @@ class Block(nnx.Module):
         self.contract = linear(4 * config.width, config.width)
 
     def __call__(
-        self, x: Sequence, condition: Condition, is_text: Bool[np.ndarray, "1 n 1"], rotation: tuple[Turn, Turn] | None
+        self,
+        x: Sequence,
+        condition: Condition,
+        is_text: Bool[np.ndarray, "1 n 1"],
+        attend: Callable,
+        rotation: tuple[Turn, Turn] | None,
     ) -> Sequence:
         y, gate = self.attention_norm(x, condition, is_text)
-        x = x + gate * self.attention(y, rotation)
+        x = x + gate * self.attention(y, attend, rotation)
         y, gate = self.mlp_norm(x, condition, is_text)
         return x + gate * self.contract(jax.nn.gelu(self.expand(y), approximate=True))
 
@@ -218,7 +241,7 @@ class Block(nnx.Module):
 class CogVideoXDiT(nnx.Module):
     """See the module's docstring; `build` makes the pure network."""
 
-    def __init__(self, config: Config, dtype: DTypeLike, remat: str, rngs: nnx.Rngs):
+    def __init__(self, config: Config, dtype: DTypeLike, remat: str, kernel: str | None, rngs: nnx.Rngs):
         self.config = config
         linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
         width, patch = config.width, int(np.prod(config.patch))
@@ -236,7 +259,7 @@ class CogVideoXDiT(nnx.Module):
         self.project = linear(width, config.out_channels * patch, kernel_init=near_zero)
         if config.use_learned_positional_embeddings:
             self.positions = nnx.Param(jnp.asarray(self._sincos(config.grid, config.max_text_seq_length)))
-        self.remat = remat
+        self.dtype, self.remat, self.kernel = dtype, remat, kernel
 
     def __call__(self, latents: Latent, times: Times, text: Text) -> Float[Array, "b f h w k"]:
         """The velocity of `latents` at `times` 0 .. 999, given the text."""
@@ -249,19 +272,27 @@ class CogVideoXDiT(nnx.Module):
         condition = jax.nn.silu(self.time_project(jax.nn.silu(self.time_expand(condition))))
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
         x = self._place(jnp.concatenate([self.text_embed(text), self.patch_embed(patches)], axis=1), grid, length)
-        is_text = np.arange(x.shape[1])[None, :, None] < length
-        rotation = self._rotation(grid, length) if config.use_rotary_positional_embeddings else None
+        count = x.shape[1]
+        padding = -count % (ALIGNED * context_size()) if context_size() > 1 else 0
+        x = constrain(jnp.pad(x, ((0, 0), (0, padding), (0, 0))), BATCH, CONTEXT)
+        is_text = np.arange(count + padding)[None, :, None] < length
+        rotation = self._rotation(grid, length, padding) if config.use_rotary_positional_embeddings else None
+        attend = partial(attention, length=count if padding else None, kernel=self.kernel)
 
         graph, blocks = nnx.split(self.blocks)
 
         def step(x, block):
-            return nnx.merge(graph, block)(x, condition, is_text, rotation), None
+            # Every device needs the whole block, for a moment: gathered here, and in what it computes in, not before
+            # the loop and in float32.
+            block = jax.tree.map(lambda w: constrain(w.astype(self.dtype)), block)
+            x = nnx.merge(graph, block)(checkpoint_name(x, BLOCK), condition, is_text, attend, rotation)
+            return constrain(x, BATCH, CONTEXT), None
 
         step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[self.remat])
         x, _ = jax.lax.scan(step, x, blocks)
 
         shift, scale = jnp.split(self.project_modulation(condition)[:, None, :], 2, axis=-1)
-        x = self.project(self.project_norm(self.norm(x[:, length:])) * (1 + scale) + shift)
+        x = self.project(self.project_norm(self.norm(x[:, length:count])) * (1 + scale) + shift)
         velocity = rearrange(x, "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
         return velocity.astype(jnp.float32)
 
@@ -285,9 +316,9 @@ class CogVideoXDiT(nnx.Module):
         scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
         return np.pad(positions.sincos(grid, config.width, *scales), ((length, 0), (0, 0)))[None]
 
-    def _rotation(self, grid: positions.Grid, length: int) -> tuple[Turn, Turn]:
-        """Cosines and sines for the whole sequence: text does not turn."""
+    def _rotation(self, grid: positions.Grid, length: int, padding: int) -> tuple[Turn, Turn]:
+        """Cosines and sines for the whole sequence: text and padding do not turn."""
         config = self.config
         angles = positions.rotary(grid, config.attention_head_dim, config.grid[1:], fit=config.patch_size_t is None)
-        angles = np.pad(angles, ((length, 0), (0, 0)))[None, :, None, :]
+        angles = np.pad(angles, ((length, padding), (0, 0)))[None, :, None, :]
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -18,7 +18,7 @@ CACHED = 2**19  # numbers of stacked frames that stay in a CPU's cache; larger f
 class Stream:
     """One pass of a causal network over one chunk of a video.
 
-    Convolutions call `extend` in the order in which the network runs; `future`, given as `past` to the stream of the
+    Convolutions call `remember` in the order in which the network runs; `future`, given as `past` to the stream of the
     next chunk, makes the two passes one.
 
     Attributes:
@@ -31,12 +31,13 @@ class Stream:
         self.future = []
         self._past = None if past is None else iter(past)
 
-    def extend(self, x: Float[Array, "b f h w c"], frames: int) -> Float[Array, "b f+{frames} h w c"]:
-        """x with the `frames` frames before it in front: the chunk's before, or at the start copies of the first."""
-        past = repeat_first(x, frames)[:, :frames] if self._past is None else next(self._past)
-        x = jnp.concatenate([past, x], axis=1)
-        self.future.append(x[:, -frames:])
-        return x
+    def remember(self, x: Float[Array, "b f h w c"], frames: int) -> Float[Array, "b {frames} h w c"] | None:
+        """The `frames` frames before x, None at the start of the video; keeps as many for the next chunk."""
+        past = None if self._past is None else next(self._past)
+        last = x[:, -frames:]
+        seen = repeat_first(last, frames) if past is None else jnp.concatenate([past, last], axis=1)
+        self.future.append(seen[:, -frames:])
+        return past
 
 
 def repeat_first(x: Float[Array, "b f h w c"], times: int) -> Float[Array, "b f+{times} h w c"]:
@@ -82,6 +83,32 @@ def convolve(
     return rearrange(convolve_2d(rearrange(x, "b f h w i -> (b f) h w i"), flat), "(b f) h w o -> b f h w o", f=frames)
 
 
+def convolve_causally(
+    x: Float[Array, "b f h w i"],
+    past: Float[Array, "b {kernel.shape[0]-1} h w i"] | None,
+    kernel: Float[Array, "t 3 3 i o"],
+    stacked: bool,
+) -> Float[Array, "b f h w o"]:
+    """`convolve` with the past in front of x; at the start of a video with copies of the first frame.
+
+    Stacked, a window that sees the first frame n times sees it once, through the sum of its first n taps: an image
+    takes a third of the multiplications.
+    """
+    before = kernel.shape[0] - 1
+    if past is not None or not stacked:
+        x = repeat_first(x, before) if past is None else jnp.concatenate([past, x], axis=1)
+        return convolve(x, kernel, stacked)
+    taps = jnp.split(kernel, kernel.shape[0])
+    parts = []
+    for seen in range(1, min(before, x.shape[1]) + 1):
+        start = jnp.concatenate([sum(taps[: before - seen + 2]), *taps[before - seen + 2 :]])
+        parts.append(convolve(x[:, :seen], start, stacked))
+    if x.shape[1] > before:
+        parts.append(convolve(x, kernel, stacked))
+    # XLA would join the parts again in each of the passes that read the result.
+    return lax.optimization_barrier(jnp.concatenate(parts, axis=1))
+
+
 class CausalConv(nnx.Module):
     """Convolution with a 3 x 3 x 3 window that ends at the current frame. `stacked=None`: on CPUs (see `convolve`)."""
 
@@ -95,8 +122,9 @@ class CausalConv(nnx.Module):
     def __call__(self, x: Float[Array, "b f h w i"], stream: Stream) -> Float[Array, "b f h w o"]:
         stacked = jax.default_backend() == "cpu" if self.stacked is None else self.stacked
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        x = stream.extend(x.astype(self.dtype), kernel.shape[0] - 1)
-        return convolve(x, kernel, stacked) + bias.reshape(1, 1, 1, 1, -1)
+        x = x.astype(self.dtype)
+        past = stream.remember(x, kernel.shape[0] - 1)
+        return convolve_causally(x, past, kernel, stacked) + bias.reshape(1, 1, 1, 1, -1)
 
 
 class UpsamplingConv(nnx.Conv):

@@ -6,6 +6,7 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Card
@@ -15,6 +16,7 @@ from dollar_jax.data.shapes import ShapesWorld
 from dollar_jax.importing import UserError
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
+from dollar_jax.sharding import check_batch, data_share, shard
 
 HELD_OUT = 2**31 - 1  # a seed that no run takes
 
@@ -51,26 +53,40 @@ def encoded_source(config: ConfigDict, workdir: Path) -> Dataset:
     return open_dataset(encoded if encoded.exists() or not config.data.path else config.data.path)
 
 
-def host_batches(source, batch_size: int, seed: int) -> grain.DatasetIterator:
-    """Endless batches of this process's share of `batch_size`."""
-    count = jax.process_count()
-    return iter(batches(source, batch_size // count, seed, jax.process_index(), count))
+def network_options(config: ConfigDict) -> dict:
+    """How the large networks compute, for `build` and `load_component`."""
+    return {"dtype": config.dtype, "remat": config.remat, "attention": config.attention or None}
 
 
-def sampler_view(folder: Path, card: Card, network: Network, config: ConfigDict) -> tuple[Callable, np.ndarray]:
+def host_batches(source, config: ConfigDict, seed: int, mesh: Mesh) -> grain.DatasetIterator:
+    """Endless batches of `config.batch_size`: the rows for the devices of this process.
+
+    Raises:
+      UserError: the devices cannot share such a batch equally.
+    """
+    check_batch(config.batch_size, mesh, config.accumulate)
+    return iter(batches(source, config.batch_size, seed, *data_share(mesh)))
+
+
+def sampler_view(
+    folder: Path, card: Card, network: Network, config: ConfigDict, mesh: Mesh
+) -> tuple[Callable, np.ndarray]:
     """(show, null_text): show(state) samples its moving average for `config.show_captions`, always from the same noise.
 
     The card may describe a model whose parameters are still being trained.
     """
-    parts = load(folder, parts=("vae", "text_encoder"))
-    view = Pipeline(card, parts.networks | {"transformer": (network, None)}, parts.tokenizer)
+    encoder = load(folder, parts=("text_encoder",))
     captions = list(config.show_captions)
-    text, _ = view.encode_text(captions)
-    null_text, _ = view.encode_text([""])
+    text, _ = encoder.encode_text(captions)
+    null_text, _ = encoder.encode_text([""])
+    del encoder  # the largest network of all: it shall not stay in memory
+    vae = load(folder, parts=("vae",)).networks["vae"]
+    view = Pipeline(card, {"vae": vae, "transformer": (network, None)}, None)
     noise, keys = draw_noise(card, config.seed, len(captions), 1)
 
     def show(state):
-        latents = view.sampler(state.ema, noise, text, null_text, keys, view.times(None), card["guidance"])
-        return view.decode(np.asarray(latents)), captions
+        params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
+        latents = view.sampler(params, noise, text, null_text, keys, view.times(None), card["guidance"])
+        return view.decode(latents), captions
 
     return show, null_text

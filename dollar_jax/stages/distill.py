@@ -1,5 +1,6 @@
 """Distils the teacher into the students that the config names, each into `workdir/{name}`."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax import diffusion
-from dollar_jax.checkpoint import load_component, read_card, relocate, write_card
+from dollar_jax.checkpoint import Card, load_component, read_card, relocate, write_card
 from dollar_jax.importing import UserError, resolve
 from dollar_jax.models import build
+from dollar_jax.models.network import Network
 from dollar_jax.pipeline import at_size, load
-from dollar_jax.stages.common import encoded_source, host_batches, sampler_view
+from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, thin
+from dollar_jax.stages.common import encoded_source, host_batches, network_options, sampler_view
 from dollar_jax.steps import dollar
 from dollar_jax.train import compile_step, initialize, place, train
 
@@ -39,18 +42,35 @@ def distill(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         _distill(name, student_config(config, name), workdir, mesh)
 
 
+def make_setup(config: ConfigDict, card: Card, network: Network) -> dollar.Distillation:
+    """What the steps need to know of a student's config and of the teacher's card and network."""
+    return dollar.Distillation(
+        network=network,
+        reward_network=build(config.reward.architecture, config.reward.network.to_dict()),
+        velocity=card["velocity"],
+        schedule=diffusion.make_schedule(**card["schedule"]),
+        config=config,
+    )
+
+
+def make_steps(setup: dollar.Distillation, state: dollar.DollarState, mesh: Mesh) -> dict[str, Callable]:
+    """The jitted functions of an iteration; `state` may be abstract.
+
+    `propose` is (state, batch, key) -> latents, the others (state, frozen, batch, key) -> (state, metrics).
+    """
+    return {
+        "generator": compile_step(dollar.make_generator_step(setup), state, mesh),
+        "fake_score": compile_step(dollar.make_fake_score_step(setup), state, mesh),
+        "propose": jax.jit(dollar.make_proposal(setup), out_shardings=batch_sharding(mesh)),
+        "reward": compile_step(dollar.make_reward_step(setup), state, mesh),
+    }
+
+
 def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     source, folder, generator = teacher_folder(config, workdir), workdir / name, config.generator
     teacher_card = read_card(source)
-    velocity = teacher_card["velocity"]
-    network, teacher = load_component(source, teacher_card["transformer"], dtype=config.dtype, remat=config.remat)
-    setup = dollar.Distillation(
-        network=network,
-        reward_network=build(config.reward.architecture, config.reward.network.to_dict()),
-        velocity=velocity,
-        schedule=diffusion.make_schedule(**teacher_card["schedule"]),
-        config=config,
-    )
+    network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
+    setup = make_setup(config, teacher_card, network)
     card = at_size(relocate(teacher_card, source, folder), config.video.to_dict()) | {
         "role": "student",
         "objectives": {objective: weight for objective, weight in generator.objectives.items() if weight},
@@ -60,38 +80,41 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         "sampler": generator.sampler,
         "guidance": 0.0,
     }
+    batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh)
     write_card(folder, card)
 
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    state = initialize(setup.init, mesh, teacher, jax.random.fold_in(key, 0))
+    state = initialize(setup.init, mesh, teacher, jax.random.fold_in(key, 0), offload=config.offload)
     if start := config.students[name].start_from:
         state = _start_from(workdir / start, state)
-    show, null_text = sampler_view(folder, card, network, config)
+    # The frozen copy in the dtype of the computation: it would be cast to it at every use.
+    teacher = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
+    show, null_text = sampler_view(folder, card, network, config, mesh)
     frozen = {"teacher": teacher, "null_text": null_text}
-    generator_step = compile_step(dollar.make_generator_step(setup), state, mesh)
-    fake_score_step = compile_step(dollar.make_fake_score_step(setup), state, mesh)
-    update_reward = _reward_update(setup, source, state, mesh) if generator.objectives.get("latent_reward") else None
+    steps = make_steps(setup, state, mesh)
+    score = _reward(config.reward, source, mesh) if generator.objectives.get("latent_reward") else None
 
     def update(state, batch, captions):
         # Every update draws from a stream of its own: all of them see the same `state.step`.
-        state, metrics = generator_step(state, frozen, batch, jax.random.fold_in(key, 1))
+        state, metrics = steps["generator"](state, frozen, batch, jax.random.fold_in(key, 1))
+        skipped = []
         for index in range(config.fake_score.updates):
-            state, extra = fake_score_step(state, {}, batch, jax.random.fold_in(key, 3 + index))
+            state, extra = steps["fake_score"](state, {}, batch, jax.random.fold_in(key, 3 + index))
             metrics |= extra
-        if update_reward:
-            state, extra = update_reward(state, batch, captions, jax.random.fold_in(key, 2))
+            skipped.append(extra["skipped/fake_score"])
+        metrics["skipped/fake_score"] = jnp.stack(skipped).max()
+        if score:
+            shares, count = batch_shares(mesh), min(config.reward.batch_size, generator.batch_size)
+            local = shares * len(captions) // generator.batch_size
+            batch = jax.tree.map(lambda x: thin(x, shares, count), batch)
+            captions = thin(np.array(captions), local, count * local // shares).tolist()
+            latents = steps["propose"](state, batch, jax.random.fold_in(key, 2))
+            scored = batch | {"latents": latents, "reward": score(latents, captions)}
+            state, extra = steps["reward"](state, {}, scored, jax.random.fold_in(key, 2))
             metrics |= extra
         return state, metrics
 
-    train(
-        folder,
-        state,
-        update,
-        host_batches(encoded_source(config, workdir), generator.batch_size, config.seed),
-        generator,
-        mesh,
-        show,
-    )
+    train(folder, state, update, batches, generator, mesh, show)
 
 
 def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
@@ -106,21 +129,20 @@ def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
     )
 
 
-def _reward_update(setup: dollar.Distillation, source: Path, state: dollar.DollarState, mesh: Mesh):
-    """(state, batch, captions, key) -> (state, metrics): propose, decode, score on the host, learn (Alg. 1, 15-17)."""
-    config = setup.config.reward
+def _reward(config: ConfigDict, source: Path, mesh: Mesh) -> Callable[[jax.Array, list[str]], jax.Array]:
+    """(latents on the mesh, captions of this process's rows) -> the true reward [b] on the mesh (Alg. 1, line 17).
+
+    Each process decodes and scores the videos of its own devices, on its host.
+    """
+    check_batch(config.batch_size, mesh)
     reward = partial(resolve(config.name, "dollar_jax.rewards"), **config.options)
     vae = load(source, parts=("vae",))
-    propose = jax.jit(dollar.make_proposal(setup))
-    learn = compile_step(dollar.make_reward_step(setup), state, mesh)
 
-    def update(state, batch, captions, key):
-        batch = jax.tree.map(lambda x: x[: config.batch_size], batch)
-        latents = propose(state, batch, key)
-        values = np.asarray(reward(vae.decode(latents) / np.float32(255), captions[: config.batch_size]), np.float32)
-        if values.shape != (len(latents),) or not np.isfinite(values).all():
-            raise UserError(f"reward {config.name}: wanted {len(latents)} finite numbers, got {values}")
-        scored = {"latents": latents, "text": batch["text"], "text_mask": batch["text_mask"]}
-        return learn(state, {}, scored | place({"reward": values}, mesh), key)
+    def score(latents, captions):
+        frames = local_rows(vae.decode_on_devices(latents))
+        values = np.asarray(reward(frames / np.float32(255), captions), np.float32)
+        if values.shape != (len(frames),) or not np.isfinite(values).all():
+            raise UserError(f"reward {config.name}: wanted {len(frames)} finite numbers, got {values}")
+        return place({"reward": values}, mesh)["reward"]
 
-    return update
+    return score

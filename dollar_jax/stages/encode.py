@@ -1,8 +1,10 @@
 """Encodes the videos once, into `workdir/encoded`: training then runs neither VAE nor text encoder."""
 
+from collections import deque
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -12,6 +14,7 @@ from dollar_jax.data.dataset import write_dataset
 from dollar_jax.data.encoding import encode as encode_examples
 from dollar_jax.data.pipeline import in_order
 from dollar_jax.data.text import load_tokenizer, write_word_tokenizer
+from dollar_jax.distributed import is_main
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size, load
 from dollar_jax.stages.common import video_source
@@ -23,7 +26,7 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Writes latents and text embeddings of `config.data`, by the networks of the teacher if there is one already, else
     by this run's VAE and a random text encoder for the words that the captions use.
     """
-    del mesh  # the encoders fit on one device
+    del mesh  # the current one: all devices share every batch
     folder = workdir / "encoded"
     if (folder / "data").exists():
         return
@@ -38,12 +41,18 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     write_card(folder, card)
     model = load(folder, parts=("vae", "text_encoder"))
     examples = encode_examples(in_order(source), model.encode_video, model.encode_text, BATCH_SIZE)
-    progress = tqdm(examples, desc="encode", total=len(source), unit="video", disable=None, dynamic_ncols=True)
-    write_dataset(folder / "data", progress, config.video.to_dict())
+    if is_main():
+        progress = tqdm(examples, desc="encode", total=len(source), unit="video", disable=None, dynamic_ncols=True)
+        write_dataset(folder / "data", progress, config.video.to_dict())
+    else:
+        deque(examples, maxlen=0)  # its devices are needed
+    multihost_utils.sync_global_devices("encoded")
 
 
 def _text_encoder(config: ConfigDict, folder: Path, source) -> Card:
-    write_word_tokenizer(folder / "tokenizer", (source[i]["caption"] for i in range(len(source))))
+    if is_main():
+        write_word_tokenizer(folder / "tokenizer", (source[i]["caption"] for i in range(len(source))))
+    multihost_utils.sync_global_devices("tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
     sizes = config.text.network.to_dict() | {"vocab_size": len(tokenizer)}
     network = build(config.text.architecture, sizes)

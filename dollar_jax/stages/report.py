@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dollar_jax import metrics, pictures
 from dollar_jax.data.shapes import CAPTIONS
+from dollar_jax.distributed import is_main
 from dollar_jax.evaluate.report import DATA, TEACHER, write_report
 from dollar_jax.evaluate.timing import network_calls, time_samplers
 from dollar_jax.files import write_atomically
@@ -42,7 +43,7 @@ class Entry:
 
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """`index.html` and `report.json`; what the numbers are says `dollar_jax.evaluate.shapes`."""
-    del mesh  # models are compared on one device
+    del mesh  # the current one: all devices share every batch
     folder, settings = workdir / "report", config.report
     if (folder / "report.json").exists():
         return
@@ -94,6 +95,8 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
                 "diffusion_seconds_per_video_std": seconds[entry.name].std,
             }
         )
+    if not is_main():
+        return
     stages = ["vae", "teacher", *config.students]
     write_report(
         folder,

@@ -39,7 +39,7 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     write_card(folder, card)
     network = build(stage.architecture, stage.network.to_dict(), dtype=config.dtype)
     key = jax.random.key(config.seed)
-    state = initialize(partial(init_state, network, stage), mesh, jax.random.fold_in(key, 3))
+    state = initialize(partial(init_state, network, stage), mesh, jax.random.fold_in(key, 3), offload=config.offload)
     step = compile_step(make_step(network, stage), state, mesh)
     shown = [source[i] for i in range(len(config.show_captions))]
     frames = np.stack([clip["video"] for clip in shown])
@@ -51,13 +51,13 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
     def show(state):
         video = np.asarray(reconstruct(state.ema, frames / np.float32(127.5) - 1))
-        return to_uint8((video + 1) / 2), [clip["caption"] for clip in shown]
+        return np.asarray(to_uint8((video + 1) / 2)), [clip["caption"] for clip in shown]
 
     def update(state, batch, captions):
         del captions
         return step(state, {}, batch, jax.random.fold_in(key, 4))
 
-    train(folder, state, update, host_batches(source, stage.batch_size, config.seed), stage, mesh, show)
+    train(folder, state, update, host_batches(source, stage, config.seed, mesh), stage, mesh, show)
 
     trained = load(folder, parts=("vae",))
     clips = [source[i]["video"] for i in range(min(MEASURED_CLIPS, len(source)))]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import lax
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from dollar_jax.models.network import Network
@@ -35,7 +36,9 @@ def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransfo
     """AdamW with a warm-up, a constant rate and a cosine to zero.
 
     Fields: learning_rate; warmup, steps of linear warm-up; decay_from, the fraction of `iterations` where the cosine
-    begins (0: at once; 1: the rate stays); b1, b2, weight_decay; clip, the largest global norm of a gradient.
+    begins (0: at once; 1: the rate stays); b1, b2, weight_decay; clip, the largest global norm of a gradient; moment,
+    the dtype in which the mean of gradients is kept. (Their mean square cannot be kept in bfloat16: with b2 = .999 it
+    changes by less than a bfloat16 resolves.)
     """
     decay_start = int(config.decay_from * iterations)
     pieces = [
@@ -49,7 +52,7 @@ def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransfo
     rate = optax.join_schedules(pieces, boundaries)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
+        optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, mu_dtype=config.moment),
     )
 
 
@@ -78,7 +81,8 @@ def mean_gradient(loss: Callable, params: Params, examples, pieces: int) -> tupl
     differentiate = jax.grad(mean_loss, has_aux=True)
     if pieces == 1:
         return differentiate(params, examples)
-    parts = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), examples)
+    # Every piece takes examples of every device: neighbours in the batch go to different pieces.
+    parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), examples)
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts)))
 
     def add(total, part):
@@ -89,19 +93,31 @@ def mean_gradient(loss: Callable, params: Params, examples, pieces: int) -> tupl
 
 
 def update(
-    optimizer: optax.GradientTransformation, gradient: Params, state: optax.OptState, params: Params, name: str
+    optimizer: optax.GradientTransformation,
+    gradient: Params,
+    state: optax.OptState,
+    params: Params,
+    name: str,
+    loss: Float[Array, ""],
 ) -> tuple[Params, optax.OptState, dict]:
-    """One optimiser step of the network `name`: new parameters, new optimiser state, norms for the log."""
-    change, state = optimizer.update(gradient, state, params)
-    norms = {"gradient": gradient, "update": change, "parameters": params}
-    return (
-        optax.apply_updates(params, change),
-        state,
-        {f"norm/{name}_{kind}": optax.tree.norm(tree) for kind, tree in norms.items()},
-    )
+    """One optimiser step of the network `name`: new parameters, new optimiser state, norms for the log.
+
+    Where the loss or the gradient is not finite everything stays as it is, and the log says `skipped/NAME` 1.
+    """
+    state = jax.device_put(state, jax.memory.Space.Device)  # it may wait in the host's memory
+    change, new_state = optimizer.update(gradient, state, params)
+    norms = {
+        f"norm/{name}_{kind}": optax.tree.norm(tree)
+        for kind, tree in {"gradient": gradient, "update": change, "parameters": params}.items()
+    }
+    finite = jnp.isfinite(loss) & jnp.isfinite(norms[f"norm/{name}_gradient"])
+    new = optax.apply_updates(params, change), new_state
+    params, state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (params, state))
+    return params, state, norms | {f"skipped/{name}": 1.0 - finite}
 
 
 def moving_average(average: Params, params: Params, decay: float, step: jax.Array) -> Params:
     """EMA that starts as a plain mean: the decay is at most (1 + step) / (10 + step)."""
+    average = jax.device_put(average, jax.memory.Space.Device)  # it may wait in the host's memory
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)

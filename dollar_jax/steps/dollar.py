@@ -104,8 +104,9 @@ class Distillation:
         compared with data. Only the last call has a gradient.
         """
         generator = self.config.generator
-        denoise = denoiser(self.network.apply, student, self.student_velocity, self.schedule)
-        walker = denoiser(self.network.apply, lax.stop_gradient(student), self.student_velocity, self.schedule)
+        apply = jax.named_scope("student")(self.network.apply)
+        denoise = denoiser(apply, student, self.student_velocity, self.schedule)
+        walker = denoiser(apply, lax.stop_gradient(student), self.student_velocity, self.schedule)
         x_t, times = rollout(
             generator.rollout,
             walker,
@@ -124,6 +125,8 @@ class Distillation:
 def make_generator_step(setup: Distillation) -> Callable:
     """(state, frozen, batch, key) -> (state, metrics): the student and its average, Eq. 16.
 
+    Calls of networks are named, so that a profile and the planner can tell whose they are.
+
     frozen: {'teacher': params, 'null_text': [1 l d]}. batch: {'latents', 'text', 'text_mask'}. The objectives of the
     config with a weight other than zero are summed: VSD + beta_CD CD + beta_FT FT in the paper.
     """
@@ -135,19 +138,20 @@ def make_generator_step(setup: Distillation) -> Callable:
     optimizer = setup.optimizer("generator")
 
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
-        def network(params, kind, guidance=0.0):
-            return denoiser(setup.network.apply, params, kind, setup.schedule, frozen["null_text"], guidance)
+        def network(name, params, kind, guidance=0.0):
+            apply = jax.named_scope(name)(setup.network.apply)
+            return denoiser(apply, params, kind, setup.schedule, frozen["null_text"], guidance)
 
         def loss(student, part):
             keys = part["keys"]
             generated, span = setup.generate(student, part, fold(keys, 0))
             context = Context(
                 schedule=setup.schedule,
-                student=network(student, setup.student_velocity),
-                ema=network(state.ema, setup.student_velocity),
-                teacher=partial(network, frozen["teacher"], setup.velocity),
-                fake_score=network(state.fake_score, setup.velocity),
-                reward_model=partial(setup.reward_network.apply, state.reward_model),
+                student=network("student", student, setup.student_velocity),
+                ema=network("ema", state.ema, setup.student_velocity),
+                teacher=partial(network, "teacher", frozen["teacher"], setup.velocity),
+                fake_score=network("fake_score", state.fake_score, setup.velocity),
+                reward_model=partial(jax.named_scope("reward_model")(setup.reward_network.apply), state.reward_model),
                 latents=part["latents"],
                 text=part["text"],
                 text_mask=part["text_mask"],
@@ -157,7 +161,8 @@ def make_generator_step(setup: Distillation) -> Callable:
             )
             total, metrics = 0.0, {}
             for index, (name, objective) in enumerate(objectives.items()):
-                value, extra = objective(replace(context, keys=fold(keys, index + 1)))
+                with jax.named_scope(name):
+                    value, extra = objective(replace(context, keys=fold(keys, index + 1)))
                 total += weights[name] * value
                 metrics |= {f"loss/{name}": value, **extra}
             return total, metrics
@@ -165,7 +170,7 @@ def make_generator_step(setup: Distillation) -> Callable:
         examples = {**batch, "keys": example_keys(key, state.step, batch["text"].shape[0])}
         gradient, metrics = mean_gradient(loss, state.student, examples, generator.accumulate)
         student, optimizer_state, norms = update(
-            optimizer, gradient, state.optimizers["generator"], state.student, "student"
+            optimizer, gradient, state.optimizers["generator"], state.student, "student", metrics["loss"]
         )
         state = state.replace(
             step=state.step + 1,
@@ -189,14 +194,14 @@ def make_fake_score_step(setup: Distillation) -> Callable:
             keys = part["keys"]
             x0, span = setup.generate(state.student, part, fold(keys, 0))
             times = draw_times(fold(keys, 1), span)
-            network = partial(setup.network.apply, fake_score)
+            network = partial(jax.named_scope("fake_score")(setup.network.apply), fake_score)
             value = velocity_matching(network, setup.velocity, setup.schedule, x0, times, part["text"], fold(keys, 2))
             return value, {}
 
         examples = {**batch, "keys": example_keys(key, state.step, batch["text"].shape[0])}
         gradient, metrics = mean_gradient(loss, state.fake_score, examples, setup.config.generator.accumulate)
         fake_score, optimizer_state, norms = update(
-            optimizer, gradient, state.optimizers["fake_score"], state.fake_score, "fake_score"
+            optimizer, gradient, state.optimizers["fake_score"], state.fake_score, "fake_score", metrics["loss"]
         )
         optimizers = state.optimizers | {"fake_score": optimizer_state}
         return state.replace(fake_score=fake_score, optimizers=optimizers), {
@@ -234,12 +239,13 @@ def make_reward_step(setup: Distillation) -> Callable:
         wanted = statistics.normalize(batch["reward"])
 
         def loss(params, part):
-            estimate = setup.reward_network.apply(params, part["latents"], part["text"], part["text_mask"])
+            apply = jax.named_scope("reward_model")(setup.reward_network.apply)
+            estimate = apply(params, part["latents"], part["text"], part["text_mask"])
             return reward_regression(estimate, part["wanted"]), {}
 
         gradient, metrics = mean_gradient(loss, state.reward_model, {**batch, "wanted": wanted}, 1)
         reward_model, optimizer_state, norms = update(
-            optimizer, gradient, state.optimizers["reward"], state.reward_model, "reward_model"
+            optimizer, gradient, state.optimizers["reward"], state.reward_model, "reward_model", metrics["loss"]
         )
         state = state.replace(
             reward_model=reward_model,

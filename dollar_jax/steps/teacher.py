@@ -41,7 +41,9 @@ def make_step(network: Network, velocity: Velocity, schedule: Schedule, config: 
             return velocity_matching(run, velocity, schedule, *args), {}
 
         gradient, metrics = mean_gradient(loss, state.params, examples, config.accumulate)
-        params, optimizer_state, norms = update(optimizer, gradient, state.optimizer, state.params, "teacher")
+        params, optimizer_state, norms = update(
+            optimizer, gradient, state.optimizer, state.params, "teacher", metrics["loss"]
+        )
         ema = moving_average(state.ema, params, config.ema, state.step)
         return TrainState(state.step + 1, params, ema, optimizer_state), metrics | norms
 

@@ -29,7 +29,9 @@ def make_step(network: Network, config: ConfigDict):
 
         examples = {**batch, "keys": example_keys(key, state.step, batch["video"].shape[0])}
         gradient, metrics = mean_gradient(loss, state.params, examples, config.accumulate)
-        params, optimizer_state, norms = update(optimizer, gradient, state.optimizer, state.params, "vae")
+        params, optimizer_state, norms = update(
+            optimizer, gradient, state.optimizer, state.params, "vae", metrics["loss"]
+        )
         ema = moving_average(state.ema, params, config.ema, state.step)
         return TrainState(state.step + 1, params, ema, optimizer_state), metrics | norms
 

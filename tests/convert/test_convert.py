@@ -207,7 +207,7 @@ def test_the_same_noise_is_the_same_video(change, tmp_path):
         ours = np.load(tmp_path / "out" / f"{video:05d}-0.npy")
         assert relative(ours, latents[video]) < 1e-3
         assert np.std(latents[video]) > 0.1
-        write_video(tmp_path / "stock.mp4", pipeline.to_uint8(frames[video]), 8)
+        write_video(tmp_path / "stock.mp4", np.asarray(pipeline.to_uint8(frames[video])), 8)
         files = tmp_path / "out" / f"{video:05d}-0.mp4", tmp_path / "stock.mp4"
         ours, theirs = (read_video(file)[0].astype(float) for file in files)
         assert np.abs(ours - theirs).mean() < 1

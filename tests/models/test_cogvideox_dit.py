@@ -15,6 +15,7 @@ from dollar_jax.convert import cogvideox
 from dollar_jax.convert.tables import convert
 from dollar_jax.importing import UserError
 from dollar_jax.models import cogvideox_dit
+from dollar_jax.models.attention import attention
 from dollar_jax.models.network import count_parameters
 
 SMALL = {
@@ -110,7 +111,7 @@ def compute(name):
     velocity = theirs(x, words, torch.tensor(times), image_rotary_emb=rotation, return_dict=False)[0]
     (velocity * torch_latents(cotangent)).sum().backward()
 
-    network = cogvideox_dit.build(remat="none", **cogvideox.config(theirs.config))
+    network = cogvideox_dit.build(remat="everything_saveable", **cogvideox.config(theirs.config))
     gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     return SimpleNamespace(
         config=config,
@@ -161,14 +162,16 @@ def test_gradients(case):
 def test_every_block(case):
     """The states after each block, text and video, when each block continues from our own."""
     config = cogvideox_dit.Config(**case.config)
-    module = nnx.eval_shape(lambda: cogvideox_dit.CogVideoXDiT(config, jnp.float32, "none", nnx.Rngs(0)))
+    module = nnx.eval_shape(
+        lambda: cogvideox_dit.CogVideoXDiT(config, jnp.float32, "nothing_saveable", None, nnx.Rngs(0))
+    )
     length = config.max_text_seq_length
     grid = cogvideox_dit.tokens(case.inputs[0].shape[1:4], config.patch)
-    rotation = module._rotation(grid, length) if config.use_rotary_positional_embeddings else None
+    rotation = module._rotation(grid, length, 0) if config.use_rotary_positional_embeddings else None
     is_text = np.arange(case.tokens[0].shape[1])[None, :, None] < length
     graph = nnx.graphdef(module.blocks)
     condition = jax.nn.silu(jnp.asarray(case.condition))
-    run = jax.jit(lambda block, x: nnx.merge(graph, block)(x, condition, is_text, rotation))
+    run = jax.jit(lambda block, x: nnx.merge(graph, block)(x, condition, is_text, attention, rotation))
     assert len(case.tokens) == config.num_layers + 1
     x = case.tokens[0]
     for layer, after in enumerate(case.tokens[1:]):
@@ -193,14 +196,16 @@ def test_remat_trades_memory_for_the_same_gradient():
     inputs = jnp.ones((4, 3, 6, 10, 4)), jnp.array([5, 500, 0, 999]), jnp.ones((4, 5, 12))
     params = random_params(cogvideox_dit.build(**SMALL))
     gradients, memory = {}, {}
-    for remat in ("none", "dots", "full"):
+    for remat in cogvideox_dit.REMAT:
         network = cogvideox_dit.build(remat=remat, **SMALL)
         compiled = jax.jit(jax.grad(lambda p, n=network: (n.apply(p, *inputs) ** 2).sum())).lower(params).compile()
         gradients[remat], memory[remat] = compiled(params), compiled.memory_analysis().temp_size_in_bytes
-    for remat in ("dots", "full"):
-        for leaf, expected in zip(*map(jax.tree.leaves, (gradients[remat], gradients["none"])), strict=True):
+    for gradient in gradients.values():
+        for leaf, expected in zip(*map(jax.tree.leaves, (gradient, gradients["everything_saveable"])), strict=True):
             np.testing.assert_allclose(leaf, expected, atol=1e-6)
-    assert memory["full"] < memory["dots"] < memory["none"]
+    names = ["nothing_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable"]
+    few, dots, all_of_it = (memory[name] for name in names)
+    assert few < dots < all_of_it
 
 
 def test_the_defaults_are_the_published_2b():
@@ -218,7 +223,7 @@ def test_user_errors():
         ({"patch_size_t": 2}, "needs use_rotary"),
         ({"use_learned_positional_embeddings": True}, "needs use_rotary"),
         ({"attention_head_dim": 24, "use_rotary_positional_embeddings": True}, "divisible by 16, not 24"),
-        ({"remat": "some"}, "remat is one of none, dots, full"),
+        ({"remat": "some"}, "remat is one of everything_saveable, dots_with"),
     ]:
         with pytest.raises(UserError, match=message):
             cogvideox_dit.build(**config)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from einops import rearrange
+from flax import nnx
 
 from dollar_jax.convert import cogvideox_vae as theirs
 from dollar_jax.convert.tables import convert
@@ -162,6 +163,16 @@ def test_stem_sees_patches_as_channels():
         n, t = divmod(f + 3, 4)
         expected = patches[:, n, row // 2, column // 2, t, row % 2, column % 2]
         np.testing.assert_allclose(decoded[:, f, row, column], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_group_norm(per_frame):
+    norm = cogvideox_vae.GroupNorm(6, 1e-2, groups=2, per_frame=per_frame, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    norm.scale[...], norm.bias[...] = jax.random.normal(jax.random.key(0), (2, 6))
+    x = 3 + jax.random.normal(jax.random.key(1), (2, 3, 4, 5, 6)) * jnp.arange(1.0, 4).reshape(1, 3, 1, 1, 1)
+    alone = rearrange(x, "b f h w c -> (b f) 1 h w c") if per_frame else x
+    expected = nnx.GroupNorm.__call__(norm, alone).reshape(x.shape)
+    np.testing.assert_allclose(norm(x), expected, atol=1e-5)
 
 
 def test_long_videos_make_no_larger_programs(tiny):

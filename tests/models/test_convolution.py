@@ -44,11 +44,16 @@ def test_stream_joins_chunks(cuts):
         chunks.append(conv(chunk, stream))
         past = stream.future
     np.testing.assert_allclose(jnp.concatenate(chunks, axis=1), conv(x, Stream(False)), atol=1e-5)
-    # Before the first frame is the first frame; what comes later changes nothing.
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_before_the_first_frame_is_the_first_frame(frames, stacked):
+    conv = CausalConv(3, 4, dtype=jnp.float32, stacked=stacked, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 3, 3))
     repeated = jnp.concatenate([x[:, :1], x[:, :1], x], axis=1)
-    np.testing.assert_allclose(
-        convolve(repeated, conv.kernel[...], True)[:, :3], conv(x[:, :3], Stream(True)), atol=1e-5
-    )
+    expected = convolve(repeated, conv.kernel[...], False)[:, :frames]  # what comes later changes nothing
+    np.testing.assert_allclose(conv(x[:, :frames], Stream(True)), expected, atol=1e-5)
 
 
 def test_groups_of_frames():

@@ -57,6 +57,43 @@ def test_mean_gradient_by_hand():
         assert float(metrics["x"]) == pytest.approx(3)
 
 
+def test_neighbours_of_a_batch_go_to_different_pieces():
+    """So that each of the devices, which hold neighbours, has work in every piece."""
+    seen = []
+
+    def loss(params, part):
+        jax.debug.callback(lambda x: seen.append(x.tolist()), part["x"])
+        return params["w"] * part["x"], {}
+
+    common.mean_gradient(loss, {"w": jnp.array(2.0)}, {"x": jnp.arange(6.0)}, 3)
+    jax.effects_barrier()
+    assert sorted(seen) == [[0, 3], [1, 4], [2, 5]]
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_an_update_that_is_not_finite_changes_nothing(bad):
+    transform = common.make_optimizer(optimizer(0.5, warmup=0), 10)
+    params = {"x": jnp.array([1.0, 2.0])}
+    state = transform.init(params)
+    for value, skipped in ((1.0, 0), (jnp.nan, 1), (jnp.inf, 1), (1.0, 0)):
+        gradient = {"x": jnp.array([1.0, value if bad == "gradient" else 1.0])}
+        loss = jnp.array(value if bad == "loss" else 1.0)
+        new_params, new_state, metrics = common.update(transform, gradient, state, params, "net", loss)
+        same = jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), (params, state), (new_params, new_state)))
+        assert float(metrics["skipped/net"]) == skipped == same
+        params, state = new_params, new_state
+    assert np.isfinite(params["x"]).all()
+
+
+def test_the_mean_of_gradients_can_be_kept_in_bfloat16():
+    params = {"x": jnp.ones(3)}
+    for dtype in ("float32", "bfloat16"):
+        state = common.make_optimizer(optimizer(0.5, moment=dtype), 10).init(params)
+        (mean,) = (x for path, x in jax.tree_util.tree_leaves_with_path(state) if ".mu" in jax.tree_util.keystr(path))
+        (square,) = (x for path, x in jax.tree_util.tree_leaves_with_path(state) if ".nu" in jax.tree_util.keystr(path))
+        assert (mean.dtype, square.dtype) == (jnp.dtype(dtype), jnp.float32)
+
+
 def run_teacher(steps, **changes):
     stage = get_config().teacher
     stage.update({"batch_size": 8, "iterations": 400, **changes})

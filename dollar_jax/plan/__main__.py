@@ -1,0 +1,41 @@
+"""python -m dollar_jax.plan --config=configs/dollar.py --topology=v5p:2x2x2: does it fit, how fast could it be?
+
+The distillation of a config is compiled for machines that need not be there. TPUs (v5e:16x16, v5p:2x2x2, v6e:4x4):
+ahead of time, by the TPU's own compiler. GPUs (h200:8, h100:8, a100-80g:8, b200:8): an estimate, from a program for as
+many CPU devices and the data sheet. cpu:N: what a run here takes. Any field of the config can be set, as in main.
+"""
+
+import json
+
+from absl import flags
+from ml_collections import config_flags
+
+from dollar_jax.command import required, run
+from dollar_jax.files import write_atomically
+from dollar_jax.importing import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:2x2x2, v6e:4x4, v5e:16x16, h200:8, cpu:2, ...")
+_STUDENT = flags.DEFINE_string("student", None, "Of config.students; the last one if not given.")
+_TEACHER = flags.DEFINE_string("teacher", "2b", "The public CogVideoX to plan for, if the config names no teacher.")
+_OUT = flags.DEFINE_string("out", None, "A JSON file for all of it.")
+
+
+def main() -> None:
+    required(_CONFIG, _TOPOLOGY)
+    config = _CONFIG.value
+    student = _STUDENT.value or list(config.students)[-1]
+    if student not in config.students:
+        raise UserError(f"--student={student}: the config has {', '.join(config.students)}")
+
+    from dollar_jax.plan.plan import make_plan  # JAX starts here, after what can be refused without it
+    from dollar_jax.plan.report import tables
+
+    plan, advice = make_plan(config, _TOPOLOGY.value, student, _TEACHER.value)
+    if _OUT.value:
+        write_atomically(_OUT.value, json.dumps(plan, indent=2) + "\n")
+    print(f"{student} on {_TOPOLOGY.value}, mesh {plan['mesh']}\n\n{tables(plan, advice)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,131 @@
+"""Compiles the programs of an iteration and says what each takes."""
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from jax.stages import Compiled, Traced
+
+from dollar_jax.plan import flops, hlo
+from dollar_jax.plan.chips import Chip
+from dollar_jax.plan.collectives import Collective, collectives, largest_gather, sent_by_kind
+from dollar_jax.plan.programs import Iteration, Program, device_bytes
+from dollar_jax.plan.traffic import memory_traffic
+
+PARTS = ("teacher", "student", "ema", "fake_score", "reward_model", "vae")
+# A program that does not fit is to be measured, too.
+OPTIONS = {"tpu": {"xla_tpu_no_crash_on_oom": True}}
+PATIENCE = 30  # seconds between two lines while the compiler is silent
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of a program takes.
+
+    Attributes:
+      name, times: see `Program`.
+      compile_seconds: here, now.
+      flops: over all devices, {(objective, part): FLOPs}.
+      unbounded: loops of unknown length, counted once.
+      temporary: bytes on each device beside arguments: activations, results that replace no argument, code.
+      traffic: bytes that each device reads from and writes to its memory.
+      sent: bytes that each device sends over the interconnect.
+      collectives: {kind: {instructions, runs, bytes}}.
+      largest_gather: bytes of the largest array that one all-gather puts together.
+    """
+
+    name: str
+    times: int
+    compile_seconds: float
+    flops: Counter
+    unbounded: int
+    temporary: int
+    traffic: int
+    sent: float
+    collectives: dict[str, dict[str, int | float]]
+    largest_gather: int
+
+    def bounds(self, chip: Chip, sides: tuple[int, ...], devices: int) -> dict[str, float] | None:
+        """Seconds that one run takes at least, if all devices share the work: for arithmetic, memory, interconnect."""
+        if chip.flops is None:
+            return None
+        links = chip.link_bandwidth(sides)
+        return {
+            "compute": self.flops.total() / devices / chip.flops,
+            "memory": self.traffic / chip.bandwidth,
+            "links": self.sent / links if self.sent else 0.0,
+        }
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        rows = [{"objective": group, "part": part, "flops": value} for (group, part), value in self.flops.items()]
+        return asdict(self) | {"flops": rows}
+
+
+def compile_program(program: Program, chip: Chip) -> tuple[Traced, Compiled]:
+    """The program as JAX and as the compiler see it. Under `jax.set_mesh`."""
+    with progress(f"{program.name}: tracing and compiling"):
+        traced = program.step.trace(*program.arguments)
+        return traced, traced.lower().compile(compiler_options=OPTIONS.get(chip.platform))
+
+
+def measure(program: Program, groups: Sequence[str], chip: Chip, devices: int) -> Cost:
+    """Compiles one program for so many devices of a kind. Under `jax.set_mesh`; `groups` are names of objectives."""
+    start = time.perf_counter()
+    traced, compiled = compile_program(program, chip)
+    seconds = time.perf_counter() - start
+    counted = flops.count(traced.jaxpr, flops.owner(PARTS, groups))
+    unbounded = counted.pop(None, 0)
+    memory = compiled.memory_analysis()
+    module = hlo.parse(compiled.as_text())
+    found: list[Collective] = collectives(module, devices)
+    return Cost(
+        name=program.name,
+        times=program.times,
+        compile_seconds=seconds,
+        flops=counted,
+        unbounded=unbounded + module.unknown_loops(),
+        temporary=memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        traffic=memory_traffic(module),
+        sent=sum((one.sent for one in found), 0.0),
+        collectives=sent_by_kind(found),
+        largest_gather=largest_gather(found),
+    )
+
+
+def resident_bytes(iteration: Iteration) -> dict[str, dict[str, int]]:
+    """{name: {device, host}}: bytes that stay on each device, and in its host's memory for it."""
+    return {
+        name: {"device": device_bytes(tree), "host": device_bytes(tree, "pinned_host")}
+        for name, tree in iteration.resident.items()
+    }
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """Says on stderr what is being done, from time to time that it still is, and how long it took."""
+    start, done = time.perf_counter(), threading.Event()
+
+    def say(more: str) -> None:
+        print(f"{text}{more}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+
+    def watch() -> None:
+        while not done.wait(PATIENCE):
+            say(" still")
+
+    print(f"{text} ...", file=sys.stderr, flush=True)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    say(": done")

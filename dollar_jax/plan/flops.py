@@ -1,0 +1,91 @@
+"""Arithmetic of a traced program, by who does it.
+
+XLA's own count takes the body of a loop once. Here a jaxpr is walked: matrix products and convolutions as 2 m n k,
+times the lengths of the scans around them; everything else is negligible beside them, and left out.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+Label = Callable[[str], Any]  # the path of named scopes around an operation -> whose it is
+
+
+def count(jaxpr: Jaxpr | ClosedJaxpr, label: Label, path: str = "") -> Counter:
+    """FLOPs by label, over all devices. Of the branches of a conditional the most costly one counts; a loop of a length
+    that is not in the program counts once, and under the key None how many such loops hold any arithmetic.
+    """
+    total = Counter()
+    for equation in _open(jaxpr).eqns:
+        here = f"{path}/{equation.source_info.name_stack}"
+        if equation.primitive.name in OPERATIONS:
+            total[label(here)] += OPERATIONS[equation.primitive.name](equation)
+            continue
+        bodies = [count(body, label, here) for body in _bodies(equation)]
+        if equation.primitive.name == "cond":
+            bodies = [max(bodies, key=lambda branch: sum(branch.values()))]
+        for body in bodies:
+            for key, value in body.items():
+                total[key] += value * (_times(equation) if key is not None else 1)
+        if equation.primitive.name == "while" and any(body.total() for body in bodies):
+            total[None] += 1
+    return total
+
+
+def owner(parts: Sequence[str], groups: Sequence[str]) -> Label:
+    """Labels (group, part): the innermost of these names on an operation's path, 'other' and '' where there is none.
+    Under a gradient the path reads like consistency/transpose(jvp(student)).
+    """
+
+    def label(path: str) -> tuple[str, str]:
+        names = re.findall(r"[^/()\s]+", path)
+        part = next((name for name in reversed(names) if name in parts), "other")
+        return next((name for name in reversed(names) if name in groups), ""), part
+
+    return label
+
+
+def _dot(equation: JaxprEqn) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+
+
+def _convolution(equation: JaxprEqn) -> int:
+    """Where the input is dilated (the gradient of a strided convolution), products with the zeros do not count."""
+    kernel = equation.invars[1].aval.shape
+    features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    products = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
+    return 2 * products // math.prod(equation.params["lhs_dilation"])
+
+
+OPERATIONS = {"dot_general": _dot, "conv_general_dilated": _convolution}
+
+
+def _times(equation: JaxprEqn) -> int:
+    """How often an equation runs its bodies, over all devices."""
+    parameters = equation.params
+    match equation.primitive.name:
+        case "scan":
+            return parameters["length"]
+        case "pallas_call":
+            return math.prod(parameters["grid_mapping"].grid)
+        case "shard_map":
+            axes = parameters.get("newly_manual_axes", parameters.get("manual_axes"))  # which one: jax 0.10, before
+            return math.prod(parameters["mesh"].shape[axis] for axis in axes)
+    return 1
+
+
+def _bodies(equation: JaxprEqn) -> Iterator[Jaxpr | ClosedJaxpr]:
+    for value in equation.params.values():
+        for body in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(body, Jaxpr | ClosedJaxpr):
+                yield body
+
+
+def _open(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr

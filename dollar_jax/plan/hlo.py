@@ -1,0 +1,142 @@
+"""The text of a compiled program, as far as the planner reads it."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+# Bits of an element; of types that are not listed, the number in their name.
+BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
+
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|branch_computations|true_computation|false_computation)=\{?([^,}\s]+"
+    r"(?:, ?%[\w.\-]+)*)"
+)
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a shape: its bytes, and the memory space of its layout (0: the device's main memory)."""
+
+    bytes: int
+    space: int
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line of a computation: `%name = shape opcode(operands), attributes`."""
+
+    name: str
+    shape: str
+    opcode: str
+    inside: str  # what stands between the parentheses
+    attributes: str
+    root: bool
+
+    @cached_property
+    def arrays(self) -> list[Array]:
+        """The arrays of the result."""
+        return [_array(*match) for match in _ARRAY.findall(self.shape)]
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.bytes for array in self.arrays)
+
+    @cached_property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.inside)
+
+    @property
+    def called(self) -> list[str]:
+        """Computations that run as part of this instruction, not those applied to single elements."""
+        if self.opcode not in ("fusion", "call", "while", "conditional", "async-start"):
+            return []
+        return [name.strip().lstrip("%") for group in _CALLED.findall(self.attributes) for name in group.split(",")]
+
+    def attribute(self, pattern: str) -> str | None:
+        """The first group of a regular expression on the attributes."""
+        found = re.search(pattern, self.attributes)
+        return found and found[1]
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclass(frozen=True)
+class Module:
+    """The computations of a program; `entry` is where it starts."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a while loop runs: as XLA noted it, or from its condition `index < constant`, where the loops of
+        jax count from 0 by 1. None: unknown.
+        """
+        if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
+            return int(known)
+        condition = self.computations[loop.attribute(r"condition=%?([\w.\-]+)")]
+        root = next(instruction for instruction in condition.values() if instruction.root)
+        limits = [condition[name].inside for name in root.operands if condition[name].opcode == "constant"]
+        if root.opcode != "compare" or "direction=LT" not in root.attributes or len(limits) != 1:
+            return None
+        return int(limits[0])
+
+    def visits(self) -> Iterator[tuple[str, int, bool]]:
+        """(computation, how often it runs, whether it is inside a fusion), callers first. Every branch of a conditional
+        counts, and loops of unknown length count once.
+        """
+        pending = [(self.entry, 1, False)]
+        while pending:
+            name, times, fused = pending.pop()
+            yield name, times, fused
+            for instruction in self.computations[name].values():
+                inner = times * (self.trips(instruction) or 1) if instruction.opcode == "while" else times
+                pending += [(called, inner, fused or instruction.opcode == "fusion") for called in instruction.called]
+
+    def unknown_loops(self) -> int:
+        """While loops of unknown length."""
+        loops = (i for c in self.computations.values() for i in c.values() if i.opcode == "while")
+        return sum(self.trips(loop) is None for loop in loops)
+
+
+def parse(text: str) -> Module:
+    """Reads `compiled.as_text()`."""
+    computations, current, entry = {}, None, None
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = computations[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif current is not None and (start := _INSTRUCTION.match(line)):
+            instruction = _instruction(start[2], line[start.end() :], bool(start[1]))
+            current[instruction.name] = instruction
+    return Module(computations, entry)
+
+
+def _instruction(name: str, text: str, root: bool) -> Instruction:
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shape, rest = text[:end], text[end:].lstrip()
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    return Instruction(name, shape, rest[:opening], rest[opening + 1 : closing], rest[closing + 1 :], root)
+
+
+def _closing(text: str, opening: int) -> int:
+    """Where the parenthesis that opens there closes."""
+    depth = 0
+    for match in re.compile(r"[()]").finditer(text, opening):
+        depth += 1 if match[0] == "(" else -1
+        if not depth:
+            return match.start()
+    raise ValueError(f"no closing parenthesis: {text[:80]}")
+
+
+def _array(kind: str, sides: str, layout: str) -> Array:
+    bits = BITS.get(kind) if kind in BITS else int(re.search(r"\d+", kind)[0])
+    space = re.search(r"S\((\d+)\)", layout)
+    elements = math.prod(int(side) for side in sides.split(",") if side)
+    return Array(math.ceil(elements * bits / 8), int(space[1]) if space else 0)

@@ -1,0 +1,132 @@
+"""The programs of one iteration of a distillation, with abstract arguments: nothing here takes memory."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from dollar_jax.checkpoint import Card
+from dollar_jax.models import build
+from dollar_jax.pipeline import Pipeline
+from dollar_jax.sharding import batch_sharding, check_batch, replicated, shard
+from dollar_jax.stages.common import network_options
+from dollar_jax.stages.distill import make_setup, make_steps
+from dollar_jax.train import abstract
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function of the iteration.
+
+    Attributes:
+      name: generator, fake_score, propose, decode or reward.
+      times: how often an iteration calls it.
+      step: the jitted function.
+      arguments: ShapeDtypeStructs with shardings.
+    """
+
+    name: str
+    times: int
+    step: Callable
+    arguments: tuple
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration runs, and what lies in memory all the while.
+
+    Attributes:
+      programs: in their order.
+      resident: trees of ShapeDtypeStructs with shardings, by name.
+      groups: names of the objectives.
+    """
+
+    programs: list[Program]
+    resident: dict[str, Any]
+    groups: tuple[str, ...]
+
+
+def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
+    """The programs of a student's config (see `stages.distill.student_config`) for the teacher of this card, under its
+    mesh. Under `jax.set_mesh(mesh)`, as a run is.
+
+    Raises:
+      UserError: the mesh cannot share the batches, or what building the networks raises.
+    """
+    generator = config.generator
+    objectives = tuple(name for name, weight in generator.objectives.items() if weight)
+    check_batch(generator.batch_size, mesh, generator.accumulate)
+    part = card["transformer"]
+    network = build(part["architecture"], part["config"], **network_options(config))
+    setup = make_setup(config, card, network)
+    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated(mesh))
+    teacher = _sharded(jax.eval_shape(network.init, key), mesh)
+    state = abstract(setup.init, mesh, teacher, key, offload=config.offload)
+    steps = make_steps(setup, state, mesh)
+    teacher = jax.tree.map(lambda x: x.update(dtype=jnp.dtype(config.dtype)), teacher)
+    batch = _batch(card, generator.batch_size, batch_sharding(mesh))
+    frozen = {"teacher": teacher, "null_text": batch["text"].update(shape=(1, *batch["text"].shape[1:]), sharding=None)}
+    programs = [
+        Program("generator", 1, steps["generator"], (state, frozen, batch, key)),
+        Program("fake_score", config.fake_score.updates, steps["fake_score"], (state, {}, batch, key)),
+    ]
+    part = card["vae"]
+    network = build(part["architecture"], part["config"])
+    vae = _sharded(jax.eval_shape(network.init, key), mesh)
+    if "latent_reward" in objectives:
+        check_batch(config.reward.batch_size, mesh)
+        batch = _batch(card, config.reward.batch_size, batch_sharding(mesh))
+        reward = jax.ShapeDtypeStruct((config.reward.batch_size,), jnp.float32, sharding=batch_sharding(mesh))
+        programs += [
+            Program("propose", 1, steps["propose"], (state, batch, key)),
+            Program("decode", 1, _decoder(card, network), (vae, batch["latents"])),
+            Program("reward", 1, steps["reward"], (state, {}, batch | {"reward": reward}, key)),
+        ]
+    fields = {name: tree for name, tree in vars(state).items() if name != "optimizers"}
+    optimizers = {f"Adam of {name}": tree for name, tree in state.optimizers.items()}
+    resident = {**fields, **optimizers, "teacher": teacher, "VAE": vae, "batch": programs[0].arguments[2]}
+    return Iteration(programs, resident, objectives)
+
+
+def device_bytes(tree: Any, memory: str = "device") -> int:
+    """Bytes of these ShapeDtypeStructs on each device, or in the host's memory ('pinned_host') for each device."""
+
+    def size(leaf):
+        sharding = leaf.sharding
+        on_host = sharding is not None and sharding.memory_kind == "pinned_host"
+        if on_host != (memory == "pinned_host"):
+            return 0
+        shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def _sharded(tree, mesh: Mesh):
+    return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shard(tree, mesh))
+
+
+def _batch(card: Card, size: int, sharding: NamedSharding) -> dict:
+    length = card["tokenizer"]["length"]
+    width = card["text_encoder"]["config"]["d_model"]
+    shapes = {
+        "latents": ((size, *card["latent_shape"]), jnp.float32),
+        "text": ((size, length, width), jnp.float32),
+        "text_mask": ((size, length), bool),
+    }
+    return {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
+
+
+def _decoder(card: Card, network) -> Callable:
+    """(params, latents) -> the videos that the reward sees."""
+
+    def decode(params, latents):
+        with jax.named_scope("vae"):
+            return Pipeline(card, {"vae": (network, params)}, None).decode_on_devices(latents)
+
+    return jax.jit(decode)

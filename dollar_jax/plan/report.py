@@ -1,0 +1,159 @@
+"""The plan as a dictionary for JSON, and as tables."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dollar_jax.plan.chips import Chip
+from dollar_jax.plan.estimate import Cost, resident_bytes
+from dollar_jax.plan.programs import Iteration
+
+UNITS = ("", "k", "M", "G", "T", "P", "E")
+
+
+def summarize(
+    iteration: Iteration, costs: list[Cost], chip: Chip, sides: tuple[int, ...], mesh: dict[str, int]
+) -> dict[str, Any]:
+    """Everything about an iteration: bytes are those of one device, FLOPs those of all, seconds are lower bounds."""
+    devices = math.prod(mesh.values())
+    resident = resident_bytes(iteration)
+    largest = max(costs, key=lambda cost: cost.temporary)
+    needed = sum(size["device"] for size in resident.values()) + largest.temporary
+    network = sum(math.prod(x.shape) * 2 for x in jax.tree.leaves(iteration.resident["teacher"]))
+    programs = [
+        cost.as_dict() | {"bounds": bounds, "seconds": max(bounds.values()) if bounds else None}
+        for cost, bounds in ((cost, cost.bounds(chip, sides, devices)) for cost in costs)
+    ]
+    flops = Counter()
+    for cost in costs:
+        for (_, part), value in cost.flops.items():
+            flops[part] += cost.times * value
+    return {
+        "devices": devices,
+        "mesh": mesh,
+        "estimate": chip.platform == "gpu",
+        "memory": {
+            "resident": resident,
+            "temporary": {cost.name: cost.temporary for cost in costs},
+            "largest": largest.name,
+            "needed": needed,
+            "host": sum(size["host"] for size in resident.values()),
+            "available": chip.memory,
+            "missing": None if chip.memory is None else max(0, math.ceil(needed - chip.memory)),
+        },
+        "flops": {"total": flops.total(), "parts": dict(flops)},
+        "programs": programs,
+        "largest_gather_of_network": max(cost.largest_gather for cost in costs) / network,
+        "seconds": sum(p["times"] * p["seconds"] for p in programs) if chip.flops else None,
+    }
+
+
+def remedies(plan: dict[str, Any], config: ConfigDict) -> list[str]:
+    """What to change first where a config does not fit."""
+    mesh, memory = plan["mesh"], plan["memory"]
+    resident = sum(size["device"] for size in memory["resident"].values())
+    state = [
+        "--config.mesh.data=1 --config.mesh.fsdp=-1: parameters and Adam split over all devices"
+        if mesh["data"] > 1
+        else "more devices: fsdp splits parameters and Adam over them",
+    ]
+    if not config.offload:
+        state.append("--config.offload: what rests between its updates waits in the host's memory")
+    activations = []
+    if config.remat != "nothing_saveable":
+        activations.append("--config.remat=nothing_saveable: activations are computed twice instead of kept")
+    shares = mesh["data"] * mesh["fsdp"]
+    pieces = config.generator.batch_size // shares
+    if pieces > config.generator.accumulate:
+        activations.append(f"--config.generator.accumulate={pieces}: one video a device at a time")
+    activations.append("--config.mesh.context=2 or more: the tokens of a video split over devices")
+    return state + activations if resident > memory["needed"] - resident else activations + state
+
+
+def tables(plan: dict[str, Any], advice: list[str]) -> str:
+    """The plan for the terminal."""
+    sections = [_memory(plan, advice), _flops(plan), _links(plan), _time(plan)]
+    if plan["estimate"]:
+        sections.append(
+            "ESTIMATE: temporary memory, traffic and collectives are those of a program compiled for CPUs, where much"
+            "\nthat is bfloat16 on a GPU takes float32, and attention is no single kernel."
+        )
+    return "\n\n".join(sections)
+
+
+def _memory(plan: dict[str, Any], advice: list[str]) -> str:
+    memory = plan["memory"]
+    rows = [("memory of a device", "GB", "host GB")]
+    for name, size in memory["resident"].items():
+        rows.append((name, _gb(size["device"]), _gb(size["host"]) if size["host"] else ""))
+    rows += [(f"temporary, {name}", _gb(size), "") for name, size in memory["temporary"].items()]
+    rows.append((f"needed, while {memory['largest']} runs", _gb(memory["needed"]), _gb(memory["host"])))
+    lines = [_table(rows)]
+    if memory["available"] is not None:
+        verdict = f"does not fit: {_gb(memory['missing'])} GB missing" if memory["missing"] else "fits"
+        lines.append(f"{verdict} ({_gb(memory['needed'])} of {_gb(memory['available'])} GB)")
+        lines += [f"  {number}. {text}" for number, text in enumerate(advice, 1) if memory["missing"]]
+    return "\n".join(lines)
+
+
+def _flops(plan: dict[str, Any]) -> str:
+    total = plan["flops"]["total"]
+    rows = [("arithmetic of an iteration", "objective", "part", "TFLOP", "share")]
+    for program in plan["programs"]:
+        for row in sorted(program["flops"], key=lambda row: -row["flops"]):
+            flops = program["times"] * row["flops"]
+            label = f"{program['times']} x {program['name']}"
+            rows.append((label, row["objective"], row["part"], f"{flops / 1e12:.4g}", f"{flops / total:.1%}"))
+    parts = sorted(plan["flops"]["parts"].items(), key=lambda item: -item[1])
+    text = ", ".join(f"{part} {value / total:.1%}" for part, value in parts)
+    lines = [_table(rows), f"{total:.4g} FLOP over all devices: {text}"]
+    if unknown := sum(program["unbounded"] for program in plan["programs"]):
+        lines.append(f"{unknown} loops of unknown length are counted once")
+    return "\n".join(lines)
+
+
+def _links(plan: dict[str, Any]) -> str:
+    rows = [("collectives of one run", "kind", "instructions", "runs", "GB a device")]
+    for program in plan["programs"]:
+        for kind, total in program["collectives"].items():
+            counts = f"{total['instructions']:.0f}", f"{total['runs']:.0f}"
+            rows.append((program["name"], kind, *counts, _gb(total["bytes"])))
+    if len(rows) == 1:
+        return "no collectives"
+    share = plan["largest_gather_of_network"]
+    return f"{_table(rows)}\nlargest all-gather: {share:.1%} of a network's parameters in bfloat16"
+
+
+def _time(plan: dict[str, Any]) -> str:
+    compiling = f"compiled in {sum(program['compile_seconds'] for program in plan['programs']):.0f} s"
+    if plan["seconds"] is None:
+        return f"no data sheet: no bound on the time; {compiling}"
+    rows = [("time at least", "compute s", "memory s", "links s", "x", "s", "share")]
+    for program in plan["programs"]:
+        bounds = (f"{value:.3g}" for value in program["bounds"].values())
+        seconds = program["times"] * program["seconds"]
+        rows.append(
+            (program["name"], *bounds, str(program["times"]), f"{seconds:.3g}", f"{seconds / plan['seconds']:.1%}")
+        )
+    return f"{_table(rows)}\nan iteration takes at least {plan['seconds']:.3g} s; {compiling}"
+
+
+def _gb(size: int | float) -> str:
+    return f"{size / 1e9:.2f}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """Columns of equal width, numbers to the right; a rule under the first row."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    numeric = [all(row[i][:1].isdigit() or not row[i] for row in rows[1:]) and i > 0 for i in range(len(widths))]
+    columns = list(zip(widths, numeric, strict=True))
+
+    def line(row):
+        cells = (x.rjust(w) if right else x.ljust(w) for x, (w, right) in zip(row, columns, strict=True))
+        return "  ".join(cells).rstrip()
+
+    lines = [line(row) for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -1,0 +1,70 @@
+"""From `v5p:2x2x2` or `h200:8` to devices for which, or in place of which, programs are compiled."""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from dollar_jax.importing import UserError
+from dollar_jax.plan.chips import CHIPS, Chip
+
+# Without a TPU libtpu looks for one and reports at length that there is none; and it locks out other processes, for the
+# sake of a TPU that nobody will touch here.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def parse(text: str) -> tuple[Chip, tuple[int, ...]]:
+    """The chip and the sides of its slice: (2, 2, 2) of `v5p:2x2x2`, (8,) of `h200:8`.
+
+    Raises:
+      UserError: no such chip, or no such form.
+    """
+    name, _, shape = text.partition(":")
+    if name not in CHIPS:
+        raise UserError(f"--topology={text}: no chip {name!r}; there are {', '.join(CHIPS)}")
+    chip = CHIPS[name]
+    form = r"[1-9]\d*(x[1-9]\d*)+" if chip.platform == "tpu" else r"[1-9]\d*"
+    if not re.fullmatch(form, shape):
+        example = "v5p:2x2x2, v6e:4x4 or v5e:16x16" if chip.platform == "tpu" else f"{name}:8"
+        raise UserError(f"--topology={text}: wanted a form like {example}")
+    return chip, tuple(map(int, shape.split("x")))
+
+
+def make_devices(text: str) -> Sequence[jax.Device]:
+    """Devices of this topology: for TPUs, such that one can compile for; otherwise as many of the CPU. Must come before
+    anything else of jax.
+
+    Raises:
+      UserError: libtpu is not installed, or knows no such slice; jax has started with fewer CPU devices.
+    """
+    chip, sides = parse(text)
+    jax.config.update("jax_platforms", "cpu")
+    if chip.platform != "tpu":
+        return _cpu_devices(math.prod(sides))
+    if not importlib.util.find_spec("libtpu"):
+        raise UserError(f'--topology={text}: to compile for TPUs needs libtpu: pip install "jax[tpu]"')
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    host = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sides) == 1 else {}
+    try:
+        return topologies.get_topology_desc(text, platform="tpu", **host).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"--topology={text}: {str(error).splitlines()[0]}") from error
+
+
+def _cpu_devices(count: int) -> Sequence[jax.Device]:
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if jax.device_count() < count:
+            raise UserError(f"jax runs with {jax.device_count()} CPU devices already, not {count}") from error
+    return jax.devices()[:count]

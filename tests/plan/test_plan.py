@@ -1,0 +1,213 @@
+"""A plan against what a run here takes, and what it says where a config does not fit."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs.dollar import get_config as dollar_config
+from configs.shapes import get_config as shapes_config
+from dollar_jax.importing import UserError
+from dollar_jax.models import build
+from dollar_jax.models.network import count_parameters
+from dollar_jax.plan.estimate import compile_program
+from dollar_jax.plan.plan import make_plan
+from dollar_jax.plan.programs import iteration
+from dollar_jax.plan.report import remedies, tables
+from dollar_jax.plan.teachers import PUBLIC, teacher_card
+from dollar_jax.sharding import make_mesh
+from dollar_jax.stages.distill import student_config
+
+
+def small_config():
+    """The shapes world with one layer, and without loops: XLA's own count of FLOPs takes their bodies once."""
+    config = shapes_config()
+    config.teacher.network.update(num_layers=1, attention_head_dim=64)
+    config.generator.update(batch_size=4, times=(999,))
+    config.generator.options.consistency.steps = 1
+    config.reward.batch_size = 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def planned_and_compiled():
+    """A plan with its remedies, and the generator's program with its arguments and as it was compiled."""
+    compiled = {}
+
+    def remember(program, chip):
+        traced, compiled[program.name] = compile_program(program, chip)
+        arguments[program.name] = program.arguments
+        return traced, compiled[program.name]
+
+    arguments = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dollar_jax.plan.estimate.compile_program", remember)
+        plan = make_plan(small_config(), "cpu:1", "vsd_cd_lrm", "2b")
+    return plan, compiled["generator"], arguments["generator"]
+
+
+@pytest.fixture(scope="module")
+def planned(planned_and_compiled):
+    return planned_and_compiled[0]
+
+
+@pytest.fixture(scope="module")
+def run(planned_and_compiled):
+    """The generator's program as compiled, and real arrays for it."""
+
+    def array(x):
+        return jax.random.key(0) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jnp.zeros(x.shape, x.dtype)
+
+    _, compiled, arguments = planned_and_compiled
+    return compiled, jax.tree.map(array, arguments)
+
+
+def program(plan, name):
+    return next(program for program in plan["programs"] if program["name"] == name)
+
+
+def test_memory_is_that_of_a_run(planned, run):
+    plan, _ = planned
+    compiled, (state, frozen, batch, _) = run
+    resident = {name: size["device"] for name, size in plan["memory"]["resident"].items()}
+    in_arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((state, frozen["teacher"], batch)))
+    assert sum(resident.values()) - resident["VAE"] == in_arrays
+    assert resident["student"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state.student))
+    memory = compiled.memory_analysis()
+    temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    assert plan["memory"]["temporary"]["generator"] == temporary > resident["batch"]
+    largest = max(plan["memory"]["temporary"].values())
+    assert plan["memory"]["needed"] == sum(resident.values()) + largest
+    assert plan["memory"]["missing"] is plan["seconds"] is None
+    after, metrics = compiled(state, frozen, batch, jax.random.key(0))
+    assert int(after.step) == 1
+    assert "loss/consistency" in metrics
+    times = {"generator": 1, "fake_score": 2, "propose": 1, "decode": 1, "reward": 1}
+    assert {one["name"]: one["times"] for one in plan["programs"]} == times
+
+
+def test_flops_are_those_of_a_run(planned, run):
+    plan, _ = planned
+    compiled, _ = run
+    counted = sum(row["flops"] for row in program(plan, "generator")["flops"])
+    # XLA also counts what is no product of matrices, and removes what nobody needs.
+    assert 0.95 < compiled.cost_analysis()["flops"] / counted < 1.25
+    assert plan["flops"]["total"] == sum(
+        one["times"] * row["flops"] for one in plan["programs"] for row in one["flops"]
+    )
+    assert sum(plan["flops"]["parts"].values()) == plan["flops"]["total"]
+
+
+def test_flops_by_part(planned):
+    plan, _ = planned
+    by_part = {(row["objective"], row["part"]): row["flops"] for row in program(plan, "generator")["flops"]}
+    call = by_part["variational_score", "teacher"]  # without guidance: one call of the network
+    assert by_part["variational_score", "fake_score"] == call
+    assert by_part["consistency", "teacher"] == 2 * call  # a step, and the target
+    assert 2.7 * call < by_part["consistency", "student"] < 4.1 * call
+    assert set(by_part) - {("", "other")} == {
+        ("", "student"),
+        ("variational_score", "teacher"),
+        ("variational_score", "fake_score"),
+        ("consistency", "teacher"),
+        ("consistency", "student"),
+        ("latent_reward", "reward_model"),
+    }
+    assert [row["part"] for row in program(plan, "decode")["flops"]] == ["vae"]
+    assert not any(one["unbounded"] for one in plan["programs"])
+    text = tables(*planned)
+    assert "no bound on the time" in text
+    assert "no collectives" in text
+
+
+def test_verdict(planned):
+    """The same numbers on a chip that is too small."""
+    plan = copy.deepcopy(planned[0])
+    needed = plan["memory"]["needed"]
+    plan["memory"] |= {"available": needed - 2e9, "missing": 2e9}
+    config = student_config(dollar_config(), "vsd_cd")
+    advice = remedies(plan, config)
+    text = tables(plan, advice)
+    assert "does not fit: 2.00 GB missing" in text
+    assert f"  1. {advice[0]}" in text
+    plan["memory"]["missing"] = 0
+    assert "\nfits (" in tables(plan, advice)
+    assert advice[0] not in tables(plan, advice)
+
+
+def test_remedies():
+    def advice(state, activations, mesh, **changes):
+        config = ConfigDict(
+            {"offload": False, "remat": "nothing_saveable", "generator": {"batch_size": 64, "accumulate": 1}}
+        )
+        config.update(changes)
+        memory = {"resident": {"student": {"device": state}}, "needed": state + activations}
+        return remedies({"mesh": dict(zip(("data", "fsdp", "context"), mesh, strict=True)), "memory": memory}, config)
+
+    assert "--config.mesh.data=1" in advice(9, 1, (8, 4, 1))[0]
+    assert "more devices" in advice(9, 1, (1, 8, 1))[0]
+    assert "--config.offload" in advice(9, 1, (1, 8, 1))[1]
+    assert "accumulate=8" in advice(1, 9, (1, 8, 1))[0]
+    assert "context" in advice(1, 9, (8, 8, 1))[0]
+    assert "remat" in advice(1, 9, (8, 8, 1), remat="everything_saveable")[0]
+
+
+@pytest.mark.parametrize(("public", "billions"), [("2b", 1.69), ("5b", 5.57), ("1.5-5b", 5.57)])
+def test_public_teachers(public, billions):
+    network = build("cogvideox_dit", PUBLIC[public])
+    assert math.isclose(count_parameters(jax.eval_shape(network.init, jax.random.key(0))) / 1e9, billions, rel_tol=0.01)
+
+
+def test_programs_for_a_public_teacher(monkeypatch):
+    # Found by tracing the VAE, which takes long; see test_configs.
+    monkeypatch.setattr(
+        "dollar_jax.plan.teachers.at_size", lambda card, video: card | {"latent_shape": [40, 24, 40, 16]}
+    )
+    config = dollar_config()
+    card = teacher_card(config, "2b")
+    config.generator.objectives.latent_reward = 0.0
+    mesh = make_mesh(config.mesh, jax.devices())
+    with jax.set_mesh(mesh):
+        work = iteration(config, card, mesh)
+    assert {x.dtype for x in jax.tree.leaves(work.resident["teacher"])} == {jnp.dtype("bfloat16")}
+    assert work.resident["batch"]["text"].shape == (8, 226, 4096)
+    assert [program.name for program in work.programs] == ["generator", "fake_score"]
+
+
+def test_what_cannot_be_planned(tmp_path):
+    config = small_config()
+    with pytest.raises(UserError, match=r"--teacher is one of 2b, 5b, 1\.5-5b, not '7b'"):
+        teacher_card(dollar_config(), "7b")
+    config.teacher.path = str(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint here"):
+        make_plan(config, "cpu:1", "vsd_cd", "2b")
+    config.teacher.path, config.mesh.data = "", 3
+    with pytest.raises(UserError, match="does not divide 1 devices"):
+        make_plan(config, "cpu:1", "vsd_cd", "2b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "--topology is missing"),
+        (["--topology=v5p:2x2x2", "--student=x"], "--student=x: the config has vsd_cd, vsd_cd_lrm"),
+    ],
+)
+def test_command(flags, said):
+    command = [sys.executable, "-m", "dollar_jax.plan", "--config=configs/shapes.py", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_plans_are_json(planned):
+    plan = json.loads(json.dumps(planned[0]))
+    assert plan["topology"] == "cpu:1"
+    assert plan["student"] == "vsd_cd_lrm"

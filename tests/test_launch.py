@@ -1,0 +1,281 @@
+"""The scripts and manifests of clusters that are not at hand: what can be checked of them without one."""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+GUIDE = ROOT / "docs" / "clusters.md"
+
+# Of https://github.com/kubernetes-sigs/jobset, config/components/crd: the fields that a manifest of ours may use.
+JOBSET = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {
+        "apiVersion": {"const": "jobset.x-k8s.io/v1alpha2"},
+        "kind": {"const": "JobSet"},
+        "metadata": {"type": "object", "required": ["name"]},
+        "spec": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["replicatedJobs"],
+            "properties": {
+                "network": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "enableDNSHostnames": {"type": "boolean"},
+                        "publishNotReadyAddresses": {"type": "boolean"},
+                        "subdomain": {"type": "string"},
+                    },
+                },
+                "failurePolicy": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "maxRestarts": {"type": "integer", "minimum": 0},
+                        "restartStrategy": {"enum": ["Recreate", "BlockingRecreate", "InPlaceRestart"]},
+                        "rules": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "additionalProperties": False,
+                                "required": ["action", "name"],
+                                "properties": {
+                                    "action": {
+                                        "enum": [
+                                            "FailJobSet",
+                                            "RestartJobSet",
+                                            "RestartJobSetAndIgnoreMaxRestarts",
+                                            "RestartJob",
+                                            "RestartJobAndIgnoreMaxRestarts",
+                                        ]
+                                    },
+                                    "name": {"pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+                                    "onJobFailureReasons": {
+                                        "type": "array",
+                                        "items": {
+                                            "enum": [
+                                                "BackoffLimitExceeded",
+                                                "DeadlineExceeded",
+                                                "FailedIndexes",
+                                                "MaxFailedIndexesExceeded",
+                                                "PodFailurePolicy",
+                                            ]
+                                        },
+                                    },
+                                    "targetReplicatedJobs": {"type": "array", "items": {"type": "string"}},
+                                },
+                            },
+                        },
+                    },
+                },
+                "replicatedJobs": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "required": ["name", "template"],
+                        "properties": {
+                            "name": {"pattern": "^[a-z]([a-z0-9-]*[a-z0-9])?$"},
+                            "replicas": {"type": "integer", "minimum": 1},
+                            "template": {"type": "object", "required": ["spec"], "additionalProperties": False}
+                            | {"properties": {"metadata": {"type": "object"}, "spec": {"type": "object"}}},
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def jobset():
+    return yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts(script):
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in script.read_text()
+    subprocess.run(["bash", "-n", script], check=True)
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert shellcheck, "pip install -r tests/requirements.txt"
+    found = subprocess.run([shellcheck, script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("script", ["gpu_node.sh", "tpu_pod.sh", "slurm.sbatch"])
+def test_scripts_say_how_they_are_used(script):
+    found = subprocess.run([LAUNCH / script, "one"], capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 2
+    assert "usage: " in found.stderr
+    assert "CONFIG WORKDIR" in found.stderr
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """Replaces programs by ones that write down their arguments and end as they are told."""
+    log = tmp_path / "calls"
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def make(path, status=0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            f'#!/bin/bash\nprintf "%s\\x1f" "${{0##*/}}" "$@" >> {log}\nprintf "\\x1e" >> {log}\nexit {status}\n'
+        )
+        path.chmod(0o755)
+
+    def run(script, *arguments, **programs):
+        for name, status in programs.items():
+            make(folder / name, status)
+        make(tmp_path / "venv/bin/python")
+        environment = {
+            **os.environ,
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "VENV": str(tmp_path / "venv"),
+            "SLURM_JOB_ID": "77",
+            "SLURM_SUBMIT_DIR": str(ROOT),
+        }
+        done = subprocess.run(
+            [LAUNCH / script, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path
+        )
+        return done, [call.split("\x1f")[:-1] for call in log.read_text().split("\x1e")[:-1]]
+
+    return run
+
+
+MAIN = ["-m", "dollar_jax.main", "--config=C", "--workdir=W W", "--config.seed=1"]
+
+
+def test_a_slurm_job_that_saved_and_stopped_queues_itself_again(tools):
+    arguments = ("slurm.sbatch", "C", "W W", "--config.seed=1")
+    done, calls = tools(*arguments, srun=75, scontrol=0)
+    assert done.returncode == 75, done.stderr
+    assert calls[0][-6:] == [*MAIN[:-1], "--stop_status=75", MAIN[-1]]
+    assert calls[1:] == [["scontrol", "requeue", "77"]]
+    for status in (0, 1, 2, 143):
+        done, calls = tools(*arguments, srun=status, scontrol=0)
+        assert done.returncode == status
+        assert calls[-1][0] == "srun"
+
+
+def test_a_gpu_node_installs_and_runs(tools):
+    done, calls = tools("gpu_node.sh", "C", "W W", "--config.seed=1")
+    assert done.returncode == 0, done.stderr
+    install, main = calls
+    assert install[-1] == "jax[cuda13]"
+    assert main == ["python", *MAIN]
+
+
+def test_a_tpu_slice_gets_the_command_unchanged_on_every_host(tools):
+    done, calls = tools("tpu_pod.sh", "name", "zone", "C", "W W", "--config.seed=1", gcloud=0)
+    assert done.returncode == 0, done.stderr
+    copy, install, main = calls
+    assert copy[4] == "scp"
+    for call in calls:
+        assert {"--zone=zone", "--worker=all"} < set(call)
+    remote = main[-1].removeprefix("--command=")
+    assert subprocess.run(["bash", "-n", "-c", remote]).returncode == 0
+    assert shlex.split(remote.partition("python ")[2])[:5] == MAIN
+    script = install[-1].removeprefix("--command=")
+    assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0
+
+
+def test_the_jobset_has_the_fields_of_its_api(jobset):
+    jsonschema.validate(jobset, JOBSET)
+    for job in jobset["spec"]["replicatedJobs"]:
+        # JobSet makes Jobs of its templates; Kubernetes' own schema says what these may be.
+        template = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}} | job["template"]
+        kubernetes_validate.validate(template, "1.34", strict=True)
+
+
+def test_the_jobset_restarts_as_a_run_needs_it(jobset):
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    # All hosts of a slice, all of their chips.
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    assert spec["parallelism"] == spec["completions"] == rows * columns / chips
+    assert spec["completionMode"] == "Indexed"
+    # One pod that fails fails its Job, so that all start again: except for a mistake that they would repeat.
+    assert spec["backoffLimit"] == 0
+    assert pod["restartPolicy"] == "Never"
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert rule["onExitCodes"]["values"] == [2]
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+    assert pod["terminationGracePeriodSeconds"] >= 60
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    # The shell must not stand between the signal and the run.
+    script = container["command"][-1]
+    assert "exec python -m dollar_jax.main" in script
+    # Neither finished (0) nor a mistake (2).
+    assert "--stop_status=75" in script
+    assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0
+    variables = {entry["name"] for entry in container["env"]}
+    assert set(re.findall(r"\$(\w+)", script)) <= variables
+    # For GPUs, process 0 is where JobSet puts it: JOBSET-JOB-0-0.JOBSET.
+    name = jobset["metadata"]["name"]
+    assert f"--coordinator={name}-{job['name']}-0-0.{name}:" in (LAUNCH / "jobset.yaml").read_text()
+
+
+def commands():
+    """(file, words) of every call of `dollar_jax.main` and of a launcher in the guide, the scripts and the manifest."""
+    for path in [GUIDE, *SCRIPTS, LAUNCH / "jobset.yaml"]:
+        text = path.read_text().replace("\\\n", " ")
+        for line in text.splitlines():
+            line = line.lstrip("#").strip().replace("#     ", " ")
+            if "dollar_jax.main" in line or (path == GUIDE and re.match(r"(launch/|sbatch )", line)):
+                yield path, line
+
+
+def test_commands_name_flags_fields_and_files_that_exist():
+    source = (ROOT / "dollar_jax" / "main.py").read_text()
+    known = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source))
+    seen = set()
+    for path, line in commands():
+        line = line.partition("dollar_jax.main" if "dollar_jax.main" in line else "launch/")[2]
+        flags = re.findall(r"--([\w.]+)", line)
+        configs = re.findall(r"configs/\w+\.py", line)
+        for flag in flags:
+            name, _, field = flag.partition(".")
+            assert name in known, f"{path.name}: --{flag}"
+            if field and field != "FIELD":
+                config = importlib.import_module(
+                    (configs or ["configs/dollar.py"])[0][:-3].replace("/", ".")
+                ).get_config()
+                for part in field.split("."):
+                    assert part in config, f"{path.name}: --{flag}"
+                    config = config[part]
+        seen |= set(flags)
+        assert all((ROOT / config).exists() for config in configs)
+    assert seen >= {"config", "workdir", "coordinator", "processes", "process", "config.mesh.fsdp", "config.data.path"}
+
+    guide = GUIDE.read_text()
+    for name in re.findall(
+        r"(?:launch|docs|configs|dollar_jax)/[\w.]+\w", guide + (LAUNCH / "jobset.yaml").read_text()
+    ):
+        assert (ROOT / name).exists(), name
+    for field in re.findall(r"`--config\.([\w.]+)`", guide):
+        assert field.startswith("mesh.")
+    for script in ("gpu_node.sh", "slurm.sbatch", "tpu_pod.sh", "jobset.yaml"):
+        assert f"launch/{script}" in guide

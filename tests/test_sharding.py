@@ -1,0 +1,140 @@
+"""The same numbers on every mesh."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from dollar_jax import sharding
+from dollar_jax.importing import UserError
+
+SCRIPT = Path(__file__).parent / "one_iteration.py"
+
+
+def start(out, mesh, devices, *others):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, out, ",".join(map(str, mesh)), *map(str, others)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes):
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "result.npz"
+    finish(start(out, (1, 1, 1), 1))
+    return dict(np.load(out))
+
+
+def differences(one, other):
+    """The largest difference in each array, relative to its largest entry."""
+    assert one.keys() == other.keys()
+    return {name: np.abs(one[name] - other[name]).max() / (np.abs(one[name]).max() or 1) for name in one}
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)])
+def test_an_iteration_on_a_mesh_is_that_on_one_device(mesh, alone, tmp_path):
+    finish(start(tmp_path / "result.npz", mesh, 8))
+    check(alone, dict(np.load(tmp_path / "result.npz")))
+
+
+@pytest.mark.parametrize("mesh", [(2, 4, 1), (1, 1, 8)])
+def test_an_iteration_of_two_processes_is_that_of_one(mesh, alone, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    finish(*(start(tmp_path / "result.npz", mesh, 4, address, 2, process) for process in range(2)))
+    check(alone, dict(np.load(tmp_path / "result.npz")))
+
+
+def check(wanted, got):
+    worst = max(differences(wanted, got).items(), key=lambda item: item[1])
+    assert worst[1] < 1e-5, worst
+
+
+def mesh_of(data, fsdp, context, processes=1):
+    """A mesh of devices that do not exist, in the order of their processes."""
+    count = data * fsdp * context
+    devices = np.array([SimpleNamespace(process_index=i * processes // count) for i in range(count)], object)
+    return SimpleNamespace(
+        devices=devices.reshape(data, fsdp, context), shape={"data": data, "fsdp": fsdp, "context": context}
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processes", "shares"),
+    [
+        ((2, 4, 1), 2, [(0, 2), (1, 2)]),
+        ((1, 2, 4), 2, [(0, 2), (1, 2)]),
+        ((1, 1, 8), 2, [(0, 1), (0, 1)]),  # both hold the same videos
+        ((1, 2, 4), 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+    ],
+)
+def test_processes_read_what_their_devices_need(sizes, processes, shares, monkeypatch):
+    for process, share in enumerate(shares):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert sharding.data_share(mesh_of(*sizes, processes)) == share
+
+
+def test_a_mesh_that_cuts_across_hosts(monkeypatch):
+    with pytest.raises(UserError, match="cuts across"):
+        sharding.data_share(mesh_of(1, 4, 3, processes=2))
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 1), (3, -1, 1), (-1, -1, 1), (0, 1, 1), (1, 1, 2)])
+def test_a_mesh_that_does_not_divide_the_devices(sizes):
+    with pytest.raises(UserError, match="does not divide 4 devices"):
+        sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), [object()] * 4)
+
+
+def test_a_batch_that_does_not_divide():
+    sharding.check_batch(24, mesh_of(2, 4, 2), pieces=3)
+    with pytest.raises(
+        UserError, match="batch_size 20 does not divide over data x fsdp = 8 devices: give a multiple of 8"
+    ):
+        sharding.check_batch(20, mesh_of(2, 4, 2))
+    with pytest.raises(UserError, match="and accumulate = 3: give a multiple of 24"):
+        sharding.check_batch(32, mesh_of(2, 4, 2), pieces=3)
+
+
+def test_parameters_and_what_follows_them_are_split():
+    mesh = jax.sharding.AbstractMesh((2, 4, 2), sharding.AXES)
+    params = {
+        "blocks": {"expand": {"kernel": jnp.ones((3, 8, 5)), "bias": jnp.ones((3, 8))}},
+        "odd": {"kernel": jnp.ones((6, 8))},
+        "none": {"kernel": jnp.ones((6, 6))},
+    }
+    specs = {"params": params, "optimizer": (params,)}
+    specs = jax.tree.map(lambda x: x.spec, sharding.shard(specs, mesh))
+    for tree in (specs["params"], specs["optimizer"][0]):
+        assert tree["blocks"]["expand"] == {"kernel": P(None, "fsdp", None), "bias": P()}
+        assert tree["odd"]["kernel"] == P(None, "fsdp")  # 4 does not divide 6
+        assert tree["none"]["kernel"] == P(None, None)
+
+
+def test_what_does_not_divide_stays_whole():
+    mesh = mesh_of(2, 4, 2)
+    assert sharding.fit((8, 6, 5), (sharding.BATCH, "context"), mesh) == P(sharding.BATCH, "context")
+    assert sharding.fit((4, 5, 5), (sharding.BATCH, "context"), mesh) == P(None, None)
+    assert sharding.fit((4, 5), (), mesh) == P()
+
+
+def test_thinning_takes_from_every_share():
+    np.testing.assert_array_equal(sharding.thin(np.arange(12), 3, 6), [0, 1, 4, 5, 8, 9])
+    np.testing.assert_array_equal(sharding.thin(np.arange(12), 1, 5), np.arange(5))
