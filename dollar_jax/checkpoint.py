@@ -202,8 +202,8 @@ class Checkpoints:
         else:
             step, reason = next(iter(damaged.items()))
             raise UserError(
-                f"{self._manager.directory}: no checkpoint can be read ({step}: {reason}); remove the folder to begin this"
-                " stage again"
+                f"{self._manager.directory}: no checkpoint can be read ({step}: {reason}); remove the folder to begin"
+                " this stage again"
             )
         if damaged:
             self._set_aside(damaged, step)

@@ -23,8 +23,9 @@ AXES = (*BATCH, CONTEXT)
 
 # First match wins: a pattern, a mesh axis, and the axes of the array that it may split, of which it splits the first
 # that it divides. What matches nothing is on every device. Optimiser states repeat the paths of their parameters, and
-# follow.
+# follow. Convolutions, which have more axes, stay whole: a VAE is small, and would gather them for every few frames.
 RULES = ((r".*/(kernel|embedding)$", "fsdp", (-2, -1)),)
+STACKED = 3  # axes of a stack of matrices
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -92,7 +93,7 @@ def shard(tree, mesh: Mesh):
     def sharding(path, leaf):
         name = "/" + "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         for pattern, axis, candidates in RULES:
-            if re.match(pattern, name):
+            if re.match(pattern, name) and leaf.ndim <= STACKED:
                 split = [i for i in candidates if leaf.ndim >= -i and leaf.shape[i] % mesh.shape[axis] == 0][:1]
                 spec = [axis if i - leaf.ndim in split else None for i in range(leaf.ndim)]
                 return NamedSharding(mesh, PartitionSpec(*spec))

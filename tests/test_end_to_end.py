@@ -1,12 +1,12 @@
 """The whole pipeline on real files: mp4 in, every stage for a few iterations, mp4 out; killed, refused, forked."""
 
+import fcntl
 import json
 import os
 import random
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -240,6 +240,33 @@ def test_a_run_asked_to_stop_saves_and_goes_on_later(status, workdir, dataset, e
     ends_alike(workdir, tmp_path / "W")
 
 
+def test_a_run_goes_on_on_another_mesh(workdir, dataset, environment, tmp_path):
+    fields = {"stages": "('encode','distill')", "teacher.path": workdir / "teacher"}
+    fields |= {"generator.iterations": 26, "generator.save_every": 6, "generator.keep": 9, "generator.batch_size": 8}
+    fields |= {"generator.log_every": 1, "generator.show_every": 0, "students.vsd_cd_lrm.generator.iterations": 1}
+
+    def losses(folder, devices, **mesh):
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        changes = fields | {f"mesh.{axis}": size for axis, size in mesh.items()}
+        result = run(train(folder, dataset, **changes), environment | {"XLA_FLAGS": flags})
+        assert result.returncode == 0, result.stderr
+        lines = [json.loads(line) for line in (folder / "vsd_cd/metrics.jsonl").read_text().splitlines()]
+        return np.array([[value for name, value in line.items() if "loss" in name] for line in lines])
+
+    wanted = losses(tmp_path / "one", 8, data=1, fsdp=8)
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    for step in (12, 18, 24, 26):
+        shutil.rmtree(tmp_path / f"other/vsd_cd/checkpoints/{step}")
+    shutil.rmtree(tmp_path / "other/vsd_cd_lrm")
+    np.testing.assert_allclose(losses(tmp_path / "other", 4, data=2, fsdp=2), wanted, rtol=1e-5)
+
+
+def test_a_second_run_in_a_workdir_is_refused(workdir, dataset, environment):
+    with (workdir / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused(run(train(workdir, dataset), environment), "is in use", "--workdir")
+
+
 def test_another_config_is_refused_and_the_same_one_does_nothing(workdir, dataset, environment):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/*/state/manifest.ocdbt")}
     refused(run(train(workdir, dataset, **{"seed": 1}), environment), "seed is 0 there, 1 here", "--workdir")
@@ -272,6 +299,8 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(workdir, dataset, environ
         ({"workdir": ""}, ["--workdir"]),
         ({"config.stages": "('vea',)"}, ["vea"]),
         ({"config.mesh.data": 7}, ["mesh", "1 devices"]),
+        ({"config.vae.accumulate": 3}, ["batch_size 4", "accumulate = 3", "multiple of 3"]),
+        ({"processes": 2}, ["--coordinator", "--process"]),
         ({"config.video.frames": 10}, ["10 frames", "4 k + 1"]),
         ({"config.video.height": 30}, ["30"]),
         ({"config.data.path": "nowhere"}, ["nowhere"]),

@@ -4,14 +4,16 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from dollar_jax import sharding
 from dollar_jax.importing import UserError
@@ -68,13 +70,19 @@ def check(wanted, got):
     assert worst[1] < 1e-5, worst
 
 
+@dataclass(frozen=True)
+class Device:
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "none"
+
+
 def mesh_of(data, fsdp, context, processes=1):
     """A mesh of devices that do not exist, in the order of their processes."""
     count = data * fsdp * context
-    devices = np.array([SimpleNamespace(process_index=i * processes // count) for i in range(count)], object)
-    return SimpleNamespace(
-        devices=devices.reshape(data, fsdp, context), shape={"data": data, "fsdp": fsdp, "context": context}
-    )
+    devices = np.array([Device(i, i * processes // count) for i in range(count)], object)
+    return Mesh(devices.reshape(data, fsdp, context), sharding.AXES)
 
 
 @pytest.mark.parametrize(
@@ -93,14 +101,15 @@ def test_processes_read_what_their_devices_need(sizes, processes, shares, monkey
 
 
 def test_a_mesh_that_cuts_across_hosts(monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
     with pytest.raises(UserError, match="cuts across"):
-        sharding.data_share(mesh_of(1, 4, 3, processes=2))
+        sharding.data_share(mesh_of(1, 4, 3, processes=3))
 
 
 @pytest.mark.parametrize("sizes", [(1, 2, 1), (3, -1, 1), (-1, -1, 1), (0, 1, 1), (1, 1, 2)])
 def test_a_mesh_that_does_not_divide_the_devices(sizes):
     with pytest.raises(UserError, match="does not divide 4 devices"):
-        sharding.make_mesh(dict(zip(sharding.AXES, sizes, strict=True)), [object()] * 4)
+        sharding.make_mesh(ConfigDict(dict(zip(sharding.AXES, sizes, strict=True))), jax.devices() * 4)
 
 
 def test_a_batch_that_does_not_divide():
@@ -114,11 +123,12 @@ def test_a_batch_that_does_not_divide():
 
 
 def test_parameters_and_what_follows_them_are_split():
-    mesh = jax.sharding.AbstractMesh((2, 4, 2), sharding.AXES)
+    mesh = mesh_of(2, 4, 2)
     params = {
         "blocks": {"expand": {"kernel": jnp.ones((3, 8, 5)), "bias": jnp.ones((3, 8))}},
         "odd": {"kernel": jnp.ones((6, 8))},
         "none": {"kernel": jnp.ones((6, 6))},
+        "convolution": {"kernel": jnp.ones((3, 3, 8, 8))},
     }
     specs = {"params": params, "optimizer": (params,)}
     specs = jax.tree.map(lambda x: x.spec, sharding.shard(specs, mesh))
@@ -126,6 +136,7 @@ def test_parameters_and_what_follows_them_are_split():
         assert tree["blocks"]["expand"] == {"kernel": P(None, "fsdp", None), "bias": P()}
         assert tree["odd"]["kernel"] == P(None, "fsdp")  # 4 does not divide 6
         assert tree["none"]["kernel"] == P(None, None)
+        assert tree["convolution"]["kernel"] == P()
 
 
 def test_what_does_not_divide_stays_whole():

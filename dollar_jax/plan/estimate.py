@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from jax.stages import Compiled, Traced
 
@@ -17,8 +17,10 @@ from dollar_jax.plan.programs import Iteration, Program, device_bytes
 from dollar_jax.plan.traffic import memory_traffic
 
 PARTS = ("teacher", "student", "ema", "fake_score", "reward_model", "vae")
-# A program that does not fit is to be measured, too.
-OPTIONS = {"tpu": {"xla_tpu_no_crash_on_oom": True}}
+# On TPUs a program that does not fit is to be measured, too. On CPUs the machine code, which nobody will run, need not
+# be fast: it changes nothing that is measured.
+ON_CPU = {"xla_backend_optimization_level": 0}
+OPTIONS = {"tpu": {"xla_tpu_no_crash_on_oom": True}, "cpu": ON_CPU, "gpu": ON_CPU}
 PATIENCE = 30  # seconds between two lines while the compiler is silent
 
 
@@ -31,7 +33,8 @@ class Cost:
       compile_seconds: here, now.
       flops: over all devices, {(objective, part): FLOPs}.
       unbounded: loops of unknown length, counted once.
-      temporary: bytes on each device beside arguments: activations, results that replace no argument, code.
+      temporary: bytes on each device beside what the arguments hold: activations, results that replace no argument,
+        code, and what the chip's layout pads the arguments with.
       traffic: bytes that each device reads from and writes to its memory.
       sent: bytes that each device sends over the interconnect.
       collectives: {kind: {instructions, runs, bytes}}.
@@ -63,14 +66,14 @@ class Cost:
     def as_dict(self) -> dict:
         """For JSON."""
         rows = [{"objective": group, "part": part, "flops": value} for (group, part), value in self.flops.items()]
-        return asdict(self) | {"flops": rows}
+        return vars(self) | {"flops": rows}
 
 
 def compile_program(program: Program, chip: Chip) -> tuple[Traced, Compiled]:
     """The program as JAX and as the compiler see it. Under `jax.set_mesh`."""
     with progress(f"{program.name}: tracing and compiling"):
         traced = program.step.trace(*program.arguments)
-        return traced, traced.lower().compile(compiler_options=OPTIONS.get(chip.platform))
+        return traced, traced.lower().compile(compiler_options=OPTIONS[chip.platform])
 
 
 def measure(program: Program, groups: Sequence[str], chip: Chip, devices: int) -> Cost:
@@ -81,6 +84,7 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: int) -
     counted = flops.count(traced.jaxpr, flops.owner(PARTS, groups))
     unbounded = counted.pop(None, 0)
     memory = compiled.memory_analysis()
+    padding = max(0, memory.argument_size_in_bytes - device_bytes(program.arguments))
     module = hlo.parse(compiled.as_text())
     found: list[Collective] = collectives(module, devices)
     return Cost(
@@ -92,7 +96,8 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: int) -
         temporary=memory.temp_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes,
+        + memory.generated_code_size_in_bytes
+        + padding,
         traffic=memory_traffic(module),
         sent=sum((one.sent for one in found), 0.0),
         collectives=sent_by_kind(found),

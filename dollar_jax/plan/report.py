@@ -17,12 +17,14 @@ UNITS = ("", "k", "M", "G", "T", "P", "E")
 def summarize(
     iteration: Iteration, costs: list[Cost], chip: Chip, sides: tuple[int, ...], mesh: dict[str, int]
 ) -> dict[str, Any]:
-    """Everything about an iteration: bytes are those of one device, FLOPs those of all, seconds are lower bounds."""
+    """Everything about an iteration: bytes are those of one device, except for `network`, those of the whole teacher;
+    FLOPs are those of all devices, seconds lower bounds.
+    """
     devices = math.prod(mesh.values())
     resident = resident_bytes(iteration)
     largest = max(costs, key=lambda cost: cost.temporary)
     needed = sum(size["device"] for size in resident.values()) + largest.temporary
-    network = sum(math.prod(x.shape) * 2 for x in jax.tree.leaves(iteration.resident["teacher"]))
+    network = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(iteration.resident["teacher"]))
     programs = [
         cost.as_dict() | {"bounds": bounds, "seconds": max(bounds.values()) if bounds else None}
         for cost, bounds in ((cost, cost.bounds(chip, sides, devices)) for cost in costs)
@@ -46,7 +48,7 @@ def summarize(
         },
         "flops": {"total": flops.total(), "parts": dict(flops)},
         "programs": programs,
-        "largest_gather_of_network": max(cost.largest_gather for cost in costs) / network,
+        "network": network,
         "seconds": sum(p["times"] * p["seconds"] for p in programs) if chip.flops else None,
     }
 
@@ -123,8 +125,10 @@ def _links(plan: dict[str, Any]) -> str:
             rows.append((program["name"], kind, *counts, _gb(total["bytes"])))
     if len(rows) == 1:
         return "no collectives"
-    share = plan["largest_gather_of_network"]
-    return f"{_table(rows)}\nlargest all-gather: {share:.1%} of a network's parameters in bfloat16"
+    gathers = ", ".join(
+        f"{program['name']} {program['largest_gather'] / plan['network']:.1%}" for program in plan["programs"]
+    )
+    return f"{_table(rows)}\nlargest all-gather, relative to the whole teacher of {_gb(plan['network'])} GB: {gathers}"
 
 
 def _time(plan: dict[str, Any]) -> str:

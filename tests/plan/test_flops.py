@@ -145,3 +145,10 @@ def test_owners():
     expected = {("consistency", "teacher"): 3, ("my_fork.losses:calm", "student"): 3, ("", "other"): 3}
     counted = count(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*shapes), label)
     assert {key: value / one for key, value in counted.items()} == expected
+
+
+def test_the_innermost_owner_counts():
+    label = owner(("teacher", "student"), ("consistency", "calm"))
+    assert label("jit/transpose(jvp(consistency))/teacher/while/body/student/dot") == ("consistency", "student")
+    assert label("consistency/jvp(calm)/student/teacher/x") == ("calm", "teacher")
+    assert label("jit(students)/calming") == ("", "other")

@@ -166,11 +166,11 @@ def test_public_teachers(public, billions):
 
 def test_programs_for_a_public_teacher(monkeypatch):
     # Found by tracing the VAE, which takes long; see test_configs.
-    monkeypatch.setattr(
-        "dollar_jax.plan.teachers.at_size", lambda card, video: card | {"latent_shape": [40, 24, 40, 16]}
-    )
+    found = {"latent_shape": [40, 24, 40, 16]}
+    monkeypatch.setattr("dollar_jax.plan.teachers.at_size", lambda card, video: card | found)
     config = dollar_config()
     card = teacher_card(config, "2b")
+    card["vae"]["config"] = shapes_config().vae.network.to_dict()
     config.generator.objectives.latent_reward = 0.0
     mesh = make_mesh(config.mesh, jax.devices())
     with jax.set_mesh(mesh):

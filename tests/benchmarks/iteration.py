@@ -1,0 +1,156 @@
+"""One iteration of a distillation on the devices at hand, with random weights: time, FLOP/s, memory, a profile.
+
+    python -m tests.benchmarks.iteration --config=configs/dollar.py --config.generator.batch_size=1 \\
+        --config.generator.accumulate=1 --config.reward.batch_size=1           under eight minutes on one H200
+    python -m tests.benchmarks.iteration --config=configs/shapes.py            on a laptop
+
+Arithmetic is counted from the program. Beside it stands the rate of a large product of bfloat16 matrices (float32 on a
+CPU) in the same run: what a matrix unit gives here, whatever its data sheet says.
+"""
+
+import collections
+import gzip
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_flags
+
+from dollar_jax.command import required, run
+from dollar_jax.plan import flops
+from dollar_jax.plan.programs import device_bytes, iteration
+from dollar_jax.plan.teachers import teacher_card
+from dollar_jax.sharding import make_mesh
+from dollar_jax.stages.distill import student_config
+
+REPEATS = 5
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+_STUDENT = flags.DEFINE_string("student", None, "Of config.students; the last one if not given.")
+_TEACHER = flags.DEFINE_string("teacher", "2b", "The public CogVideoX, if the config names no teacher.")
+
+
+def main() -> None:
+    required(_CONFIG)
+    student = _STUDENT.value or list(_CONFIG.value.students)[-1]
+    config = student_config(_CONFIG.value, student)
+    for name in ("batch_size", "accumulate"):  # the student's own changes give way to the command line
+        config.generator[name] = _CONFIG.value.generator[name]
+    rate = matrix_rate()
+    print(
+        f"{jax.devices()[0].device_kind} x {jax.device_count()}: matrix products at {rate / 1e12:.3g} TFLOP/s",
+        flush=True,
+    )
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        work = iteration(config, teacher_card(config, _TEACHER.value), mesh)
+        print(f"{device_bytes(work.resident) / 1e9:.2f} GB lie on each device all the while", flush=True)
+        measure(work, rate)
+
+
+def matrix_rate() -> float:
+    """FLOP/s of one device."""
+    on_cpu = jax.default_backend() == "cpu"
+    size, dtype = (2048, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return 2 * size**3 / median_seconds(lambda: product(x))
+
+
+def median_seconds(call) -> float:
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def measure(work, rate: float) -> None:
+    """Every program on random numbers, REPEATS times; then one profile of the first."""
+    state, frozen, batch, key = (materialize(part) for part in work.programs[0].arguments)
+    rest = {program.name: program.arguments for program in work.programs}
+    total, arithmetic = 0.0, 0
+
+    def runner(program):
+        if program.name in ("generator", "fake_score", "reward"):
+            given = {"generator": (frozen, batch, key), "fake_score": ({}, batch, key)}
+            arguments = given.get(program.name) or tuple(materialize(part) for part in rest[program.name][1:])
+
+            def call():
+                nonlocal state
+                state, metrics = program.step(state, *arguments)
+                return metrics
+
+            return call
+        arguments = tuple(materialize(part) for part in rest[program.name])
+        if program.name == "propose":
+            return lambda: program.step(state, *arguments[1:])
+        return lambda: program.step(*arguments)
+
+    print(f"{'program':12}{'times':>6}{'s':>10}{'TFLOP':>10}{'TFLOP/s':>10}{'of products':>13}{'compiled in s':>15}")
+    for program in work.programs:
+        count = (
+            flops.count(program.step.trace(*program.arguments).jaxpr, lambda path: "all")["all"] / jax.device_count()
+        )
+        call = runner(program)
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        compiled = time.perf_counter() - start
+        seconds = median_seconds(call)
+        total, arithmetic = total + program.times * seconds, arithmetic + program.times * count
+        print(
+            f"{program.name:12}{program.times:6}{seconds:10.3f}{count / 1e12:10.2f}{count / seconds / 1e12:10.1f}"
+            f"{count / seconds / rate:12.0%}{compiled:15.1f}",
+            flush=True,
+        )
+    share = arithmetic / total / rate
+    print(f"iteration: {total:.3f} s, {arithmetic / 1e12:.4g} TFLOP, {share:.0%} of the rate of products")
+    if statistics_ := jax.local_devices()[0].memory_stats():
+        print(f"peak memory {statistics_['peak_bytes_in_use'] / 1e9:.2f} GB")
+    profile(runner(work.programs[0]))
+
+
+def materialize(tree):
+    """Small random numbers, not negative (mean squares are not), in the shardings of these ShapeDtypeStructs."""
+
+    def make(leaf):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+
+        def values():
+            if not floating:
+                return jnp.ones(leaf.shape, leaf.dtype)
+            return 0.02 * jnp.abs(jax.random.normal(jax.random.key(0), leaf.shape, leaf.dtype))
+
+        return jax.jit(values, out_shardings=leaf.sharding)()
+
+    return jax.tree.map(make, tree)
+
+
+def profile(call) -> None:
+    """The ten operations that take longest."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(call())
+        (path,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event.get("name") == "process_name"}
+    devices = {pid for pid, name in names.items() if "/device:" in name} or set(names)
+    seconds = collections.Counter()
+    for event in events:
+        if event.get("ph") == "X" and event["pid"] in devices and "hlo_op" in event.get("args", {}):
+            seconds[event["name"]] += event["dur"] / 1e6
+    print("longest operations of the first program:")
+    for name, value in seconds.most_common(10):
+        print(f"{value:10.4f} s {value / seconds.total():6.1%}  {name}")
+
+
+if __name__ == "__main__":
+    run(main)

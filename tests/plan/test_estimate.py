@@ -1,0 +1,58 @@
+"""Bytes of a device, and bounds on the time, worked by hand."""
+
+import re
+import time
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+from dollar_jax.plan import estimate
+from dollar_jax.plan.chips import CHIPS
+from dollar_jax.plan.estimate import Cost, progress
+from dollar_jax.plan.programs import device_bytes
+
+
+def test_bytes_of_a_device():
+    mesh = AbstractMesh((2, 4), ("data", "fsdp"))
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    tree = {
+        "split": jax.ShapeDtypeStruct((3, 8), jnp.float32, sharding=split),
+        "copied": jax.ShapeDtypeStruct((5,), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec())),
+        "on host": jax.ShapeDtypeStruct(
+            (16,), jnp.int32, sharding=split.update(memory_kind="pinned_host", spec=("fsdp",))
+        ),
+        "nowhere": jax.ShapeDtypeStruct((7,), jnp.int8),
+    }
+    assert device_bytes(tree) == 3 * 2 * 4 + 5 * 2 + 7
+    assert device_bytes(tree, "pinned_host") == 4 * 4
+
+
+def test_bounds():
+    cost = Cost(
+        name="generator",
+        times=1,
+        compile_seconds=0.0,
+        flops=Counter({("", "student"): 3 * 8 * 459 * 10**12, ("", "teacher"): 8 * 459 * 10**12}),
+        unbounded=0,
+        temporary=0,
+        traffic=2 * 2765 * 10**9,
+        sent=0.5 * 300e9,
+        collectives={},
+        largest_gather=0,
+    )
+    bounds = cost.bounds(CHIPS["v5p"], (2, 2, 2), 8)
+    assert bounds == pytest.approx({"compute": 4.0, "memory": 2.0, "links": 0.5})
+    assert cost.bounds(CHIPS["cpu"], (8,), 8) is None
+
+
+def test_progress(capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "PATIENCE", 0.05)
+    with progress("generator: compiling"):
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "generator: compiling ..."
+    assert re.fullmatch(r"generator: compiling still, \d+ s", lines[1])
+    assert re.fullmatch(r"generator: compiling: done, \d+ s", lines[-1])
