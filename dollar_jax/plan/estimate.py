@@ -35,7 +35,7 @@ class Cost:
       unbounded: loops of unknown length, counted once.
       temporary: bytes on each device beside what the arguments hold: activations, results that replace no argument,
         code, and what the chip's layout pads the arguments with.
-      traffic: bytes that each device reads from and writes to its memory.
+      traffic: bytes that each device reads from and writes to its memory; for GPUs those of arguments and results.
       sent: bytes that each device sends over the interconnect.
       collectives: {kind: {instructions, runs, bytes}}.
       largest_gather: bytes of the largest array that one all-gather puts together.
@@ -53,14 +53,18 @@ class Cost:
     largest_gather: int
 
     def bounds(self, chip: Chip, sides: tuple[int, ...], devices: int) -> dict[str, float] | None:
-        """Seconds that one run takes at least, if all devices share the work: for arithmetic, memory, interconnect."""
+        """Seconds that one run takes at least, if all devices share the work: for arithmetic, memory, interconnect.
+
+        A GPU's program is not known, but one for CPUs, which may send in float32 what the GPU sends in bfloat16.
+        """
         if chip.flops is None:
             return None
         links = chip.link_bandwidth(sides)
+        sent = self.sent / 2 if chip.platform == "gpu" else self.sent
         return {
             "compute": self.flops.total() / devices / chip.flops,
             "memory": self.traffic / chip.bandwidth,
-            "links": self.sent / links if self.sent else 0.0,
+            "links": sent / links if sent else 0.0,
         }
 
     def as_dict(self) -> dict:
@@ -85,6 +89,7 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: int) -
     unbounded = counted.pop(None, 0)
     memory = compiled.memory_analysis()
     padding = max(0, memory.argument_size_in_bytes - device_bytes(program.arguments))
+    outside = memory.argument_size_in_bytes + memory.output_size_in_bytes
     module = hlo.parse(compiled.as_text())
     found: list[Collective] = collectives(module, devices)
     return Cost(
@@ -98,7 +103,7 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: int) -
         - memory.alias_size_in_bytes
         + memory.generated_code_size_in_bytes
         + padding,
-        traffic=memory_traffic(module),
+        traffic=outside if chip.platform == "gpu" else memory_traffic(module),
         sent=sum((one.sent for one in found), 0.0),
         collectives=sent_by_kind(found),
         largest_gather=largest_gather(found),

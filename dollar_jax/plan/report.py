@@ -11,8 +11,6 @@ from dollar_jax.plan.chips import Chip
 from dollar_jax.plan.estimate import Cost, resident_bytes
 from dollar_jax.plan.programs import Iteration
 
-UNITS = ("", "k", "M", "G", "T", "P", "E")
-
 
 def summarize(
     iteration: Iteration, costs: list[Cost], chip: Chip, sides: tuple[int, ...], mesh: dict[str, int]
@@ -80,8 +78,9 @@ def tables(plan: dict[str, Any], advice: list[str]) -> str:
     sections = [_memory(plan, advice), _flops(plan), _links(plan), _time(plan)]
     if plan["estimate"]:
         sections.append(
-            "ESTIMATE: temporary memory, traffic and collectives are those of a program compiled for CPUs, where much"
-            "\nthat is bfloat16 on a GPU takes float32, and attention is no single kernel."
+            "ESTIMATE: temporary memory and collectives are those of a program compiled for CPUs, where much that is"
+            "\nbfloat16 on a GPU takes float32, and attention is no single kernel. The bounds on the time therefore"
+            "\ncount half of the bytes over the links, and of the memory's traffic arguments and results only."
         )
     return "\n\n".join(sections)
 

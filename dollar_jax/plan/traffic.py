@@ -19,6 +19,7 @@ FREE = (
     "iota",
     "opt-barrier",
 )
+SLICES = ("slice", "dynamic-slice")
 
 
 def memory_traffic(module: Module) -> int:
@@ -38,8 +39,10 @@ def _moved(instruction: Instruction, computation: Computation, module: Module) -
     if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
         return 0
     operands = [computation[name] for name in instruction.operands if name in computation]
-    if instruction.opcode == "dynamic-slice":
-        return 2 * _main(instruction)
+    if instruction.opcode.removesuffix("-start") in SLICES:
+        # A start gives its operands, then the slice.
+        part = instruction.arrays[len(operands) if instruction.opcode.endswith("-start") else 0]
+        return part.bytes * ((_main(operands[0]) > 0) + (part.space == 0))
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _main(operands[1])
     if instruction.opcode == "fusion":
@@ -61,7 +64,7 @@ def _read(parameter: Instruction, body: Computation) -> int:
     for user in _users(parameter, body):
         if user.opcode == "bitcast":
             total += _read(user, body)
-        elif user.opcode == "dynamic-slice" and user.operands[0] == parameter.name:
+        elif user.opcode in SLICES and user.operands[0] == parameter.name:
             total += user.bytes
         elif user.opcode != "dynamic-update-slice" or user.operands[0] != parameter.name:
             return parameter.bytes

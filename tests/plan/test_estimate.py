@@ -45,6 +45,7 @@ def test_bounds():
     )
     bounds = cost.bounds(CHIPS["v5p"], (2, 2, 2), 8)
     assert bounds == pytest.approx({"compute": 4.0, "memory": 2.0, "links": 0.5})
+    assert cost.bounds(CHIPS["h200"], (8,), 8)["links"] == pytest.approx(0.5 * 300 / 450 / 2)
     assert cost.bounds(CHIPS["cpu"], (8,), 8) is None
 
 

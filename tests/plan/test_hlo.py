@@ -164,6 +164,9 @@ ENTRY %main (stack: f32[30,1000], i: s32[], x: f32[10]) -> f32[30,1000] {
   %x = f32[10]{0} parameter(2)
   %a = f32[1000]{0} fusion(%stack, %i, %x), kind=kLoop, calls=%slice
   %b = f32[1000]{0:T(1024)S(1)} negate(%a)
+  %s = ((f32[30,1000]{1,0}), f32[2,1000]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%stack), slice={[0:2], [0:1000]}
+  %d = f32[2,1000]{1,0:S(1)} slice-done(%s)
+  %e = f32[1,1000]{1,0} dynamic-slice(%d, %i, %i), dynamic_slice_sizes={1,1000}
   ROOT %c = f32[30,1000]{1,0} fusion(%stack, %i, %b), kind=kLoop, calls=%update
 }
 """
@@ -172,5 +175,8 @@ ENTRY %main (stack: f32[30,1000], i: s32[], x: f32[10]) -> f32[30,1000] {
 def test_traffic():
     slice_bytes = 4000 + 40 + 4000  # a row, x, and a
     negate_bytes = 4000  # b stays on the chip
+    prefetch_bytes = 2 * 4000  # two rows are read onto the chip
+    row_bytes = 4000  # one of them is written back
     update_bytes = 4000  # the row that is written
-    assert memory_traffic(hlo.parse(SLICES)) == slice_bytes + negate_bytes + update_bytes
+    expected = slice_bytes + negate_bytes + prefetch_bytes + row_bytes + update_bytes
+    assert memory_traffic(hlo.parse(SLICES)) == expected
