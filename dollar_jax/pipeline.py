@@ -175,7 +175,7 @@ def pad_rows(arrays: tuple, count: int) -> tuple:
     return tuple(x[jnp.minimum(jnp.arange(count), len(x) - 1)] for x in arrays)
 
 
-def to_uint8(video: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+def to_uint8(video: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
     """0..1 to 0..255, clipped."""
     return jnp.round(jnp.clip(video, 0, 1) * 255).astype(jnp.uint8)
 
