@@ -30,12 +30,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from dollar_jax.distributed import is_main
 from dollar_jax.files import require_space, write_atomically
 from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
 from dollar_jax.notation import Params
-from dollar_jax.sharding import shard
+from dollar_jax.sharding import with_shardings
 
 Card = dict[str, Any]
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -109,7 +110,7 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
             raise UserError(f"{path} holds another network than {folder}/config.json describes")
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
         if not (mesh := jax.sharding.get_mesh()).empty:
-            wanted = jax.tree.map(lambda x, s: x.update(sharding=s), wanted, shard(wanted, mesh))
+            wanted = with_shardings(wanted, mesh)
         wanted = {item: wanted} if item else wanted
         restored = reader.restore(
             path,
@@ -214,7 +215,7 @@ class Checkpoints:
         for number, reason in damaged.items():
             path = self._manager.directory / str(number)
             print(f"{path} is damaged ({reason}): going on from {step}", file=sys.stderr, flush=True)
-            if jax.process_index() == 0:
+            if is_main():
                 os.replace(path, path.with_name(f"{number}.damaged"))
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self._manager.reload()

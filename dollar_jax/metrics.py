@@ -18,6 +18,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from dollar_jax import pictures
+from dollar_jax.distributed import is_main
 from dollar_jax.files import write_atomically
 
 QUIET = 10.0  # seconds between two lines of progress where there is no terminal
@@ -52,7 +53,7 @@ class Logger:
         self._start, self._began = start, time.perf_counter()
         self._first = self._window = None  # (step, clock) of the first step done and of the last write
         self._printed = -math.inf
-        self._writes = jax.process_index() == 0
+        self._writes = is_main()
         if not self._writes:
             return
         self._path = Path(folder) / "metrics.jsonl"

@@ -102,6 +102,11 @@ def shard(tree, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def with_shardings(shapes, mesh: Mesh):
+    """ShapeDtypeStructs with the shardings of `shard`."""
+    return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shapes, shard(shapes, mesh))
+
+
 def local_rows(x: jax.Array) -> np.ndarray:
     """The rows of a batch on the mesh that this process's devices hold, in order: the inverse of `train.place`."""
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dollar_jax.checkpoint import Card
 from dollar_jax.models import build
 from dollar_jax.pipeline import Pipeline
-from dollar_jax.sharding import batch_sharding, check_batch, replicated, shard
+from dollar_jax.sharding import batch_sharding, check_batch, replicated, with_shardings
 from dollar_jax.stages.common import network_options
 from dollar_jax.stages.distill import make_setup, make_steps
 from dollar_jax.train import abstract
@@ -65,7 +65,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     network = build(part["architecture"], part["config"], **network_options(config))
     setup = make_setup(config, card, network)
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated(mesh))
-    teacher = _sharded(jax.eval_shape(network.init, key), mesh)
+    teacher = with_shardings(jax.eval_shape(network.init, key), mesh)
     state = abstract(setup.init, mesh, teacher, key, offload=config.offload)
     steps = make_steps(setup, state, mesh)
     teacher = jax.tree.map(lambda x: x.update(dtype=jnp.dtype(config.dtype)), teacher)
@@ -77,7 +77,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     ]
     part = card["vae"]
     network = build(part["architecture"], part["config"])
-    vae = _sharded(jax.eval_shape(network.init, key), mesh)
+    vae = with_shardings(jax.eval_shape(network.init, key), mesh)
     if "latent_reward" in objectives:
         check_batch(config.reward.batch_size, mesh)
         batch = _batch(card, config.reward.batch_size, batch_sharding(mesh))
@@ -105,10 +105,6 @@ def device_bytes(tree: Any, memory: str = "device") -> int:
         return math.prod(shape) * leaf.dtype.itemsize
 
     return sum(map(size, jax.tree.leaves(tree)))
-
-
-def _sharded(tree, mesh: Mesh):
-    return jax.tree.map(lambda x, s: x.update(sharding=s), tree, shard(tree, mesh))
 
 
 def _batch(card: Card, size: int, sharding: NamedSharding) -> dict:

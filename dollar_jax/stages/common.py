@@ -70,8 +70,9 @@ def host_batches(source, config: ConfigDict, seed: int, mesh: Mesh) -> grain.Dat
 
 def sampler_view(
     folder: Path, card: Card, network: Network, config: ConfigDict, mesh: Mesh
-) -> tuple[Callable, np.ndarray]:
-    """(show, null_text): show(state) samples its moving average for `config.show_captions`, always from the same noise.
+) -> tuple[Pipeline, Callable, np.ndarray]:
+    """(view, show, null_text): show(state) samples its moving average for `config.show_captions`, always from the same
+    noise; `view` decodes.
 
     The card may describe a model whose parameters are still being trained.
     """
@@ -89,4 +90,4 @@ def sampler_view(
         latents = view.sampler(params, noise, text, null_text, keys, view.times(None), card["guidance"])
         return view.decode(latents), captions
 
-    return show, null_text
+    return view, show, null_text

@@ -15,7 +15,7 @@ from dollar_jax.checkpoint import Card, load_component, read_card, relocate, wri
 from dollar_jax.importing import UserError, resolve
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
-from dollar_jax.pipeline import at_size, load
+from dollar_jax.pipeline import Pipeline, at_size
 from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, thin
 from dollar_jax.stages.common import encoded_source, host_batches, network_options, sampler_view
 from dollar_jax.steps import dollar
@@ -89,10 +89,10 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         state = _start_from(workdir / start, state)
     # The frozen copy in the dtype of the computation: it would be cast to it at every use.
     teacher = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
-    show, null_text = sampler_view(folder, card, network, config, mesh)
+    view, show, null_text = sampler_view(folder, card, network, config, mesh)
     frozen = {"teacher": teacher, "null_text": null_text}
     steps = make_steps(setup, state, mesh)
-    score = _reward(config.reward, source, mesh) if generator.objectives.get("latent_reward") else None
+    score = _reward(config.reward, view, mesh) if generator.objectives.get("latent_reward") else None
 
     def update(state, batch, captions):
         # Every update draws from a stream of its own: all of them see the same `state.step`.
@@ -129,17 +129,16 @@ def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
     )
 
 
-def _reward(config: ConfigDict, source: Path, mesh: Mesh) -> Callable[[jax.Array, list[str]], jax.Array]:
+def _reward(config: ConfigDict, view: Pipeline, mesh: Mesh) -> Callable[[jax.Array, list[str]], jax.Array]:
     """(latents on the mesh, captions of this process's rows) -> the true reward [b] on the mesh (Alg. 1, line 17).
 
     Each process decodes and scores the videos of its own devices, on its host.
     """
     check_batch(config.batch_size, mesh)
     reward = partial(resolve(config.name, "dollar_jax.rewards"), **config.options)
-    vae = load(source, parts=("vae",))
 
     def score(latents, captions):
-        frames = local_rows(vae.decode_on_devices(latents))
+        frames = local_rows(view.decode_on_devices(latents))
         values = np.asarray(reward(frames / np.float32(255), captions), np.float32)
         if values.shape != (len(frames),) or not np.isfinite(values).all():
             raise UserError(f"reward {config.name}: wanted {len(frames)} finite numbers, got {values}")

@@ -40,7 +40,7 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     network = build(stage.architecture, stage.network.to_dict(), **network_options(config))
     key = jax.random.key(config.seed)
     state = initialize(partial(init_state, network, stage), mesh, jax.random.fold_in(key, 0), offload=config.offload)
-    show, null_text = sampler_view(folder, card, network, config, mesh)
+    _, show, null_text = sampler_view(folder, card, network, config, mesh)
     step = compile_step(make_step(network, stage.velocity, schedule, stage), state, mesh)
 
     def update(state, batch, captions):
