@@ -1,0 +1,33 @@
+"""Numbers about models and their videos: python -m dollar_jax.evaluate COMMAND [flags]; COMMAND --help says more.
+
+vbench    samples VBench's prompts under its file names, or turns its results into quality, semantic and total scores
+"""
+
+import importlib
+import sys
+
+from absl import flags
+
+from dollar_jax.command import run
+from dollar_jax.importing import UserError
+
+# Each module defines its flags and main(); no other is imported, so that two commands may have a flag of one name.
+COMMANDS = {
+    "vbench": "dollar_jax.evaluate.commands.vbench",
+}
+
+
+def refuse(command: str) -> None:
+    """Raises UserError: there is no such command."""
+    raise UserError(f"{command}: no such command; give one of {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        command = importlib.import_module(COMMANDS[sys.argv.pop(1)])
+        __doc__ = command.__doc__  # what --help shows
+        flags.adopt_module_key_flags(command)
+        run(command.main)
+    else:
+        del sys.argv[2:]  # whose flags are those of a command that is not there?
+        run(refuse, ("COMMAND",))
