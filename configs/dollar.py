@@ -10,7 +10,7 @@ A100 of 80 GB, raise generator.batch_size, which is over all devices.
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import optimizer, stage
+from dollar_jax.config import guard, held_out, optimizer, reward, stage
 
 
 def get_config() -> ConfigDict:
@@ -46,23 +46,22 @@ def get_config() -> ConfigDict:
         rollout="simulate",
         matched_times="all",  # "segment" does far better in the shapes world
         sampler="ddim",
+        guidance=0.0,
         heterogeneous=False,
+        guard=guard(),
         ema=0.999,  # not in the paper
         optimizer=optimizer(2e-5, decay_from=1.0, b2=0.999, weight_decay=0.01),
     )
     config.fake_score = ConfigDict(
         {"updates": 5, "optimizer": optimizer(2e-5, decay_from=1.0, b2=0.999, weight_decay=0.01)}
     )
-    config.reward = ConfigDict(
-        {
-            "name": "dollar_jax.rewards.jpeg:jpeg_compressibility",
-            "options": {},
-            "architecture": "latent_reward",
-            "network": ConfigDict({"channels": 16}),  # the paper's VAE has 12
-            "batch_size": 8,
-            "optimizer": optimizer(1e-4, decay_from=1.0, b2=0.999),  # not in the paper
-        }
+    config.reward = reward(
+        "dollar_jax.rewards.jpeg:jpeg_compressibility",
+        channels=16,  # the paper's VAE has 12
+        batch_size=8,
+        optimizer=optimizer(1e-4, decay_from=1.0, b2=0.999),  # not in the paper
     )
+    config.held_out = held_out(videos_per_caption=1)
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},

@@ -8,7 +8,7 @@ reads as its caption in all attributes in 99 % of its videos, and a 4-step stude
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import optimizer, stage
+from dollar_jax.config import guard, held_out, optimizer, reward, stage
 
 
 def get_config() -> ConfigDict:
@@ -96,22 +96,21 @@ def get_config() -> ConfigDict:
         rollout="simulate",
         matched_times="segment",  # "all" is the paper's: see README
         sampler="ddim",
+        guidance=0.0,
         heterogeneous=False,
+        guard=guard(),
         ema=0.99,
         optimizer=optimizer(1e-4, b1=0.0, decay_from=0.6),
     )
     config.fake_score = ConfigDict({"updates": 2, "optimizer": optimizer(2e-4, b1=0.0, decay_from=1.0)})
-    config.reward = ConfigDict(
-        {
-            "name": "brightness",  # any Python function will do, see README
-            "options": {},
-            "architecture": "latent_reward",
-            "network": ConfigDict({"channels": 4}),
-            "batch_size": 16,
-            "optimizer": optimizer(1e-3, decay_from=1.0),
-        }
+    config.reward = reward(
+        "brightness",  # any Python function will do, see docs/rewards.md
+        channels=4,
+        batch_size=16,
+        optimizer=optimizer(1e-3, decay_from=1.0),
     )
-    # Each student changes `generator` in its own way, and may start from another one.
+    config.held_out = held_out(videos_per_caption=0)
+    # Each student changes `generator` and `reward` in its own way, and may start from another one.
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},

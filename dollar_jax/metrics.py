@@ -85,6 +85,17 @@ class Logger:
             self._write(step, scalars)
         return scalars
 
+    def measured(self, step: int, values: dict[str, float], seconds: float) -> None:
+        """Writes values of after a step in a line of their own; those of before the first step are step -1's. The
+        `seconds` that it took to measure them are not the steps'.
+        """
+        if self._window is not None:
+            self._first, self._window = ((number, clock + seconds) for number, clock in (self._first, self._window))
+        if self._writes:
+            self._append(step, values)
+            shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+            print(f"{self._stage} {step + 1}/{self._total}  {shown}", flush=True)
+
     def videos(self, step: int, name: str, frames: UInt8[np.ndarray, "n f h w 3"], captions: list[str]) -> None:
         """Shows n videos side by side, animated, under TensorBoard's images, and their captions under its texts."""
         if not self._writes:
@@ -114,14 +125,16 @@ class Logger:
         # A stage of one step, or one that writes at once, has no second step to be timed by.
         seconds = (now - clock) / (step - since) if step > since else now - self._began
         self._window = (step, now)
-        values = {"seconds_per_step": seconds, **scalars}
+        self._append(step, {"seconds_per_step": seconds, **scalars})
+        self._show(step, now, scalars)
+
+    def _append(self, step: int, values: dict[str, float]) -> None:
         line = {"step": step, "time": time.time()} | {k: v if math.isfinite(v) else None for k, v in values.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()
-        self._show(step, now, scalars)
 
     def _show(self, step: int, now: float, scalars: dict[str, float]) -> None:
         losses = [name for name in scalars if "loss" in name] or list(scalars)

@@ -86,6 +86,12 @@ class Pipeline:
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
         return self._autoencoder[1](self.networks["vae"][1], latents / np.float32(self._scale))
 
+    def decoder(self, params: Params, latents: Array) -> Array:
+        """Videos 0..1 of scaled latents as a function that can be traced and differentiated; `params` are the VAE's."""
+        _, decode = _autoencoder(self.card, self.networks["vae"][0])
+        latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
+        return jnp.clip((decode(params, latents / self._scale) + 1) / 2, 0, 1)
+
     def times(self, steps: int | None) -> tuple[int, ...]:
         """The card's own times, or `steps` of them.
 

@@ -1,6 +1,7 @@
 """The loop of every stage: batches in, updates, checkpoints, log. A second call goes on where the first stopped."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,15 +14,16 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dollar_jax import guard
 from dollar_jax.checkpoint import Checkpoints
 from dollar_jax.distributed import Preemption, is_main
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import UserError
-from dollar_jax.metrics import Logger
+from dollar_jax.metrics import Logger, read
 from dollar_jax.sharding import batch_sharding, replicated, shard
 from dollar_jax.watch import Heartbeat
 
-Update = Callable[[Any, dict, list[str]], tuple[Any, dict]]
+Update = Callable[[Any, dict, list[str], int], tuple[Any, dict]]
 RARELY_USED = ("ema", "optimizer", "optimizers")  # fields of states
 SKIPS = 10  # updates in a row that are not finite end a run
 
@@ -66,23 +68,28 @@ def train(
     config: ConfigDict,
     mesh: Mesh,
     show: Callable[[Any], tuple[np.ndarray, list[str]]] | None = None,
-):
-    """Runs a stage to its end and returns the final state.
+    measure: Callable[[Any], dict[str, float]] | None = None,
+) -> guard.Verdict:
+    """Runs a stage to its end, and says which checkpoint is the best where that is measured.
 
     On SIGTERM it saves a checkpoint and raises `Preempted`.
 
     Args:
       folder: checkpoints, log and events go here.
       state: a dataclass of arrays in their shardings.
-      update: (state, batch on the mesh, captions) -> (state, metrics). Its randomness comes from `state.step`.
+      update: (state, batch on the mesh, captions, number of the update) -> (state, metrics). Its randomness comes
+        from `state.step` or the number.
       batches: dicts of arrays, with captions as strings under 'caption'.
-      config: iterations; save_every, keep, best: checkpoints; log_every; show_every, 0 for never.
+      config: iterations; save_every, keep, best: checkpoints; log_every; show_every, 0 for never; guard, see
+        `guard.judge`, where `measure` is given.
       show: (state) -> (frames uint8 [n f h w 3], captions) for the log.
+      measure: (state) -> values by names that begin with `held_out/`, before the first update and at every checkpoint.
 
     Raises:
       UserError: the updates of a network are no longer finite.
     """
-    checkpoints = Checkpoints(folder, config.keep, config.best)
+    guarded = measure is not None and bool(config.guard.metric)
+    checkpoints = Checkpoints(folder, config.keep, guard.PREFIX + "score" if guarded else config.best)
     start = 0
     if checkpoints.latest is not None:
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), vars(state))
@@ -90,16 +97,39 @@ def train(
         state = state.replace(**restored)
     if start < config.iterations and is_main():
         _describe(folder, vars(state))
+    history = [line for line in read(folder) if guard.REWARD in line and line["step"] < start]
+
+    def verdict():
+        return guard.judge(history, config.guard) if guarded else guard.Verdict(None, False)
+
+    def look(done):
+        begun = time.perf_counter()
+        values = measure(state)
+        history.append({"step": done - 1, **values})
+        if guarded:
+            values |= {guard.PREFIX + "score": guard.score(history, config.guard)}
+        log.measured(done - 1, values, time.perf_counter() - begun)
+        return values
+
     skips, averages = Skips(folder.name), {}
     with (
         Logger(folder, folder.name, config.iterations, start, config.log_every) as log,
         Heartbeat(folder) as heartbeat,
         Preemption() as preemption,
     ):
+        if measure and not history:
+            look(0)
+        if checkpoints.latest is None and (guarded or not config.iterations):
+            # The start may turn out to be the best, or is all that is asked for.
+            value = {guard.PREFIX + "score": history[0][guard.REWARD]} if guarded else {}
+            checkpoints.save(0, vars(state), batches, value)
         for step in range(start, config.iterations):
+            if verdict().stop:
+                print(f"{folder.name}: ended at {step}, the best is at {verdict().best}", flush=True)
+                break
             batch = dict(next(batches))
             captions = [str(caption) for caption in batch.pop("caption")]
-            state, metrics = update(state, place(batch, mesh), captions)
+            state, metrics = update(state, place(batch, mesh), captions, step)
             skips.add(step, metrics)
             if written := log.log(step, metrics):
                 averages = written
@@ -108,14 +138,15 @@ def train(
             heartbeat.beat(done)
             stop = preemption.requested()
             if stop or done % config.save_every == 0 or done == config.iterations:
-                checkpoints.save(done, vars(state), batches, averages)
+                measured = look(done) if measure and not stop else {}
+                checkpoints.save(done, vars(state), batches, {} if stop else averages | measured)
             if stop:
                 checkpoints.close()
                 raise Preempted(f"{folder.name}: saved at step {done} and stopped; the same command goes on from there")
             if show and config.show_every and (done % config.show_every == 0 or done == config.iterations):
                 log.videos(done, "samples", *show(state))
     checkpoints.close()
-    return state
+    return verdict()
 
 
 class Skips:

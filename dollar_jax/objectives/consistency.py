@@ -65,3 +65,6 @@ def consistency(
     x_end, _ = walk(teacher, x_start, context.text, path, context.schedule, "ddim", context.keys)
     wanted = lax.stop_gradient(f(other, x_end, path[-1]))
     return distance(f(context.student, x_start, path[0]), wanted, metric), {}
+
+
+consistency.needs = ()

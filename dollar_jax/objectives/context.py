@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from dollar_jax.diffusion import Schedule
 from dollar_jax.notation import Latent, PerExample, Text
@@ -26,6 +26,13 @@ class Context:
       generated: the student's one-step x0 at its own times (Alg. 1, line 8), with gradient.
       matched_times: the first time and the one after the last, [b] each, at which `generated` is compared with data.
       keys: [b], independent for each objective.
+      times: the student's.
+      sample: sample(k) is the end of the student's whole chain from pure noise, with a gradient through its last k
+        calls.
+      pixel_reward: latents -> [b], the reward of the decoded videos, differentiable.
+      trajectory: states of a chain along `policy_gradient.path(times)`, drawn from the student as it is;
+      reward, normalized_reward: [b] of the videos in which these end, raw and in running deviations from its mean.
+        None, all three, where no policy gradient asks for them.
     """
 
     schedule: Schedule
@@ -40,3 +47,9 @@ class Context:
     generated: Latent
     matched_times: Span
     keys: Keys
+    times: tuple[int, ...]
+    sample: Callable[[int], Latent]
+    pixel_reward: Callable[[Latent], PerExample]
+    trajectory: Float[Array, "b n f h w c"] | None
+    reward: PerExample | None
+    normalized_reward: PerExample | None

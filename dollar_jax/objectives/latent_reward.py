@@ -13,3 +13,6 @@ def latent_reward(context: Context) -> tuple[PerExample, dict]:
     """-R_phi(G(eps)) (Eq. 15). [b]"""
     estimate = context.reward_model(context.generated, context.text, context.text_mask)
     return -estimate, {"latent_reward_estimate": estimate}
+
+
+latent_reward.needs = ("reward_model",)

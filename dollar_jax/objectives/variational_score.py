@@ -57,3 +57,6 @@ def variational_score(
     if normalize:
         gradient = gradient / jnp.mean(jnp.abs(x - x0_real), axis=(1, 2, 3, 4), keepdims=True)
     return follow(context.generated, gradient), {}
+
+
+variational_score.needs = ("fake_score",)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from dollar_jax.checkpoint import Card
 from dollar_jax.models import build
 from dollar_jax.pipeline import Pipeline
+from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, check_batch, replicated, with_shardings
 from dollar_jax.stages.common import network_options
-from dollar_jax.stages.distill import make_setup, make_steps
+from dollar_jax.stages.distill import make_setup, make_steps, needs_of
 from dollar_jax.train import abstract
 
 
@@ -24,7 +25,7 @@ class Program:
     """A jitted function of the iteration.
 
     Attributes:
-      name: generator, fake_score, propose, decode or reward.
+      name: generator, fake_score, finetune, propose, trajectory, decode or reward.
       times: how often an iteration calls it.
       step: the jitted function.
       arguments: ShapeDtypeStructs with shardings.
@@ -60,6 +61,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     """
     generator = config.generator
     objectives = tuple(name for name, weight in generator.objectives.items() if weight)
+    needs = needs_of(generator)
     check_batch(generator.batch_size, mesh, generator.accumulate)
     part = card["transformer"]
     network = build(part["architecture"], part["config"], **network_options(config))
@@ -71,25 +73,40 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     teacher = jax.tree.map(lambda x: x.update(dtype=jnp.dtype(config.dtype)), teacher)
     batch = _batch(card, generator.batch_size, batch_sharding(mesh))
     frozen = {"teacher": teacher, "null_text": batch["text"].update(shape=(1, *batch["text"].shape[1:]), sharding=None)}
-    programs = [
-        Program("generator", 1, steps["generator"], (state, frozen, batch, key)),
-        Program("fake_score", config.fake_score.updates, steps["fake_score"], (state, {}, batch, key)),
-    ]
-    part = card["vae"]
-    network = build(part["architecture"], part["config"])
-    vae = with_shardings(jax.eval_shape(network.init, key), mesh)
-    if "latent_reward" in objectives:
+    vae_network = build(card["vae"]["architecture"], card["vae"]["config"])
+    vae, spread = with_shardings(jax.eval_shape(vae_network.init, key), mesh), batch_sharding(mesh)
+    pipeline = Pipeline(card, {"vae": (vae_network, None)}, None)
+    programs, scored = [], {"reward": jax.ShapeDtypeStruct((generator.batch_size,), jnp.float32, sharding=spread)}
+    if "trajectory" in needs:
+        walk = Program("trajectory", 1, steps["trajectory"], (state, batch, key))
+        drawn = jax.eval_shape(walk.step, *walk.arguments)
+        programs += [walk, Program("decode", 1, _decode(pipeline), (vae, batch["latents"]))]
+        batch |= {"trajectory": drawn["trajectory"].update(sharding=spread), **scored}
+    if "pixel_reward" in needs:
+        judge = Judge(config.reward)
+        steps = make_steps(replace(setup, decode=pipeline.decoder, pixel_reward=judge.score), state, mesh)
+        prepared = judge.prepare([config.show_captions[0]] * generator.batch_size)
+        batch["prepared"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), prepared)
+        frozen |= {"vae": vae, "reward": with_shardings(jax.eval_shape(lambda: judge.params), mesh)}
+    programs.append(Program("generator", 1, steps["generator"], (state, frozen, batch, key)))
+    batch = {name: batch[name] for name in ("latents", "text", "text_mask")}
+    if "fake_score" in needs:
+        updates = config.fake_score.updates
+        programs.append(Program("fake_score", updates, steps["fake_score"], (state, {}, batch, key)))
+    if "reward_model" in needs:
+        if config.reward.step == "separate":
+            programs.append(Program("finetune", 1, steps["finetune"], (state, frozen, batch, key)))
         check_batch(config.reward.batch_size, mesh)
-        batch = _batch(card, config.reward.batch_size, batch_sharding(mesh))
-        reward = jax.ShapeDtypeStruct((config.reward.batch_size,), jnp.float32, sharding=batch_sharding(mesh))
+        few = _batch(card, config.reward.batch_size, spread)
+        rewards = jax.ShapeDtypeStruct((config.reward.batch_size,), jnp.float32, sharding=spread)
         programs += [
-            Program("propose", 1, steps["propose"], (state, batch, key)),
-            Program("decode", 1, _decoder(card, network), (vae, batch["latents"])),
-            Program("reward", 1, steps["reward"], (state, {}, batch | {"reward": reward}, key)),
+            Program("propose", 1, steps["propose"], (state, few, key)),
+            Program("decode", 1, _decode(pipeline), (vae, few["latents"])),
+            Program("reward", 1, steps["reward"], (state, {}, few | {"reward": rewards}, key)),
         ]
     fields = {name: tree for name, tree in vars(state).items() if name != "optimizers"}
     optimizers = {f"Adam of {name}": tree for name, tree in state.optimizers.items()}
-    resident = {**fields, **optimizers, "teacher": teacher, "VAE": vae, "batch": programs[0].arguments[2]}
+    resident = {**fields, **optimizers, "teacher": teacher, "VAE": vae, "batch": batch}
     return Iteration(programs, resident, objectives)
 
 
@@ -118,11 +135,11 @@ def _batch(card: Card, size: int, sharding: NamedSharding) -> dict:
     return {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
 
 
-def _decoder(card: Card, network) -> Callable:
+def _decode(pipeline: Pipeline) -> Callable:
     """(params, latents) -> the videos that the reward sees."""
 
     def decode(params, latents):
         with jax.named_scope("vae"):
-            return Pipeline(card, {"vae": (network, params)}, None).decode_on_devices(latents)
+            return replace(pipeline, networks={"vae": (pipeline.networks["vae"][0], params)}).decode_on_devices(latents)
 
     return jax.jit(decode)

@@ -1,7 +1,8 @@
 """What several stages need: the encoded data, and pictures of a model in training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from dollar_jax.checkpoint import Card
 from dollar_jax.data.dataset import Dataset, open_dataset
 from dollar_jax.data.pipeline import batches
-from dollar_jax.data.shapes import ShapesWorld
+from dollar_jax.data.shapes import CAPTIONS, ShapesWorld
 from dollar_jax.importing import UserError
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
@@ -45,6 +46,34 @@ def held_out_source(config: ConfigDict):
     return ShapesWorld(2 * config.report.reference_clips, HELD_OUT, config.video.frames, config.video.height)
 
 
+def real_clips(config: ConfigDict) -> list[dict]:
+    """Held-out clips to measure against, twice `config.report.reference_clips` or all there are, of one size."""
+    source = held_out_source(config)
+    clips = [source[i] for i in range(min(2 * config.report.reference_clips, len(source)))]
+    return [clip for clip in clips if _shape(clip) == _shape(clips[0])]  # a user's data may hold images too
+
+
+def _shape(clip: dict) -> tuple[int, ...]:
+    return clip["latents" if "latents" in clip else "video"].shape
+
+
+def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Frames, latents and captions of real clips; of those stored as latents the frames that these decode to."""
+    given, convert = ("latents", model.decode) if "latents" in clips[0] else ("video", model.encode_video)
+    values = np.stack([clip[given] for clip in clips])
+    made = np.concatenate([convert(values[i : i + 32]) for i in range(0, len(values), 32)])
+    frames, latents = (made, values) if given == "latents" else (values, made)
+    return frames, latents, [clip["caption"] for clip in clips]
+
+
+def prompts(config: ConfigDict) -> list[str]:
+    """Those of the shapes world, or the first `config.report.captions` different ones of the user's data."""
+    if not config.data.path:
+        return list(CAPTIONS)
+    source = held_out_source(config)
+    return list(dict.fromkeys(source[i]["caption"] for i in range(len(source))))[: config.report.captions]
+
+
 def encoded_source(config: ConfigDict, workdir: Path) -> Dataset:
     """Random access to {'latents', 'text', 'text_mask', 'caption'}: what this run encoded, or `config.data.path` where
     `python -m dollar_jax.data --encode` wrote it.
@@ -68,26 +97,35 @@ def host_batches(source, config: ConfigDict, seed: int, mesh: Mesh) -> grain.Dat
     return iter(batches(source, config.batch_size, seed, *data_share(mesh)))
 
 
-def sampler_view(
-    folder: Path, card: Card, network: Network, config: ConfigDict, mesh: Mesh
-) -> tuple[Pipeline, Callable, np.ndarray]:
-    """(view, show, null_text): show(state) samples its moving average for `config.show_captions`, always from the same
-    noise; `view` decodes.
+class View(NamedTuple):
+    """How a model in training is looked at."""
 
-    The card may describe a model whose parameters are still being trained.
+    pipeline: Pipeline  # samples and decodes; its transformer has no parameters of its own
+    show: Callable  # (state) -> (frames, captions): samples of its moving average for the log
+    null_text: np.ndarray  # [1 l d]
+    text: np.ndarray  # [n l d] and
+    text_mask: np.ndarray  # [n l] of the captions asked for
+
+
+def open_view(
+    folder: Path, card: Card, network: Network, config: ConfigDict, mesh: Mesh, captions: Sequence[str] = ()
+) -> View:
+    """The view of a model that the card describes, whose parameters may not exist yet. `show` always starts from the
+    same noise; `captions` are embedded.
     """
-    encoder = load(folder, parts=("text_encoder",))
-    captions = list(config.show_captions)
-    text, _ = encoder.encode_text(captions)
-    null_text, _ = encoder.encode_text([""])
-    del encoder  # the largest network of all: it shall not stay in memory
+    shown = list(config.show_captions)
+    # Read once and dropped: the text encoder is the largest network of all.
+    text, mask = load(folder, parts=("text_encoder",)).encode_text([*shown, "", *captions])
     vae = load(folder, parts=("vae",)).networks["vae"]
-    view = Pipeline(card, {"vae": vae, "transformer": (network, None)}, None)
-    noise, keys = draw_noise(card, config.seed, len(captions), 1)
+    pipeline = Pipeline(card, {"vae": vae, "transformer": (network, None)}, None)
+    noise, keys = draw_noise(card, config.seed, len(shown), 1)
+    count = len(shown)
+    null_text = text[count : count + 1]
 
     def show(state):
         params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
-        latents = view.sampler(params, noise, text, null_text, keys, view.times(None), card["guidance"])
-        return view.decode(latents), captions
+        inputs = noise, text[:count], null_text, keys
+        latents = pipeline.sampler(params, *inputs, pipeline.times(None), card["guidance"])
+        return pipeline.decode(latents), shown
 
-    return view, show, null_text
+    return View(pipeline, show, null_text, text[count + 1 :], mask[count + 1 :])

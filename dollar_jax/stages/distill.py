@@ -1,6 +1,7 @@
 """Distils the teacher into the students that the config names, each into `workdir/{name}`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +17,15 @@ from dollar_jax.importing import UserError, resolve
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, at_size
+from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, thin
-from dollar_jax.stages.common import encoded_source, host_batches, network_options, sampler_view
+from dollar_jax.stages.common import encoded_source, host_batches, network_options, open_view, prompts
+from dollar_jax.stages.held_out import make_measure
 from dollar_jax.steps import dollar
+from dollar_jax.steps.reward import Replay, make_reward_step
 from dollar_jax.train import compile_step, initialize, place, train
+
+TUNING = "latent_reward"  # the objective that takes a step of its own where the config wants that
 
 
 def teacher_folder(config: ConfigDict, workdir: Path) -> Path:
@@ -30,9 +36,12 @@ def teacher_folder(config: ConfigDict, workdir: Path) -> Path:
 
 
 def student_config(config: ConfigDict, name: str) -> ConfigDict:
-    """The config with the student's own changes to `generator`."""
+    """The config with the student's own changes to `generator` and `reward`."""
     config = config.copy_and_resolve_references()
-    config.generator.update(config.students[name].generator)
+    for named in (config.generator.objectives, config.generator.options, config.reward.options, config.reward.network):
+        named.unlock()  # other objectives have other names; all other fields must exist
+    for part in ("generator", "reward"):
+        config[part].update(config.students[name].get(part, {}))
     return config
 
 
@@ -44,77 +53,134 @@ def distill(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
 def make_setup(config: ConfigDict, card: Card, network: Network) -> dollar.Distillation:
     """What the steps need to know of a student's config and of the teacher's card and network."""
+
+    def empty_replay():
+        if not config.reward.replay:
+            return None
+        if config.reward.replay % config.reward.batch_size:
+            raise UserError(f"reward.replay={config.reward.replay} must be a multiple of reward.batch_size")
+        text = card["tokenizer"]["length"], card["text_encoder"]["config"]["d_model"]
+        return Replay.empty(config.reward.replay, at_size(card, config.video.to_dict())["latent_shape"], text)
+
     return dollar.Distillation(
         network=network,
         reward_network=build(config.reward.architecture, config.reward.network.to_dict()),
         velocity=card["velocity"],
         schedule=diffusion.make_schedule(**card["schedule"]),
         config=config,
+        empty_replay=empty_replay,
     )
 
 
 def make_steps(setup: dollar.Distillation, state: dollar.DollarState, mesh: Mesh) -> dict[str, Callable]:
     """The jitted functions of an iteration; `state` may be abstract.
 
-    `propose` is (state, batch, key) -> latents, the others (state, frozen, batch, key) -> (state, metrics).
+    `propose` and `trajectory` are (state, batch, key) -> what is to be scored, the others (state, frozen, batch, key)
+    -> (state, metrics). `finetune` is the step of its own for the latent reward (Alg. 1, line 19), where it is wanted.
     """
+    objectives, alone = setup.config.generator.objectives, setup.config.reward.step == "separate"
+    names = [name for name in objectives if not (alone and name == TUNING)]
+    spread = batch_sharding(mesh)
     return {
-        "generator": compile_step(dollar.make_generator_step(setup), state, mesh),
+        "generator": compile_step(dollar.make_generator_step(setup, names), state, mesh),
         "fake_score": compile_step(dollar.make_fake_score_step(setup), state, mesh),
-        "propose": jax.jit(dollar.make_proposal(setup), out_shardings=batch_sharding(mesh)),
-        "reward": compile_step(dollar.make_reward_step(setup), state, mesh),
+        "propose": jax.jit(dollar.make_proposal(setup), out_shardings=spread),
+        "reward": compile_step(make_reward_step(setup.reward_network, setup.optimizer("reward")), state, mesh),
+        "finetune": compile_step(dollar.make_generator_step(setup, [TUNING]), state, mesh),
+        "trajectory": jax.jit(dollar.make_trajectory(setup), out_shardings=spread),
     }
+
+
+def needs_of(generator: ConfigDict) -> set[str]:
+    """What the objectives in use need done for them, see `dollar_jax.objectives`."""
+    used = [resolve(name, "dollar_jax.objectives") for name, weight in generator.objectives.items() if weight]
+    return {need for objective in used for need in getattr(objective, "needs", ("fake_score",))}
 
 
 def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     source, folder, generator = teacher_folder(config, workdir), workdir / name, config.generator
+    reward, needs = config.reward, needs_of(generator)
+    if reward.step not in ("joint", "separate"):
+        raise UserError(f"reward.step is joint or separate, not {reward.step!r}")
+    if "reward_model" in needs:
+        check_batch(reward.batch_size, mesh)
     teacher_card = read_card(source)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
-    setup = make_setup(config, teacher_card, network)
     card = at_size(relocate(teacher_card, source, folder), config.video.to_dict()) | {
         "role": "student",
         "objectives": {objective: weight for objective, weight in generator.objectives.items() if weight},
         "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"},
-        "velocity": setup.student_velocity,
+        "velocity": "x0" if generator.heterogeneous else teacher_card["velocity"],
         "times": list(generator.times),
         "sampler": generator.sampler,
-        "guidance": 0.0,
+        "guidance": generator.guidance,
     }
     batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh)
+    held_out = needs - {"fake_score"} and config.held_out.videos_per_caption
+    captions = np.repeat(prompts(config), held_out).tolist() if held_out else []
+    judge = Judge(reward) if needs - {"fake_score"} else None
     write_card(folder, card)
+    view = open_view(folder, card, network, config, mesh, captions)
+    frozen = {"teacher": teacher, "null_text": view.null_text}
+    setup = make_setup(config, teacher_card, network)
+    if "pixel_reward" in needs:
+        judge.prepare([""])  # refused now, not at the first step
+        decode = view.pipeline.decoder
+        setup = replace(setup, decode=decode, pixel_reward=judge.score)
+        frozen |= {"vae": view.pipeline.networks["vae"][1], "reward": judge.params}
 
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     state = initialize(setup.init, mesh, teacher, jax.random.fold_in(key, 0), offload=config.offload)
     if start := config.students[name].start_from:
         state = _start_from(workdir / start, state)
     # The frozen copy in the dtype of the computation: it would be cast to it at every use.
-    teacher = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
-    view, show, null_text = sampler_view(folder, card, network, config, mesh)
-    frozen = {"teacher": teacher, "null_text": null_text}
+    frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
     steps = make_steps(setup, state, mesh)
-    score = _reward(config.reward, view, mesh) if generator.objectives.get("latent_reward") else None
+    score = judge and _scorer(judge, view.pipeline, mesh)
 
-    def update(state, batch, captions):
+    def update(state, batch, captions, number):
         # Every update draws from a stream of its own: all of them see the same `state.step`.
-        state, metrics = steps["generator"](state, frozen, batch, jax.random.fold_in(key, 1))
-        skipped = []
-        for index in range(config.fake_score.updates):
-            state, extra = steps["fake_score"](state, {}, batch, jax.random.fold_in(key, 3 + index))
-            metrics |= extra
-            skipped.append(extra["skipped/fake_score"])
-        metrics["skipped/fake_score"] = jnp.stack(skipped).max()
-        if score:
-            shares, count = batch_shares(mesh), min(config.reward.batch_size, generator.batch_size)
-            local = shares * len(captions) // generator.batch_size
-            batch = jax.tree.map(lambda x: thin(x, shares, count), batch)
-            captions = thin(np.array(captions), local, count * local // shares).tolist()
-            latents = steps["propose"](state, batch, jax.random.fold_in(key, 2))
-            scored = batch | {"latents": latents, "reward": score(latents, captions)}
-            state, extra = steps["reward"](state, {}, scored, jax.random.fold_in(key, 2))
-            metrics |= extra
+        learning = number < reward.pretrain
+        metrics, extra = {}, {}
+        if not learning:
+            if "trajectory" in needs:
+                walked = steps["trajectory"](state, batch, jax.random.fold_in(key, 2))
+                extra = {"trajectory": walked["trajectory"], "reward": score(walked["latents"], captions)}
+            if "pixel_reward" in needs:
+                extra |= {"prepared": place(judge.prepare(captions), mesh)}
+            state, metrics = steps["generator"](state, frozen, batch | extra, jax.random.fold_in(key, 1))
+        if "fake_score" in needs and not learning:
+            skipped = []
+            for index in range(config.fake_score.updates):
+                state, extra = steps["fake_score"](state, {}, batch, jax.random.fold_in(key, 3 + index))
+                metrics |= extra
+                skipped.append(extra["skipped/fake_score"])
+            metrics["skipped/fake_score"] = jnp.stack(skipped).max()
+        if "reward_model" in needs:
+            if learning or reward.concurrent:
+                state, extra = learn(state, batch, captions, jax.random.fold_in(jax.random.fold_in(key, 2), number))
+                metrics |= extra
+            if reward.step == "separate" and not learning:
+                state, extra = steps["finetune"](state, frozen, batch, jax.random.fold_in(key, 1))
+                metrics |= extra
         return state, metrics
 
-    train(folder, state, update, batches, generator, mesh, show)
+    def learn(state, batch, captions, key):
+        """The latent reward model's update, on fresh samples."""
+        shares, count = batch_shares(mesh), min(reward.batch_size, generator.batch_size)
+        local = shares * len(captions) // generator.batch_size
+        batch = jax.tree.map(lambda x: thin(x, shares, count), batch)
+        captions = thin(np.array(captions), local, count * local // shares).tolist()
+        latents = steps["propose"](state, batch, key)
+        return steps["reward"](state, {}, batch | {"latents": latents, "reward": score(latents, captions)}, key)
+
+    loop = generator.copy_and_resolve_references()
+    loop.iterations += reward.pretrain
+    learns = "reward_model" in needs
+    measure = make_measure(setup, config, view, judge, captions, mesh, learns) if held_out else None
+    verdict = train(folder, state, update, batches, loop, mesh, view.show, measure)
+    if verdict.best is not None:
+        write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
 
 
 def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
@@ -129,19 +195,13 @@ def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
     )
 
 
-def _reward(config: ConfigDict, view: Pipeline, mesh: Mesh) -> Callable[[jax.Array, list[str]], jax.Array]:
+def _scorer(judge: Judge, view: Pipeline, mesh: Mesh) -> Callable[[jax.Array, list[str]], jax.Array]:
     """(latents on the mesh, captions of this process's rows) -> the true reward [b] on the mesh (Alg. 1, line 17).
 
     Each process decodes and scores the videos of its own devices, on its host.
     """
-    check_batch(config.batch_size, mesh)
-    reward = partial(resolve(config.name, "dollar_jax.rewards"), **config.options)
 
     def score(latents, captions):
-        frames = local_rows(view.decode_on_devices(latents))
-        values = np.asarray(reward(frames / np.float32(255), captions), np.float32)
-        if values.shape != (len(frames),) or not np.isfinite(values).all():
-            raise UserError(f"reward {config.name}: wanted {len(frames)} finite numbers, got {values}")
-        return place({"reward": values}, mesh)["reward"]
+        return place({"reward": judge(local_rows(view.decode_on_devices(latents)), captions)}, mesh)["reward"]
 
     return score

@@ -7,7 +7,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,14 +16,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dollar_jax import metrics, pictures
-from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.distributed import is_main
 from dollar_jax.evaluate.report import DATA, TEACHER, write_report
 from dollar_jax.evaluate.timing import network_calls, time_samplers
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
 from dollar_jax.pipeline import Pipeline, draw_noise, load
-from dollar_jax.stages.common import HELD_OUT, held_out_source
+from dollar_jax.rewards.judge import Judge
+from dollar_jax.stages.common import HELD_OUT, encode_clips, prompts, real_clips
 from dollar_jax.stages.distill import teacher_folder
 
 
@@ -48,8 +47,8 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if (folder / "report.json").exists():
         return
     reference, measure = (resolve(f"{settings.measures}:{part}", "") for part in ("reference", "measure"))
-    reward = partial(resolve(config.reward.name, "dollar_jax.rewards"), **config.reward.options)
-    captions = np.repeat(_captions(config), settings.videos_per_caption).tolist()
+    reward = Judge(config.reward)
+    captions = np.repeat(prompts(config), settings.videos_per_caption).tolist()
     entries = list(_entries(config, workdir))
     teacher = entries[0].pipeline
     noise, keys = draw_noise(
@@ -58,22 +57,19 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     text, _ = teacher.encode_text(captions)
 
     def row(name: str, frames: np.ndarray, latents: np.ndarray, captions: Sequence[str]) -> dict:
-        values = frames / np.float32(255)
-        rewards = reward(values, captions)
+        rewards = reward(frames, captions)
         return {
             "model": name,
             "videos": len(captions),
-            **measure(values, latents, captions, known),
+            **measure(frames / np.float32(255), latents, captions, known),
             "reward": float(np.mean(rewards)),
             "reward_standard_error": float(np.std(rewards) / len(rewards) ** 0.5),
         }
 
-    real = held_out_source(config)
-    real = [real[i] for i in range(min(2 * settings.reference_clips, len(real)))]
-    real = [clip for clip in real if _shape(clip) == _shape(real[0])]  # a user's data may hold images too
-    frames, *rest = _encoded(teacher, real[::2])
+    real = real_clips(config)
+    frames, *rest = encode_clips(teacher, real[::2])
     known = reference(frames / np.float32(255), *rest)
-    rows, clips = [row(DATA, *_encoded(teacher, _balanced(real[1::2], settings.videos_per_caption)))], {}
+    rows, clips = [row(DATA, *encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption)))], {}
     seconds = time_samplers(
         {entry.name: _timed(entry, noise, text, keys, settings.batch_size) for entry in entries},
         settings.batch_size,
@@ -134,14 +130,6 @@ def _entries(config: ConfigDict, workdir: Path) -> Iterator[Entry]:
         yield Entry(f"{first}, {steps} step{'s' * (steps > 1)}", students[first], steps)
 
 
-def _captions(config: ConfigDict) -> list[str]:
-    """Those of the shapes world, or the first different ones of the user's data."""
-    if not config.data.path:
-        return list(CAPTIONS)
-    source = held_out_source(config)
-    return list(dict.fromkeys(source[i]["caption"] for i in range(len(source))))[: config.report.captions]
-
-
 def _balanced(clips: Sequence[dict], count: int) -> list[dict]:
     """`count` clips of every caption that has so many; one of each where none has."""
     groups = defaultdict(list)
@@ -149,19 +137,6 @@ def _balanced(clips: Sequence[dict], count: int) -> list[dict]:
         groups[clip["caption"]].append(clip)
     count = min(count, max(map(len, groups.values())))
     return [clip for group in groups.values() if len(group) >= count for clip in group[:count]]
-
-
-def _shape(clip: dict) -> tuple[int, ...]:
-    return clip["latents" if "latents" in clip else "video"].shape
-
-
-def _encoded(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Frames, latents and captions of real clips; of those stored as latents the frames that these decode to."""
-    given, convert = ("latents", model.decode) if "latents" in clips[0] else ("video", model.encode_video)
-    values = np.stack([clip[given] for clip in clips])
-    made = np.concatenate([convert(values[i : i + 32]) for i in range(0, len(values), 32)])
-    frames, latents = (made, values) if given == "latents" else (values, made)
-    return frames, latents, [clip["caption"] for clip in clips]
 
 
 def _timed(entry: Entry, noise, text, keys, batch_size: int) -> Callable[[], jax.Array]:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dollar_jax import diffusion
 from dollar_jax.checkpoint import read_card, relocate, write_card
 from dollar_jax.models import build
-from dollar_jax.stages.common import encoded_source, host_batches, network_options, sampler_view
+from dollar_jax.stages.common import encoded_source, host_batches, network_options, open_view
 from dollar_jax.steps.common import init_state
 from dollar_jax.steps.teacher import make_step
 from dollar_jax.train import compile_step, initialize, train
@@ -40,12 +40,12 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     network = build(stage.architecture, stage.network.to_dict(), **network_options(config))
     key = jax.random.key(config.seed)
     state = initialize(partial(init_state, network, stage), mesh, jax.random.fold_in(key, 0), offload=config.offload)
-    _, show, null_text = sampler_view(folder, card, network, config, mesh)
+    view = open_view(folder, card, network, config, mesh)
     step = compile_step(make_step(network, stage.velocity, schedule, stage), state, mesh)
 
-    def update(state, batch, captions):
-        del captions  # their embeddings are in the batch
-        return step(state, {"null_text": null_text}, batch, jax.random.fold_in(key, 1))
+    def update(state, batch, captions, number):
+        del captions, number  # the captions' embeddings are in the batch
+        return step(state, {"null_text": view.null_text}, batch, jax.random.fold_in(key, 1))
 
     batches = host_batches(encoded_source(config, workdir), stage, config.seed, mesh)
-    train(folder, state, update, batches, stage, mesh, show)
+    train(folder, state, update, batches, stage, mesh, view.show)

@@ -53,8 +53,8 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         video = np.asarray(reconstruct(state.ema, frames / np.float32(127.5) - 1))
         return np.asarray(to_uint8((video + 1) / 2)), [clip["caption"] for clip in shown]
 
-    def update(state, batch, captions):
-        del captions
+    def update(state, batch, captions, number):
+        del captions, number
         return step(state, {}, batch, jax.random.fold_in(key, 4))
 
     train(folder, state, update, host_batches(source, stage, config.seed, mesh), stage, mesh, show)

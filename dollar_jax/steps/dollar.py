@@ -1,46 +1,30 @@
-"""DOLLAR distillation, Alg. 1: generator, fake score and latent reward model, a pure step function each."""
+"""DOLLAR distillation, Alg. 1: generator and fake score, a pure step function each. The latent reward model's is in
+`dollar_jax.steps.reward`.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from flax import struct
 from jax import lax
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from dollar_jax.diffusion import Schedule, Velocity
 from dollar_jax.importing import resolve
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Key, Latent, Leaf, Params, PerExample
+from dollar_jax.notation import Key, Latent, Leaf, Params, PerExample, Video
 from dollar_jax.objectives.context import Context
-from dollar_jax.objectives.latent_reward import reward_regression
+from dollar_jax.objectives.policy_gradient import path
 from dollar_jax.objectives.velocity import velocity_matching
-from dollar_jax.sampling import Keys, Span, denoiser, draw_times, fold, matched_times, rollout
+from dollar_jax.sampling import Denoiser, Keys, Span, denoiser, draw_times, fold, matched_times, normal, rollout, walk
 from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient, moving_average, update
-
-
-@struct.dataclass
-class RewardStatistics:
-    """Running count, mean and sum of squared differences (Welford): the reward model learns (R - mean) / deviation."""
-
-    count: Leaf
-    mean: Leaf
-    squares: Leaf
-
-    def normalize(self, reward: PerExample) -> PerExample:
-        """The reward in running deviations from its running mean."""
-        return (reward - self.mean) / jnp.sqrt(self.squares / self.count + 1e-12)
-
-    def add(self, reward: PerExample) -> "RewardStatistics":
-        """With a batch more."""
-        count = self.count + reward.shape[0]
-        shift = reward.mean() - self.mean
-        squares = self.squares + jnp.sum((reward - reward.mean()) ** 2)
-        squares += shift**2 * self.count * reward.shape[0] / count
-        return RewardStatistics(count, self.mean + shift * reward.shape[0] / count, squares)
+from dollar_jax.steps.reward import Replay, RewardStatistics
 
 
 @struct.dataclass
@@ -53,6 +37,7 @@ class DollarState:
     fake_score: Params
     reward_model: Params
     reward_statistics: RewardStatistics
+    replay: Replay | None
     optimizers: dict[str, optax.OptState]
 
 
@@ -66,6 +51,9 @@ class Distillation:
       velocity: what teacher and fake score predict.
       schedule: a_t and b_t.
       config: the fields `generator`, `fake_score` and `reward` of the config.
+      empty_replay: () -> the replay that the reward model starts with, None for none.
+      decode: (the VAE's parameters, latents) -> videos 0..1, where an objective sees pixels.
+      pixel_reward: (videos 0..1, what the reward prepared of the captions) -> [b], likewise.
     """
 
     network: Network
@@ -73,6 +61,9 @@ class Distillation:
     velocity: Velocity
     schedule: Schedule
     config: ConfigDict
+    empty_replay: Callable[[], Replay | None] = lambda: None
+    decode: Callable[[Params, Latent], Video] | None = None
+    pixel_reward: Callable[[Video, dict], PerExample] | None = None
 
     @property
     def student_velocity(self) -> Velocity:
@@ -81,8 +72,12 @@ class Distillation:
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
         """AdamW of 'generator', 'fake_score' or 'reward'; each counts its own updates."""
-        updates = self.config.generator.iterations * (self.config.fake_score.updates if name == "fake_score" else 1)
-        return make_optimizer(self.config[name].optimizer, updates)
+        updates = {
+            "generator": 2 if self.config.reward.step == "separate" else 1,
+            "fake_score": self.config.fake_score.updates,
+            "reward": 1,
+        }
+        return make_optimizer(self.config[name].optimizer, self.config.generator.iterations * updates[name])
 
     def init(self, teacher: Params, key: Key) -> DollarState:
         """Student, its average and the fake score start as copies of the teacher (Alg. 1, line 4)."""
@@ -96,6 +91,7 @@ class Distillation:
             fake_score=fake_score,
             reward_model=reward_model,
             reward_statistics=RewardStatistics(*jnp.zeros(3)),
+            replay=self.empty_replay(),
             optimizers={name: self.optimizer(name).init(params) for name, params in trained.items()},
         )
 
@@ -104,12 +100,9 @@ class Distillation:
         compared with data. Only the last call has a gradient.
         """
         generator = self.config.generator
-        apply = jax.named_scope("student")(self.network.apply)
-        denoise = denoiser(apply, student, self.student_velocity, self.schedule)
-        walker = denoiser(apply, lax.stop_gradient(student), self.student_velocity, self.schedule)
         x_t, times = rollout(
             generator.rollout,
-            walker,
+            self.denoiser(lax.stop_gradient(student)),
             batch["latents"],
             batch["text"],
             generator.times,
@@ -119,19 +112,48 @@ class Distillation:
         )
         count = self.schedule.signal.shape[0] - 1
         span = matched_times(generator.matched_times, times, generator.times, count)
-        return denoise(x_t, times, batch["text"])[0], span
+        return self.denoiser(student)(x_t, times, batch["text"])[0], span
+
+    def denoiser(self, student: Params) -> Denoiser:
+        """The student as (x_t, t, text) -> (x0, eps)."""
+        apply = jax.named_scope("student")(self.network.apply)
+        return denoiser(apply, student, self.student_velocity, self.schedule)
+
+    def sample(self, student: Params, batch: dict, keys: Keys, steps: int) -> Latent:
+        """The end of the student's whole chain from pure noise; its last `steps` calls have a gradient (DRaFT-K)."""
+        generator, size = self.config.generator, batch["text"].shape[0]
+        times = jnp.asarray([*sorted(generator.times, reverse=True), -1])
+        times = jnp.broadcast_to(times[:, None], (len(times), size))
+        cut = max(len(times) - 1 - steps, 0)
+        x_t = normal(fold(keys, 0), batch["latents"].shape[1:])
+        for stream, params, part in (1, lax.stop_gradient(student), times[: cut + 1]), (2, student, times[cut:]):
+            denoise, part_keys = self.denoiser(params), fold(keys, stream)
+            x_t, _ = walk(denoise, x_t, batch["text"], part, self.schedule, generator.sampler, part_keys)
+        return x_t
+
+    def walk(self, student: Params, batch: dict, keys: Keys) -> tuple[Float[Array, "b n f h w c"], Latent]:
+        """Every state of the student's chain by ancestral steps along `policy_gradient.path`, and the x0 it ends in."""
+        denoise, times = self.denoiser(student), jnp.asarray(path(self.config.generator.times))
+        times = jnp.broadcast_to(times[:, None], (len(times), batch["text"].shape[0]))
+        noise = normal(fold(keys, 0), batch["latents"].shape[1:])
+        last, visited = walk(denoise, noise, batch["text"], times, self.schedule, "ancestral", fold(keys, 1))
+        trajectory = rearrange(jnp.concatenate([visited, last[None]]), "n b ... -> b n ...")
+        return trajectory, denoise(last, times[-1], batch["text"])[0]
 
 
-def make_generator_step(setup: Distillation) -> Callable:
+def make_generator_step(setup: Distillation, names: Collection[str] | None = None) -> Callable:
     """(state, frozen, batch, key) -> (state, metrics): the student and its average, Eq. 16.
 
     Calls of networks are named, so that a profile and the planner can tell whose they are.
 
-    frozen: {'teacher': params, 'null_text': [1 l d]}. batch: {'latents', 'text', 'text_mask'}. The objectives of the
-    config with a weight other than zero are summed: VSD + beta_CD CD + beta_FT FT in the paper.
+    frozen: {'teacher': params, 'null_text': [1 l d]}, and the VAE's params as 'vae' where an objective sees pixels.
+    batch: {'latents', 'text', 'text_mask'}; also {'prepared'}, what the reward made of the captions, for such an
+    objective, and {'trajectory', 'reward'} for a policy gradient. Those of the config's objectives that have a weight
+    (and are among `names`, if given) are summed: VSD + beta_CD CD + beta_FT FT in the paper.
     """
     generator = setup.config.generator
     weights = {name: weight for name, weight in generator.objectives.items() if weight}
+    weights = {name: weight for name, weight in weights.items() if names is None or name in names}
     objectives = {
         name: partial(resolve(name, "dollar_jax.objectives"), **generator.options.get(name, {})) for name in weights
     }
@@ -142,9 +164,18 @@ def make_generator_step(setup: Distillation) -> Callable:
             apply = jax.named_scope(name)(setup.network.apply)
             return denoiser(apply, params, kind, setup.schedule, frozen["null_text"], guidance)
 
+        statistics = state.reward_statistics
+        if "reward" in batch:
+            statistics = statistics.add(batch["reward"])
+            batch = batch | {"normalized_reward": statistics.normalize(batch["reward"])}
+
         def loss(student, part):
             keys = part["keys"]
             generated, span = setup.generate(student, part, fold(keys, 0))
+
+            def pixel_reward(latents):
+                return setup.pixel_reward(setup.decode(frozen["vae"], latents), part["prepared"], frozen["reward"])
+
             context = Context(
                 schedule=setup.schedule,
                 student=network("student", student, setup.student_velocity),
@@ -158,6 +189,12 @@ def make_generator_step(setup: Distillation) -> Callable:
                 generated=generated,
                 matched_times=span,
                 keys=keys,
+                times=tuple(generator.times),
+                sample=lambda steps: setup.sample(student, part, fold(keys, len(objectives) + 1), steps),
+                pixel_reward=pixel_reward,
+                trajectory=part.get("trajectory"),
+                reward=part.get("reward"),
+                normalized_reward=part.get("normalized_reward"),
             )
             total, metrics = 0.0, {}
             for index, (name, objective) in enumerate(objectives.items()):
@@ -176,6 +213,7 @@ def make_generator_step(setup: Distillation) -> Callable:
             step=state.step + 1,
             student=student,
             ema=moving_average(state.ema, student, generator.ema, state.step),
+            reward_statistics=statistics,
             optimizers=state.optimizers | {"generator": optimizer_state},
         )
         return state, metrics | norms
@@ -226,34 +264,14 @@ def make_proposal(setup: Distillation) -> Callable:
     return propose
 
 
-def make_reward_step(setup: Distillation) -> Callable:
-    """(state, frozen, batch, key) -> (state, metrics): the latent reward model, Eq. 14.
-
-    batch: {'latents', 'text', 'text_mask', 'reward': [b]} of proposed latents with the true reward of their videos.
+def make_trajectory(setup: Distillation) -> Callable:
+    """(state, batch, key) -> {'trajectory': [b n f h w c], 'latents': [b f h w c]}: the states of the student's chain
+    for a policy gradient and the x0 that it ends in, to be decoded and scored outside (Alg. 2, lines 5-11).
     """
-    optimizer = setup.optimizer("reward")
 
-    def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
-        del frozen, key  # a regression: nothing frozen, nothing random
-        statistics = state.reward_statistics.add(batch["reward"])
-        wanted = statistics.normalize(batch["reward"])
+    def follow(state: DollarState, batch: dict, key: Key) -> dict:
+        keys = example_keys(key, state.step, batch["text"].shape[0])
+        trajectory, x0 = setup.walk(state.student, batch, keys)
+        return {"trajectory": trajectory, "latents": x0}
 
-        def loss(params, part):
-            apply = jax.named_scope("reward_model")(setup.reward_network.apply)
-            estimate = apply(params, part["latents"], part["text"], part["text_mask"])
-            return reward_regression(estimate, part["wanted"]), {}
-
-        gradient, metrics = mean_gradient(loss, state.reward_model, {**batch, "wanted": wanted}, 1)
-        reward_model, optimizer_state, norms = update(
-            optimizer, gradient, state.optimizers["reward"], state.reward_model, "reward_model", metrics["loss"]
-        )
-        state = state.replace(
-            reward_model=reward_model,
-            reward_statistics=statistics,
-            optimizers=state.optimizers | {"reward": optimizer_state},
-        )
-        # Even rows are data, odd rows the student's: see make_proposal.
-        rewards = {"reward_data": batch["reward"][::2].mean(), "reward_student": batch["reward"][1::2].mean()}
-        return state, {"loss/reward_model": metrics["loss"], **rewards, **norms}
-
-    return step
+    return follow

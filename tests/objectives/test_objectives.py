@@ -23,6 +23,10 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
+def no(*arguments):
+    raise AssertionError("nothing here asks for it")
+
+
 def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHEDULE, **changes):
     latents = REAL.mean + REAL.deviation * sampling.normal(keys(count, 9), (1, 2, 2, 2))
     values = {
@@ -38,6 +42,12 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "generated": latents,
         "matched_times": (jnp.zeros(count, jnp.int32), jnp.full(count, 1000)),
         "keys": keys(count),
+        "times": (249, 499, 749, 999),
+        "sample": no,
+        "pixel_reward": no,
+        "trajectory": None,
+        "reward": None,
+        "normalized_reward": None,
     }
     return Context(**(values | changes))
 

@@ -9,7 +9,9 @@ import toy
 from configs.shapes import get_config
 from dollar_jax import diffusion
 from dollar_jax.importing import UserError
+from dollar_jax.objectives import policy_gradient
 from dollar_jax.steps import dollar
+from dollar_jax.steps.reward import make_reward_step
 
 TEACHER = toy.TRANSFORMER.init(jax.random.key(5))
 FROZEN = {"teacher": TEACHER, "null_text": jnp.zeros((1, 3, 2))}
@@ -17,6 +19,7 @@ FROZEN = {"teacher": TEACHER, "null_text": jnp.zeros((1, 3, 2))}
 
 def setup(**generator):
     config = get_config()
+    config.generator.options.unlock()
     config.generator.update({"iterations": 10, **generator})
     config.generator.optimizer.warmup = config.fake_score.optimizer.warmup = config.reward.optimizer.warmup = 0
     return dollar.Distillation(toy.TRANSFORMER, toy.REWARD_MODEL, "conjugate", diffusion.ddpm_schedule(), config)
@@ -66,7 +69,7 @@ def test_each_step_moves_its_own_network_and_nothing_else(rollout):
     np.testing.assert_array_equal(latents[::2], batch["latents"][::2])
     assert not np.array_equal(latents[1::2], batch["latents"][1::2])
     scored = {**batch, "latents": latents, "reward": jnp.arange(4.0)}
-    after, _ = dollar.make_reward_step(this)(state, {}, scored, key)
+    after, _ = make_reward_step(toy.REWARD_MODEL, this.optimizer("reward"))(state, {}, scored, key)
     assert moved(state, after) == {"reward_model", "reward_statistics", "optimizer of reward"}
     assert same(FROZEN, frozen)
 
@@ -84,15 +87,16 @@ def test_the_student_follows_each_objective_alone():
 
 
 def test_a_batch_in_pieces_has_the_gradient_of_the_whole():
+    """In 7, as the paper accumulates."""
     results = []
-    for pieces in (1, 4):
+    for pieces in (1, 7):
         this = setup(accumulate=pieces)
         state = this.init(TEACHER, jax.random.key(0))
-        state, fake = dollar.make_fake_score_step(this)(state, {}, toy.batch(8), jax.random.key(2))
-        _, metrics = dollar.make_generator_step(this)(state, FROZEN, toy.batch(8), jax.random.key(1))
+        state, fake = dollar.make_fake_score_step(this)(state, {}, toy.batch(14), jax.random.key(2))
+        _, metrics = dollar.make_generator_step(this)(state, FROZEN, toy.batch(14), jax.random.key(1))
         metrics |= fake
         results.append([float(metrics[n]) for n in ("loss", "norm/student_gradient", "loss/fake_score")])
-    np.testing.assert_allclose(*results, rtol=1e-5)
+    np.testing.assert_allclose(*results, rtol=1e-6)
 
 
 def test_steps_draw_new_noise_each_time_and_the_same_after_a_restart():
@@ -136,13 +140,84 @@ def test_the_fake_score_learns_at_the_matched_times(kind, latest):
     assert latest[0] <= max(visited) <= latest[1]
 
 
-def test_running_statistics_are_those_of_all_rewards_so_far():
-    rewards = np.random.default_rng(0).normal(3, 2, (5, 8)).astype(np.float32)
-    statistics = dollar.RewardStatistics(*jnp.zeros(3))
-    for part in rewards:
-        statistics = statistics.add(jnp.asarray(part))
-    wanted = (rewards[-1] - rewards.mean()) / rewards.std()
-    np.testing.assert_allclose(statistics.normalize(jnp.asarray(rewards[-1])), wanted, rtol=1e-4)
+def alone(objective, **options):
+    objectives = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0, objective: 1.0}
+    return setup(objectives=objectives, options={objective: options})
+
+
+def test_only_one_objective_takes_the_step_of_its_own():
+    this = setup()
+    state = this.init(TEACHER, jax.random.key(0))
+    _, metrics = dollar.make_generator_step(this, ["latent_reward"])(state, FROZEN, toy.batch(), jax.random.key(1))
+    assert {name for name in metrics if name.startswith("loss/")} == {"loss/latent_reward"}
+
+
+@pytest.mark.parametrize(("objective", "options"), [("refl", {}), ("draft", {"steps": 1}), ("draft", {"steps": 4})])
+def test_pixel_rewards_reach_the_student_through_the_decoder(objective, options):
+    """The reward of the decoded videos rises along the step, which neither decoder nor reward changes."""
+    this = dataclasses.replace(
+        alone(objective, **options),
+        decode=lambda params, latents: latents @ params["mix"],
+        pixel_reward=lambda frames, prepared, params: (frames * prepared[:, None, None, None, None]).mean((1, 2, 3, 4)),
+    )
+    frozen = {**FROZEN, "vae": {"mix": jnp.eye(4)[:, :3]}, "reward": {}}
+    batch = toy.batch() | {"prepared": jnp.array([1.0, 2.0, -1.0, 0.5])}
+    state, step = this.init(TEACHER, jax.random.key(0)), dollar.make_generator_step(this)
+    after, metrics = step(state, frozen, batch, jax.random.key(1))
+    assert moved(state, after) == {"student", "ema", "optimizer of generator"}
+    _, later = step(state.replace(student=after.student), frozen, batch, jax.random.key(1))
+    assert later["pixel_reward"] > metrics["pixel_reward"]
+    assert float(metrics["loss"]) == pytest.approx(-float(metrics["pixel_reward"]), rel=1e-6)
+
+
+def test_drafts_gradient_goes_through_its_last_steps_only():
+    """Of one step it is that of the last call alone; the sample is the same whatever the number."""
+    this, batch = alone("draft"), toy.batch()
+    keys = jax.random.split(jax.random.key(1), 4)
+
+    def end(student, steps):
+        return this.sample(student, batch, keys, steps)
+
+    np.testing.assert_allclose(end(TEACHER, 1), end(TEACHER, 4), atol=1e-5)
+    one, all_steps = (jax.grad(lambda p, k=k: (end(p, k) ** 2).mean())(TEACHER)["mix"] for k in (1, 4))
+    assert not np.allclose(one, all_steps, rtol=0.1)
+    times = jnp.asarray([*sorted(this.config.generator.times, reverse=True), -1])
+    from dollar_jax.sampling import fold, normal, walk
+
+    path = jnp.broadcast_to(times[:, None], (5, 4))
+    x_t = normal(fold(keys, 0), batch["latents"].shape[1:])
+    x_t, _ = walk(this.denoiser(TEACHER), x_t, batch["text"], path[:4], this.schedule, "ddim", keys)
+
+    def by_hand(student):
+        return (this.denoiser(student)(x_t, path[3], batch["text"])[0] ** 2).mean()
+
+    np.testing.assert_allclose(one, jax.grad(by_hand)(TEACHER)["mix"], rtol=1e-4)
+
+
+def test_a_trajectory_is_an_ancestral_chain_and_its_policy_gradient_moves_the_student():
+    this, batch, key = alone("policy_gradient", normalize=True), toy.batch(), jax.random.key(1)
+    state = this.init(TEACHER, jax.random.key(0))
+    drawn = dollar.make_trajectory(this)(state, batch, key)
+    assert drawn["trajectory"].shape == (4, 5, 1, 2, 2, 4)
+    end = jnp.full(4, policy_gradient.END)
+    wanted, _ = this.denoiser(TEACHER)(drawn["trajectory"][:, -1], end, batch["text"])
+    np.testing.assert_array_equal(drawn["latents"], wanted)
+    extra = {"trajectory": drawn["trajectory"], "reward": jnp.array([1.0, 3.0, 2.0, 0.0])}
+    after, metrics = dollar.make_generator_step(this)(state, FROZEN, batch | extra, key)
+    assert moved(state, after) == {"student", "ema", "optimizer of generator", "reward_statistics"}
+    assert float(metrics["reward_trajectory"]) == 1.5
+    assert float(after.reward_statistics.mean) == 1.5
+
+
+def test_velocity_on_data_is_the_teachers_loss():
+    """A student that knows the clean latents has none."""
+    this = alone("velocity")
+    perfect = this.network._replace(apply=lambda params, x_t, times, text: toy.batch()["latents"])
+    this = dataclasses.replace(this, network=perfect, velocity="x0")
+    this.config.generator.options = {"velocity": {"kind": "x0"}}
+    state = this.init(TEACHER, jax.random.key(0))
+    _, metrics = dollar.make_generator_step(this)(state, FROZEN, toy.batch(), jax.random.key(1))
+    assert float(metrics["loss"]) < 1e-9
 
 
 def test_an_unknown_objective_is_named():

@@ -1,0 +1,144 @@
+"""The paper's tables in the shapes world: each experiment changes configs/shapes.py and names its students.
+
+    python -m dollar_jax.laboratory --experiment=objectives --out=out/laboratory --seeds=0,1,2
+
+Its students start from the teacher, and those that are tuned for a reward from the student `vsd_cd`, of the run `base`
+of the same seed. Results: docs/evidence.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes
+
+WEIGHTS = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
+TEXT = {"channels": 4, "text_width": 32}  # a reward model that reads the caption
+
+
+def get_config(experiment: str = "base") -> ConfigDict:
+    """The config of one experiment; `EXPERIMENTS` has their names."""
+    config = shapes.get_config()
+    config.students = ConfigDict(sort_keys=False)
+    EXPERIMENTS[experiment](config)
+    if experiment != "base":
+        config.stages = ("distill", "report")
+        config.report.fewer_steps = ()
+        config.report.repeats = 3
+    return config
+
+
+def _student(start_from: str = "", reward: dict | None = None, **generator) -> ConfigDict:
+    fields = {"start_from": start_from, "generator": generator, "reward": reward or {}}
+    return ConfigDict(fields, convert_dict=True)
+
+
+def _weights(**weights: float) -> dict:
+    return WEIGHTS | weights
+
+
+BOTH = _weights(variational_score=1.0, consistency=0.5)
+
+
+def _base(config: ConfigDict) -> None:
+    """What the other experiments start from."""
+    config.stages = ("vae", "encode", "teacher", "distill")
+    config.students.vsd_cd = _student(objectives=BOTH)
+
+
+def _objectives(config: ConfigDict) -> None:
+    """Tab. 3: which objectives."""
+    config.students.vsd = _student(objectives=_weights(variational_score=1.0))
+    config.students.cd = _student(objectives=_weights(consistency=0.5))
+    config.students.vsd_cd = _student("base/vsd_cd", iterations=0)
+    config.students.vsd_cd_lrm = _student("base/vsd_cd", iterations=60, objectives=BOTH | {"latent_reward": 0.15})
+
+
+def _steps(config: ConfigDict) -> None:
+    """Tab. 6: how many steps, distilled for as many."""
+    for times in (999,), (499, 999), (249, 499, 749, 999):
+        config.students[f"steps_{len(times)}"] = _student(objectives=BOTH, times=times)
+
+
+def _teacher_steps(config: ConfigDict) -> None:
+    """Tab. 7: the teacher's steps between the two times of CD, m."""
+    for steps in 1, 5:
+        config.students[f"m_{steps}"] = _student(
+            objectives=BOTH, options={"consistency": {"guidance": 0.0, "steps": steps}}
+        )
+
+
+def _prediction(config: ConfigDict) -> None:
+    """Tab. 8: students that predict like the teacher or x0."""
+    config.students.homogeneous = _student(objectives=BOTH)
+    config.students.heterogeneous = _student(objectives=BOTH, heterogeneous=True)
+
+
+def _target(config: ConfigDict) -> None:
+    """Whose f CD's target is (Eq. 6)."""
+    for target in "teacher", "ema", "student":
+        options = {"consistency": {"guidance": 0.0, "steps": 5, "target": target}}
+        config.students[target] = _student(objectives=BOTH, options=options)
+
+
+def _rollout(config: ConfigDict) -> None:
+    """What the generator denoises in training."""
+    for rollout in "simulate", "data":
+        config.students[rollout] = _student(objectives=BOTH, rollout=rollout)
+
+
+def _sampler(config: ConfigDict) -> None:
+    """How a student steps."""
+    for sampler in "ddim", "ancestral", "renoise":
+        config.students[sampler] = _student(objectives=BOTH, sampler=sampler)
+
+
+def _normalization(config: ConfigDict) -> None:
+    """Whether VSD's gradient is divided by mean |x - x0_real|."""
+    for normalize in True, False:
+        options = {"variational_score": {"guidance": 0.0, "normalize": normalize}}
+        config.students[f"normalize_{normalize}".lower()] = _student(objectives=BOTH, options=options)
+
+
+def _tuning(config: ConfigDict, methods: dict[str, tuple[int, dict, dict]]) -> None:
+    """Each method tunes `vsd_cd` for about the same time, beside CD, which costs all of them the same."""
+    config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
+    config.generator.update({"save_every": 40, "guard": {"metric": ""}})
+    config.held_out.videos_per_caption = 2
+    config.students.start = _student("base/vsd_cd", iterations=0)
+    for name, (iterations, objectives, reward) in methods.items():
+        config.students[name] = _student("base/vsd_cd", reward, iterations=iterations, objectives=objectives)
+
+
+def _rewards_step(config: ConfigDict) -> None:
+    """Tab. 5 for a reward without a gradient: the median grey of 8-bit pixels."""
+    config.reward.name = "brightness"
+    _tuning(config, STEPWISE)
+
+
+def _rewards_smooth(config: ConfigDict) -> None:
+    """Tab. 5 for a reward that has one: the mean grey of the border."""
+    config.reward.name = "dollar_jax.rewards.shapes_world:BorderBrightness"
+    _tuning(config, STEPWISE | GRADIENTS)
+
+
+STEPWISE = {
+    "lrm": (120, BOTH | {"latent_reward": 0.15}, {}),
+    "ddpo": (120, BOTH | {"policy_gradient": 1.0}, {}),
+}
+GRADIENTS = {
+    "refl": (120, BOTH | {"refl": 1.0}, {}),
+    "draft_1": (120, BOTH | {"draft": 1.0}, {}),
+}
+
+EXPERIMENTS = {
+    "base": _base,
+    "objectives": _objectives,
+    "steps": _steps,
+    "teacher_steps": _teacher_steps,
+    "prediction": _prediction,
+    "target": _target,
+    "rollout": _rollout,
+    "sampler": _sampler,
+    "normalization": _normalization,
+    "rewards_step": _rewards_step,
+    "rewards_smooth": _rewards_smooth,
+}

@@ -1,0 +1,75 @@
+"""python -m dollar_jax.laboratory --experiment=NAME --out=DIR --seeds=0,1,2: an experiment over seeds, and its table.
+
+Experiments are in configs/laboratory.py. Each seed first trains the run `base` (VAE, teacher, a student), which all
+experiments share. The same command goes on where it was stopped.
+
+    DIR/base/SEED, DIR/NAME/SEED    workdirs of dollar_jax.main
+    DIR/NAME/report                 mean and spread over the seeds: index.html, report.md, report.json
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from absl import flags
+
+from configs.laboratory import EXPERIMENTS
+from dollar_jax.command import required, run
+from dollar_jax.importing import UserError
+
+_EXPERIMENT = flags.DEFINE_enum("experiment", None, list(EXPERIMENTS), "Which; `base` trains what the others share.")
+_OUT = flags.DEFINE_string("out", None, "Folder of all experiments.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of everything for each.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; one alone uses about two cores.", lower_bound=1)
+_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the config, for every run; any number of times.")
+
+
+def main() -> None:
+    required(_EXPERIMENT, _OUT)
+    if not all(seed.isdigit() for seed in _SEEDS.value):
+        raise UserError(f"--seeds={','.join(_SEEDS.value)}: wanted numbers, as in 0,1,2")
+    out = Path(_OUT.value).resolve()
+    begun, total = time.monotonic(), len(_SEEDS.value)
+    with ThreadPoolExecutor(_JOBS.value) as pool:
+        for done, seed in enumerate(pool.map(lambda seed: _run(out, _EXPERIMENT.value, seed), _SEEDS.value), 1):
+            minutes = (time.monotonic() - begun) / 60
+            print(f"seed {seed} is done, {minutes * (total - done) / done:.0f} min left", flush=True)
+    if _EXPERIMENT.value == "base":
+        return
+
+    from dollar_jax.evaluate.report_runs import combine
+
+    folder = out / _EXPERIMENT.value
+    command = f"python -m dollar_jax.laboratory --experiment={_EXPERIMENT.value} --seeds={','.join(_SEEDS.value)}"
+    combine([("", folder / seed) for seed in _SEEDS.value], folder / "report", command)
+    print((folder / "report" / "report.md").read_text())
+
+
+def _run(out: Path, experiment: str, seed: str) -> str:
+    """Everything of one seed; returns the seed."""
+    for name, flag in _plan(out, experiment, seed):
+        folder = out / name / seed
+        folder.mkdir(parents=True, exist_ok=True)
+        if name != "base":
+            for link, target in {"base": out / "base" / seed, "encoded": out / "base" / seed / "encoded"}.items():
+                if not (folder / link).is_symlink():
+                    (folder / link).symlink_to(target)
+        command = [sys.executable, "-m", "dollar_jax.main", f"--config=configs/laboratory.py:{name}", *flag]
+        command += [f"--workdir={folder}", f"--config.seed={seed}", *(f"--config.{change}" for change in _SET.value)]
+        result = subprocess.run(command, stdout=None if _JOBS.value == 1 else subprocess.DEVNULL)
+        if result.returncode:
+            raise UserError(f"{name}, seed {seed}: the run failed, see above; the same command goes on with it")
+    return seed
+
+
+def _plan(out: Path, experiment: str, seed: str) -> Iterator[tuple[str, list[str]]]:
+    yield "base", []
+    if experiment != "base":
+        yield experiment, [f"--config.teacher.path={out / 'base' / seed / 'teacher'}"]
+
+
+if __name__ == "__main__":
+    run(main)

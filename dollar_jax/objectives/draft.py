@@ -1,0 +1,17 @@
+"""DRaFT-K (arXiv 2309.17400): the reward's own gradient, through the decoder, into the last steps of a whole chain."""
+
+from dollar_jax.notation import PerExample
+from dollar_jax.objectives.context import Context
+
+
+def draft(context: Context, *, steps: int = 1) -> tuple[PerExample, dict]:
+    """-R(Dec(x0)) at the end of the student's chain from pure noise. [b]
+
+    Args:
+      steps: K, the last calls of the network through which the gradient goes.
+    """
+    reward = context.pixel_reward(context.sample(steps))
+    return -reward, {"pixel_reward": reward}
+
+
+draft.needs = ("pixel_reward",)

@@ -1,0 +1,13 @@
+"""ReFL (arXiv 2304.05977): the reward's own gradient, through the decoder, into one step of the student."""
+
+from dollar_jax.notation import PerExample
+from dollar_jax.objectives.context import Context
+
+
+def refl(context: Context) -> tuple[PerExample, dict]:
+    """-R(Dec(x0)) of the one-step x0 at one of the student's times, where it arrived without gradient. [b]"""
+    reward = context.pixel_reward(context.generated)
+    return -reward, {"pixel_reward": reward}
+
+
+refl.needs = ("pixel_reward",)

@@ -1,0 +1,127 @@
+"""What rewards of CLIP share: frames to images as the originals make them, checkpoints, embeddings.
+
+A resize with a bicubic kernel is linear, so it is two matrices here, and has a gradient; so are crop and bars.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from dollar_jax.checkpoint import Card, load_component, read_card
+from dollar_jax.data.text import load_tokenizer, tokenize
+from dollar_jax.importing import UserError
+from dollar_jax.models import clip
+from dollar_jax.models.network import Network
+from dollar_jax.notation import Params
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+
+Frames = Float[Array, "n h w 3"]  # 0..1
+Images = Float[Array, "n s s 3"]
+Weights = Float[np.ndarray, "target source"]
+Videos = Float[Array, "b f h w 3"]
+Embeddings = Float[Array, "*n e"]
+
+
+def bicubic(source: int, target: int) -> Weights:
+    """The weights with which `source` pixels make `target` ones: an antialiased cubic kernel with a = -1/2, which
+    Pillow has, and PyTorch when it antialiases.
+    """
+    scale = source / target
+    distance = np.abs(np.arange(source) + 0.5 - (np.arange(target)[:, None] + 0.5) * scale) / max(scale, 1)
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def cropped(frames: Frames, size: int) -> Images:
+    """The shorter side to `size`, the middle of the longer one, normalised: transformers' CLIPImageProcessor.
+
+    Pillow's resize works on 8-bit pixels and rounds to them after each of its two passes: so do we, and the gradient
+    goes straight through.
+    """
+    sides = frames.shape[1:3]
+    weights = [bicubic(side, side * size // min(sides)) for side in sides]
+    starts = [(len(w) - size) // 2 for w in weights]
+    rows, columns = (w[start : start + size] for w, start in zip(weights, starts, strict=True))
+    pixels = _product("nhwc,sw->nhsc", _to_8_bits(frames * 255), columns)
+    return _normalise(_to_8_bits(_product("nhwc,sh->nswc", _to_8_bits(pixels), rows)) / 255)
+
+
+def letterboxed(frames: Frames, size: int) -> Images:
+    """The longer side to `size`, black bars along it, normalised: HPSv2's transform, which resizes tensors of floating
+    point and therefore does not round. (Antialiased, as torchvision does from 0.17 on.)
+    """
+    sides = frames.shape[1:3]
+    weights = [bicubic(side, round(side * size / max(sides))) for side in sides]
+    bars = [(size - len(w)) // 2 for w in weights]
+    rows, columns = (np.pad(w, [(bar, size - len(w) - bar), (0, 0)]) for w, bar in zip(weights, bars, strict=True))
+    return _normalise(_product("nhwc,sh->nswc", _product("nhwc,sw->nhsc", frames, columns), rows))
+
+
+_product = partial(jnp.einsum, precision="highest")  # what accelerators do by default would show in the scores
+
+
+def _to_8_bits(pixels: Array) -> Array:
+    rounded = jnp.floor(jnp.clip(pixels, 0, 255) + 0.5)
+    return pixels - jax.lax.stop_gradient(pixels) + jax.lax.stop_gradient(rounded)
+
+
+def _normalise(images: Images) -> Images:
+    mean, deviation = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3) for x in (MEAN, DEVIATION))
+    return (images - mean) / deviation
+
+
+def load(checkpoint: str, role: str, dtype: str) -> tuple[Network, Params, Card]:
+    """A converted network, 'clip' or 'aesthetic', which computes in `dtype` and has its weights in it; and its card.
+
+    Raises:
+      UserError: there is none at `checkpoint`.
+    """
+    card = read_card(checkpoint)
+    if role not in card:
+        raise UserError(f"{checkpoint} holds no {role}: make it with python -m dollar_jax.convert from_torch SRC DST")
+    network, params = load_component(checkpoint, card[role], dtype=dtype)
+    # Scales, the only parameters without an axis, have few digits to lose.
+    return network, jax.tree.map(lambda x: jnp.asarray(x, dtype if x.ndim else jnp.float32), params), card[role]
+
+
+class Clip:
+    """The CLIP at `checkpoint`: captions and frames to unit embeddings.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer folder; '' for `tokenizer` in the checkpoint's, None for a CLIP that reads no
+        captions.
+    Raises:
+      UserError: there is no CLIP, or no tokenizer.
+    """
+
+    def __init__(self, checkpoint: str, dtype: str, tokenizer: str | None):
+        if tokenizer is not None:
+            self._tokenizer = load_tokenizer(tokenizer or Path(checkpoint) / "tokenizer")
+        self._network, self.params, card = load(checkpoint, "clip", dtype)
+        self._config = clip.read(card["config"])
+        self._encode_text = jax.jit(partial(self._network.apply, method="encode_text"))
+
+    def texts(self, captions: Sequence[str]) -> Embeddings:
+        """[b e]; captions longer than the text tower reads are cut."""
+        tokens, _ = tokenize(self._tokenizer, captions, self._config.text_config.max_position_embeddings)
+        return _unit(self._encode_text(self.params, tokens))
+
+    def frames(self, params: Params, frames: Videos, to_images: Callable[[Frames, int], Images]) -> Embeddings:
+        """[b f e], of all frames of videos 0..1; `to_images` is `cropped` or `letterboxed`."""
+        images = to_images(rearrange(frames, "b f h w c -> (b f) h w c"), self._config.vision_config.image_size)
+        embeddings = _unit(self._network.apply(params, images, method="encode_image"))
+        return rearrange(embeddings, "(b f) e -> b f e", b=len(frames))
+
+
+def _unit(x: Embeddings) -> Embeddings:
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,0 +1,196 @@
+"""A config's reward behind guards: whatever it does wrong is one line with its name."""
+
+import inspect
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+from ml_collections import ConfigDict
+
+from dollar_jax.importing import UserError, resolve
+from dollar_jax.notation import Params, PerExample
+from dollar_jax.pictures import evenly
+
+Frames = Float[np.ndarray, "b f h w 3"] | UInt8[np.ndarray, "b f h w 3"]
+Scores = Float32[np.ndarray, " b"]
+
+# Where code is not the user's.
+LIBRARIES = ("<", str(Path(__file__).parents[1]), *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib")))
+DEFAULTS = {"options": {}, "frames": 0, "timeout": 0}
+
+
+class Judge:
+    """The reward that `config` names, made and called in threads of its own.
+
+    So a signal to the process is not taken for a fault of the reward, one that hangs can be left behind (no thread can
+    be killed: the run ends with an error, and the thread with the process), and JAX code in it runs on this process's
+    first device, outside the mesh.
+
+    Args:
+      config: {name, options, frames, timeout}, and what others read. `name` is an import path: a function takes
+        `options` as keywords, a class is constructed with them. Rewards see `frames` frames of a video, evenly spread,
+        the first and the last among them (0: all), and may take `timeout` seconds a call (0: for ever).
+    Attributes:
+      differentiable: whether `prepare` and `score` can be used.
+      params: what the reward's `score` takes as `params`; {} for most.
+    Raises:
+      UserError: there is no such reward, or not with these options.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | ConfigDict):
+        fields = DEFAULTS | ConfigDict(config).to_dict()
+        self.name, self._frames, self._timeout = (fields[field] for field in ("name", "frames", "timeout"))
+        if self._frames < 0 or self._timeout < 0:
+            raise UserError(f"reward {self.name}: frames and timeout are 0 or more")
+        self._reward = self._alone(partial(_make, self.name, fields["options"]))
+        self.differentiable = all(hasattr(self._reward, method) for method in ("prepare", "score"))
+        if not self.differentiable and not callable(self._reward):
+            raise UserError(
+                f"reward {self.name} has neither __call__ nor prepare and score: it needs the one or the others"
+            )
+        self.params: Params = getattr(self._reward, "params", {})
+        self._jitted = jax.jit(self._reward.score) if self.differentiable else None
+
+    def __call__(self, frames: Frames, captions: Sequence[str]) -> Scores:
+        """The rewards of videos, 8-bit or 0..1, with these captions.
+
+        Raises:
+          UserError: it raised, took longer than `timeout`, or returned other than b finite numbers.
+        """
+        return self.values(frames, captions)["reward"]
+
+    def values(self, frames: Frames, captions: Sequence[str]) -> dict[str, Scores]:
+        """{"reward": [b]}, and for a weighted sum the values of its terms by their labels, before they are weighted.
+
+        Raises:
+          UserError: as when it is called.
+        """
+        if frames.dtype == np.uint8:
+            frames = frames / np.float32(255)
+        frames = self._thin(frames.astype(np.float32, copy=False))
+        found = self._alone(partial(self._evaluate, frames, list(captions)), self._timeout)
+        return {label: self._checked(values, captions) for label, values in found.items()}
+
+    def require_gradient(self) -> None:
+        """Raises UserError if the reward is not differentiable."""
+        if not self.differentiable:
+            raise UserError(
+                f"reward {self.name} has no gradient (no prepare and score): take another, or a latent reward model"
+            )
+
+    def prepare(self, captions: Sequence[str]) -> Any:
+        """What `score` takes from the captions: a tree of NumPy arrays [b, ...].
+
+        Raises:
+          UserError: the reward has no gradient, or raised.
+        """
+        self.require_gradient()
+        return jax.tree.map(np.asarray, self._alone(partial(self._reward.prepare, list(captions)), self._timeout))
+
+    def score(self, frames: Float[Array, "b f h w 3"], prepared: Any, params: Params | None = None) -> PerExample:
+        """The rewards of videos, 0..1, as a function that can be traced and differentiated.
+
+        Args:
+          params: `self.params` as an argument of a program, which would otherwise contain them as constants.
+        Raises:
+          UserError: the reward has no gradient.
+        """
+        self.require_gradient()
+        weights = (self.params if params is None else params,) if self.params else ()
+        return self._reward.score(self._thin(frames), prepared, *weights)
+
+    def stop(self) -> None:
+        """Ends what the reward does, if it can (a `program`)."""
+        if hasattr(self._reward, "stop"):
+            self._reward.stop()
+
+    def _evaluate(self, frames: Float32[np.ndarray, "b f h w 3"], captions: list[str]) -> dict[str, Any]:
+        if hasattr(self._reward, "values"):
+            return self._reward.values(frames, captions)
+        if not self.differentiable:
+            return {"reward": self._reward(frames, captions)}
+        prepared, weights = self._reward.prepare(captions), (self.params,) if self.params else ()
+        # One by one: a single shape to compile, and no more memory than one video needs.
+        rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], (frames, prepared)) for i in range(len(frames))]
+        return {"reward": np.concatenate([self._jitted(*row, *weights) for row in rows])}
+
+    def _thin(self, frames):
+        return frames[:, evenly(frames.shape[1], self._frames)] if self._frames else frames
+
+    def _checked(self, values: Any, captions: Sequence[str]) -> Scores:
+        try:
+            numbers = np.asarray(values, np.float32)
+        except Exception as error:  # PyTorch's tensors have reasons of their own
+            raise UserError(
+                f"reward {self.name} returned a {type(values).__name__}, wanted numbers: {_line(error)}"
+            ) from error
+        if numbers.shape != (len(captions),):
+            raise UserError(
+                f"reward {self.name} returned a {type(values).__name__} of shape {numbers.shape}, wanted"
+                f" ({len(captions)},): one number for each video"
+            )
+        if wrong := np.flatnonzero(~np.isfinite(numbers)).tolist():
+            raise UserError(
+                f"reward {self.name} returned {numbers[wrong[0]]} for {len(wrong)} of {len(captions)} videos, first for"
+                f" {captions[wrong[0]]!r}: return finite numbers for every video, however bad"
+            )
+        return numbers
+
+    def _alone(self, function: Callable[[], Any], timeout: float | int = 0) -> Any:
+        """function() in a thread of its own, and its exceptions in a UserError's words."""
+        future = Future()
+
+        def run():
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        Thread(target=run, name=f"reward {self.name}", daemon=True).start()
+        done, _ = wait([future], timeout or None)
+        if not done:
+            self.stop()
+            raise UserError(
+                f"reward {self.name} took longer than {timeout:g} s: make it faster, or raise reward.timeout"
+            )
+        error = future.exception()
+        if isinstance(error, UserError):
+            raise UserError(f"reward {self.name}: {str(error).removeprefix(f'{self.name}: ')}") from error
+        if error is not None:
+            raise UserError(
+                f"reward {self.name} raised {_line(error)}{_place(error)}: mend it there, or name another reward"
+            ) from error
+        return future.result()
+
+
+def _make(name: str, options: Mapping[str, Any]) -> Any:
+    """The reward itself."""
+    found = resolve(name, __package__)
+    try:
+        signature = inspect.signature(found)
+        signature.bind(*(() if isinstance(found, type) else ("frames", "captions")), **options)
+    except TypeError as error:
+        raise UserError(f"its options do not fit ({error}): give those of its docstring") from error
+    if isinstance(found, type):
+        return found(**options)
+    return partial(found, **options) if options else found
+
+
+def _line(error: BaseException) -> str:
+    """The exception's type and the first line of its message."""
+    message = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {message[0]}" if message else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's own code, if it went through any."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(LIBRARIES)]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

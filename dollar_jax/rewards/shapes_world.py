@@ -1,0 +1,89 @@
+"""Small rewards for the shapes world: one without a gradient, two with."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from dollar_jax.data.shapes import COLOURS
+from dollar_jax.importing import UserError
+from dollar_jax.notation import PerExample
+from dollar_jax.rewards.shapes import alignment
+
+Frames = Float[Array, "b f h w 3"]  # 0..1
+ATTRIBUTES = ("colour", "shape", "motion")
+
+
+class Alignment:
+    """The share of the attributes that a video shows as its caption says: 0, 1/3, 2/3 or 1 for all three of them.
+
+    Args:
+      attributes: those that count.
+    Raises:
+      UserError: one that the shapes world does not have.
+    """
+
+    def __init__(self, attributes: Sequence[str] = ATTRIBUTES):
+        if not attributes or set(attributes) - set(ATTRIBUTES):
+            raise UserError(f"attributes are some of {', '.join(ATTRIBUTES)}, not {list(attributes)}")
+        self._attributes = tuple(attributes)
+
+    def __call__(
+        self, frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]
+    ) -> Float[np.ndarray, " b"]:
+        """Of square videos, 0..1.
+
+        Raises:
+          UserError: a caption that is not of the shapes world.
+        """
+        right = alignment(frames, captions)
+        return np.mean([right[attribute] for attribute in self._attributes], axis=0)
+
+
+class BorderBrightness:
+    """The mean of the pixels at the border, 0..1: about the background's grey.
+
+    Args:
+      width: of the border, in pixels.
+    """
+
+    def __init__(self, width: int = 2):
+        if width < 1:
+            raise UserError(f"width = {width}: the border is one pixel wide, or more")
+        self._width = width
+
+    def prepare(self, captions: Sequence[str]) -> dict:
+        """Nothing: it looks at frames alone."""
+        del captions
+        return {}
+
+    def score(self, frames: Frames, prepared: dict) -> PerExample:
+        """Linear in the pixels."""
+        del prepared
+        inside = np.zeros(frames.shape[2:4], bool)
+        inside[self._width : -self._width, self._width : -self._width] = True
+        return frames[:, :, ~inside].mean((1, 2, 3))
+
+
+class CaptionColour:
+    """The cosine of a video's mean chroma (RGB less its mean) with that of the colour its caption names, -1..1."""
+
+    def prepare(self, captions: Sequence[str]) -> dict[str, Float32[np.ndarray, "b 3"]]:
+        """The unit chroma of the colour in each caption.
+
+        Raises:
+          UserError: a caption without a colour of the shapes world.
+        """
+        named = [next((word for word in caption.split() if word in COLOURS), None) for caption in captions]
+        if None in named:
+            raise UserError(f"{captions[named.index(None)]!r} names none of {', '.join(COLOURS)}")
+        chroma = np.array([COLOURS[name] for name in named], np.float32)
+        chroma -= chroma.mean(1, keepdims=True)
+        return {"chroma": chroma / np.linalg.norm(chroma, axis=1, keepdims=True)}
+
+    def score(self, frames: Frames, prepared: dict[str, Array | np.ndarray]) -> PerExample:
+        """Of grey videos it is 0, and has a finite gradient."""
+        chroma = frames.mean((1, 2, 3))
+        chroma -= chroma.mean(1, keepdims=True)
+        return (chroma * prepared["chroma"]).sum(1) / jnp.sqrt((chroma**2).sum(1) + 1e-8)

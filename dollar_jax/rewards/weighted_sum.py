@@ -1,0 +1,68 @@
+"""A reward made of several."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from dollar_jax.importing import UserError
+from dollar_jax.notation import Params, PerExample
+from dollar_jax.rewards.judge import DEFAULTS, Judge
+
+
+class WeightedSum:
+    """sum_i weight_i reward_i. It is differentiable when all of its terms are.
+
+    Args:
+      terms: label -> {name, weight, options, frames, timeout}, all but `weight` as in `Judge`, 0 or {} where left out.
+    Raises:
+      UserError: a term lacks its name or weight, has another field, or its reward cannot be made.
+    """
+
+    def __init__(self, terms: Mapping[str, Mapping[str, Any]]):
+        if not terms:
+            raise UserError("a weighted sum needs at least one term")
+        for label, term in terms.items():
+            if unknown := term.keys() - {"name", "weight", *DEFAULTS}:
+                raise UserError(f"the term {label} has no field {min(unknown)!r}")
+            if missing := {"name", "weight"} - term.keys():
+                raise UserError(f"the term {label} lacks its {min(missing)}")
+        self._weights = {label: term["weight"] for label, term in terms.items()}
+        self._judges = {
+            label: Judge({field: value for field, value in term.items() if field != "weight"})
+            for label, term in terms.items()
+        }
+        if all(judge.differentiable for judge in self._judges.values()):
+            self.params = {label: judge.params for label, judge in self._judges.items()}
+            self.prepare, self.score = self._prepare, self._score
+
+    def __call__(self, frames: Float[np.ndarray, "b f h w 3"], captions: Sequence[str]) -> Float32[np.ndarray, " b"]:
+        """The sum alone."""
+        return self.values(frames, captions)["reward"]
+
+    def values(
+        self, frames: Float[np.ndarray, "b f h w 3"], captions: Sequence[str]
+    ) -> dict[str, Float32[np.ndarray, " b"]]:
+        """The terms by their labels, not weighted, and the sum as "reward"."""
+        terms = {label: judge(frames, captions) for label, judge in self._judges.items()}
+        return terms | {"reward": self._sum(terms)}
+
+    def stop(self) -> None:
+        """Ends what the terms do."""
+        for judge in self._judges.values():
+            judge.stop()
+
+    def _prepare(self, captions: Sequence[str]) -> dict[str, Any]:
+        return {label: judge.prepare(captions) for label, judge in self._judges.items()}
+
+    def _score(self, frames: Float[Array, "b f h w 3"], prepared: dict[str, Any], params: Params) -> PerExample:
+        return self._sum(
+            {label: judge.score(frames, prepared[label], params[label]) for label, judge in self._judges.items()}
+        )
+
+    def _sum(self, terms: Mapping[str, Any]) -> Any:
+        return sum(self._weights[label] * values for label, values in terms.items())
+
+
+weighted_sum = WeightedSum  # its name in a config

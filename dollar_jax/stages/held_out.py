@@ -1,0 +1,70 @@
+"""Measures a student in training on prompts and noise that are always the same."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dollar_jax.guard import PREFIX
+from dollar_jax.importing import resolve
+from dollar_jax.pipeline import draw_noise, pad_rows
+from dollar_jax.rewards.judge import Judge
+from dollar_jax.sharding import shard
+from dollar_jax.stages.common import HELD_OUT, View, encode_clips, real_clips
+from dollar_jax.steps.dollar import Distillation, DollarState
+from dollar_jax.steps.reward import correlation
+
+
+def make_measure(
+    setup: Distillation,
+    config: ConfigDict,
+    view: View,
+    judge: Judge,
+    captions: Sequence[str],
+    mesh: Mesh,
+    learns: bool,
+) -> Callable[[DollarState], dict[str, float]]:
+    """(state) -> what the videos of the student's moving average are worth, by names with `held_out/` in front.
+
+    reward               the true one, mean over videos
+    reward_estimate      the latent reward model's, in the reward's units, and
+    reward_correlation   between the two, over videos
+    and all that the module `config.report.measures` measures, which the reward does not see.
+
+    Args:
+      view: opened with these captions.
+      learns: whether there is a latent reward model in training.
+    """
+    pipeline, module = view.pipeline, config.report.measures
+    reference, measure = (resolve(f"{module}:{name}", "") for name in ("reference", "measure"))
+    frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
+    known = reference(frames / np.float32(255), *rest)
+    size = config.report.batch_size
+    guidance = pipeline.card["guidance"]
+    noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
+
+    @jax.jit
+    def estimate(state, latents, text, text_mask):
+        value = setup.reward_network.apply(state.reward_model, latents, text, text_mask)
+        return state.reward_statistics.restore(value)
+
+    def run(state: DollarState) -> dict[str, float]:
+        params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
+        parts = []
+        for start in range(0, len(captions), size):
+            rows = slice(start, start + size)
+            x, text, row_keys = pad_rows((noise[rows], view.text[rows], keys[rows]), size)
+            latents = pipeline.sampler(params, x, text, view.null_text, row_keys, pipeline.times(None), guidance)
+            parts.append((np.asarray(latents), pipeline.decode(latents)))
+        latents, frames = (np.concatenate(part)[: len(captions)] for part in zip(*parts, strict=True))
+        rewards = judge(frames, captions)
+        values = {"reward": rewards.mean()}
+        if learns and state.reward_statistics.count:
+            estimates = estimate(state, latents, view.text, view.text_mask)
+            values |= {"reward_estimate": estimates.mean(), "reward_correlation": correlation(estimates, rewards)}
+        values |= measure(frames / np.float32(255), latents, captions, known)
+        return {PREFIX + name: float(value) for name, value in values.items()}
+
+    return run

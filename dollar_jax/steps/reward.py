@@ -1,0 +1,124 @@
+"""The latent reward model learns from true rewards (Alg. 1, lines 16-18): statistics, replay and the step."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from dollar_jax.models.network import Network
+from dollar_jax.notation import Key, Leaf, Params, PerExample
+from dollar_jax.objectives.latent_reward import reward_regression
+from dollar_jax.steps.common import mean_gradient, update
+
+PARTS = ("latents", "text", "text_mask", "reward")  # of a scored batch
+
+
+@struct.dataclass
+class RewardStatistics:
+    """Running count, mean and sum of squared differences (Welford): the reward model learns (R - mean) / deviation."""
+
+    count: Leaf
+    mean: Leaf
+    squares: Leaf
+
+    @property
+    def deviation(self) -> jax.Array:
+        """The running deviation, a little above zero."""
+        return jnp.sqrt(self.squares / self.count + 1e-12)
+
+    def normalize(self, reward: PerExample) -> PerExample:
+        """The reward in running deviations from its running mean."""
+        return (reward - self.mean) / self.deviation
+
+    def restore(self, normalized: PerExample) -> PerExample:
+        """The inverse of `normalize`."""
+        return normalized * self.deviation + self.mean
+
+    def add(self, reward: PerExample) -> "RewardStatistics":
+        """With a batch more."""
+        count = self.count + reward.shape[0]
+        shift = reward.mean() - self.mean
+        squares = self.squares + jnp.sum((reward - reward.mean()) ** 2)
+        squares += shift**2 * self.count * reward.shape[0] / count
+        return RewardStatistics(count, self.mean + shift * reward.shape[0] / count, squares)
+
+
+@struct.dataclass
+class Replay:
+    """The scored videos of the last batches, a ring of [n, ...] arrays: a reward that is slow to compute is learnt from
+    more than once, and the reward model does not forget what the student has just left.
+    """
+
+    rows: dict[str, Leaf]  # PARTS
+    count: Leaf  # that ever came in
+
+    @classmethod
+    def empty(cls, size: int, latents: tuple[int, ...], text: tuple[int, ...]) -> "Replay":
+        """Room for `size` videos of latents [f h w c] with text [l d]."""
+        shapes = {"latents": latents, "text": text, "text_mask": text[:1], "reward": ()}
+        types = {"text_mask": bool}
+        rows = {name: jnp.zeros((size, *shape), types.get(name, jnp.float32)) for name, shape in shapes.items()}
+        return cls(rows, jnp.zeros((), jnp.int32))
+
+    def add(self, batch: dict) -> "Replay":
+        """With a batch more in place of the oldest; its size divides the ring's."""
+        size = batch["reward"].shape[0]
+        start = self.count % self.rows["reward"].shape[0]
+        rows = {
+            name: jax.lax.dynamic_update_slice_in_dim(row, batch[name].astype(row.dtype), start, 0)
+            for name, row in self.rows.items()
+        }
+        return Replay(rows, self.count + size)
+
+    def draw(self, key: Key, size: int) -> dict:
+        """`size` rows of those that came in, uniform with repetition."""
+        chosen = jax.random.randint(key, (size,), 0, jnp.minimum(self.count, self.rows["reward"].shape[0]))
+        return {name: row[chosen] for name, row in self.rows.items()}
+
+
+def make_reward_step(network: Network, optimizer: optax.GradientTransformation) -> Callable:
+    """(state, frozen, batch, key) -> (state, metrics): the latent reward model, Eq. 14.
+
+    batch: {'latents', 'text', 'text_mask', 'reward': [b]} of proposed latents with the true reward of their videos. As
+    many again come from the replay, where there is one.
+    """
+
+    def step(state, frozen: Params, batch: dict, key: Key):
+        del frozen  # a regression: nothing frozen
+        statistics, replay = state.reward_statistics.add(batch["reward"]), state.replay
+        learnt = {name: batch[name] for name in PARTS}
+        if replay is not None:
+            replay = replay.add(learnt)
+            drawn = replay.draw(jax.random.fold_in(key, replay.count), batch["reward"].shape[0])
+            learnt = {name: jnp.concatenate([learnt[name].astype(drawn[name].dtype), drawn[name]]) for name in PARTS}
+
+        def loss(params, part):
+            apply = jax.named_scope("reward_model")(network.apply)
+            estimate = apply(params, part["latents"], part["text"], part["text_mask"])
+            metrics = {"reward_correlation": correlation(estimate, part["reward"])}
+            return reward_regression(estimate, statistics.normalize(part["reward"])), metrics
+
+        gradient, metrics = mean_gradient(loss, state.reward_model, learnt, 1)
+        reward_model, optimizer_state, norms = update(
+            optimizer, gradient, state.optimizers["reward"], state.reward_model, "reward_model", metrics["loss"]
+        )
+        state = state.replace(
+            reward_model=reward_model,
+            reward_statistics=statistics,
+            replay=replay,
+            optimizers=state.optimizers | {"reward": optimizer_state},
+        )
+        # Even rows are data, odd rows the student's: see dollar.make_proposal.
+        rewards = {"reward_data": batch["reward"][::2].mean(), "reward_student": batch["reward"][1::2].mean()}
+        extra = {"loss/reward_model": metrics["loss"], "reward_correlation": metrics["reward_correlation"]}
+        return state, extra | rewards | norms
+
+    return step
+
+
+def correlation(x: PerExample, y: PerExample) -> jax.Array:
+    """Pearson's, 0 where one of them is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).sum() / jnp.maximum(jnp.sqrt((x**2).sum() * (y**2).sum()), 1e-12)

@@ -1,0 +1,51 @@
+import math
+
+import pytest
+
+from dollar_jax import config, guard
+
+
+def history(*pairs):
+    return [
+        {"step": 10 * index - 1, "held_out/reward": reward, "held_out/frechet": frechet}
+        for index, (reward, frechet) in enumerate(pairs)
+    ]
+
+
+RULE = config.guard("-frechet", tolerance=0.05, patience=2)
+
+
+def test_nothing_measured():
+    assert guard.judge([], RULE) == (None, False)
+
+
+def test_the_best_is_the_largest_reward_within_bounds():
+    assert guard.judge(history((1.0, 100.0), (2.0, 104.9), (3.0, 105.1)), RULE) == (10, False)
+    assert guard.judge(history((1.0, 100.0), (2.0, 50.0), (1.5, 100.0)), RULE) == (10, False)
+
+
+def test_a_run_out_of_bounds_ends_after_patience():
+    pairs = [(1.0, 100.0), (2.0, 101.0), (3.0, 120.0), (4.0, 140.0)]
+    assert guard.judge(history(*pairs[:3]), RULE) == (10, False)
+    assert guard.judge(history(*pairs), RULE) == (10, True)
+
+
+def test_a_run_that_only_worsens_keeps_its_start():
+    assert guard.judge(history((1.0, 100.0), (0.9, 100.0), (0.8, 100.0)), RULE) == (0, True)
+
+
+def test_a_run_that_comes_back_goes_on():
+    assert guard.judge(history((1.0, 100.0), (2.0, 110.0), (3.0, 104.0)), RULE) == (20, False)
+
+
+@pytest.mark.parametrize(("metric", "value", "inside"), [("-x", 10.6, False), ("-x", 10.4, True), ("-x", 2.0, True)])
+def test_smaller_is_better_with_a_minus(metric, value, inside):
+    assert guard.within(10.0, value, metric, 0.05) == inside
+    assert guard.within(-10.0, -value, metric.removeprefix("-"), 0.05) == inside
+
+
+def test_what_is_not_finite_is_out_of_bounds():
+    lines = history((1.0, 100.0), (2.0, None))
+    assert guard.score(lines, RULE) == -math.inf
+    lines = history((1.0, 100.0), (2.0, math.nan))
+    assert guard.score(lines, RULE) == -math.inf
