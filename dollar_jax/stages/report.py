@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from dollar_jax import metrics, pictures
 from dollar_jax.distributed import is_main
-from dollar_jax.evaluate.report import DATA, TEACHER, write_report
+from dollar_jax.evaluate.report import write_report
+from dollar_jax.evaluate.report_rows import DATA, TEACHER
 from dollar_jax.evaluate.timing import network_calls, time_samplers
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve

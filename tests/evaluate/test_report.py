@@ -2,16 +2,18 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page import Page
 from PIL import Image
 
-from dollar_jax.evaluate.report import METRICS, show, write_report
+from dollar_jax.data.video import read_video
+from dollar_jax.evaluate.report import write_report
+from dollar_jax.evaluate.report_clips import Look, make_clip
+from dollar_jax.evaluate.report_rows import METRICS, show
 
 CAPTIONS = ["a red ring", "<b>a blue cross</b> & more"]
-VOID = {"meta", "link", "input"}
 
 
 def noise(*shape, seed=0):
@@ -40,34 +42,6 @@ def run(folder, **changes):
     return (folder / "index.html").read_text("utf-8"), json.loads((folder / "report.json").read_text("utf-8"))
 
 
-class Page(HTMLParser):
-    """The tags of a page, checked to close in order, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.words = [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words += data.split()
-
-    @property
-    def text(self):
-        return " ".join(self.words).replace("\N{EN DASH}", "-").replace("\N{MULTIPLICATION SIGN}", "x")
-
-
 def test_numbers_follow_the_contract(tmp_path):
     _, numbers = run(tmp_path)
     rows = {row["model"]: row for row in numbers["rows"]}
@@ -87,7 +61,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path):
     assert links == ["data:,"]
     assert set(re.findall(r"url\((.{5})", text)) == {"data:"}
     assert "http" not in text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "index.html", "report.json", "report.md"]
 
 
 def test_headline_compares_student_and_teacher(tmp_path):
@@ -127,12 +101,53 @@ def test_captions_are_escaped(tmp_path):
     assert "<h3>&lt;b&gt;a blue cross&lt;/b&gt; &amp; more</h3>" in text
 
 
-def test_large_clips_become_light(tmp_path):
-    large = {model: noise(2, 49, 240, 360, 3) for model in ("teacher", "four")}
-    text, _ = run(tmp_path, clips=large)
-    (first, *_) = re.findall(r"url\(data:image/jpeg;base64,([^)]+)\)", text)
-    assert Image.open(io.BytesIO(base64.b64decode(first))).size == (16 * 168, 112)
-    assert "--frames: 16; --aspect: 1.5000" in text
+def test_large_clips_are_films_at_their_own_speed_and_grids_of_the_paper_s_frames(tmp_path):
+    steps = np.arange(128, dtype=np.uint8)[None, :, None, None, None]  # each frame is grey, as bright as its number
+    videos = np.broadcast_to(steps, (2, 128, 96, 160, 3))
+    text, _ = run(tmp_path, clips={"teacher": videos, "four": videos})
+    page = Page(text)
+    (film, *others) = [a["src"] for tag, a in page.tags if tag == "video"]
+    assert len(others) == 7  # two of each model in the rows, and two of each in the duel
+    path = tmp_path / "film.mp4"
+    path.write_bytes(base64.b64decode(film.removeprefix("data:video/mp4;base64,")))
+    frames, fps = read_video(path)
+    assert (frames.shape, fps) == ((128, 96, 160, 3), 8)
+    grids = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert len(grids) == 4
+    grid = np.asarray(Image.open(io.BytesIO(base64.b64decode(grids[0].removeprefix("data:image/jpeg;base64,")))))
+    assert grid.shape == (96, 5 * 160, 3)
+    assert grid[48, 80::160, 0].tolist() == pytest.approx([0, 30, 60, 90, 120], abs=2)
+    assert "Frames 0, 30, 60, 90, 120" in page.text
+
+
+def test_shorter_and_higher_videos_fit_too(tmp_path):
+    look = Look(49, 481, 719, 8)
+    assert look.grid == [0, 12, 24, 36, 48]
+    clip = make_clip(np.zeros((*look[:3], 3), np.uint8), 8)
+    path = tmp_path / "film.mp4"
+    path.write_bytes(clip.moving)
+    assert read_video(path)[0].shape == (49, 192, 286, 3)
+    assert Image.open(io.BytesIO(clip.grid)).size == (5 * 287, 192)
+
+
+def test_the_text_has_the_numbers(tmp_path):
+    run(tmp_path)
+    lines = (tmp_path / "report.md").read_text("utf-8").splitlines()
+    assert lines[0] == "# A run"
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines[2:8]}
+    assert cells["four"] == [
+        "VSD + CD",
+        "4",
+        "4",
+        "\N{MULTIPLICATION SIGN} 10.0 (25)",
+        "99.3 %",
+        "2.00",
+        "1.43",
+        "10 ms",
+        "300",
+    ]
+    assert cells["data"][3:] == ["", "\N{EN DASH}", "1.50", "1.00", "\N{EN DASH}", "300"]
+    assert "    python -m x" in lines
 
 
 def test_a_curve_goes_from_its_largest_to_its_smallest_value(tmp_path):
@@ -162,7 +177,7 @@ def test_curves_are_smoothed(tmp_path):
     lines = [{"step": i, "time": 0.0, "loss": 1.0 + i % 2} for i in range(200)]
     text, _ = run(tmp_path, curves={"student": lines})
     raw, smooth = (
-        [float(point.split()[1]) for point in re.search(f'class="{kind}" d="M([^"]+)', text)[1].split("L")]
+        [float(point.split()[1]) for point in re.search(f'class="{kind}[^"]*" d="M([^"]+)', text)[1].split("L")]
         for kind in ("raw", "smooth")
     )
     assert set(raw) == {0, 100}

@@ -1,0 +1,71 @@
+"""python -m dollar_jax.evaluate human --videos=A=DIR --videos=B=DIR --prompts=P.txt --answers=F.jsonl: a web page where
+people compare the videos of two models; evaluate human --answers=F.jsonl --results=rates.html: winning rates.
+
+A and B are the models' names, the folders what `python -m dollar_jax.sample` wrote of the same prompts and seed. Every
+rater opens the address that is printed, gives a name, and sees pairs with the sides shuffled. An answer is on the disk
+before the next pair is shown: stop and start as you like. The results say how often A won.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from dollar_jax.command import required
+from dollar_jax.importing import UserError
+
+_VIDEOS = flags.DEFINE_multi_string("videos", [], "NAME=DIR, twice: a model and the folder of its videos.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "The text file that the videos were made with, a prompt a line.")
+_ANSWERS = flags.DEFINE_string("answers", None, "File that the answers are appended to, JSON lines.")
+_COUNT = flags.DEFINE_integer("count", 50, "Pairs that each rater is asked about.", lower_bound=1)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 lets other machines in.")
+_PORT = flags.DEFINE_integer("port", 8000, "Port to listen at.", lower_bound=0, upper_bound=65535)
+_RESULTS = flags.DEFINE_string("results", None, "HTML file for the winning rates, printed too; serves nothing.")
+
+
+def main() -> None:
+    required(_ANSWERS)
+    if _RESULTS.value:
+        _show_results()
+    else:
+        required(_VIDEOS, _PROMPTS)
+        _serve()
+
+
+def _show_results() -> None:
+    from dollar_jax.evaluate.human_rates import compare, table, write_page
+    from dollar_jax.evaluate.human_study import read_answers
+
+    comparisons = compare(read_answers(Path(_ANSWERS.value)))
+    if not comparisons:
+        raise UserError(f"--answers={_ANSWERS.value} has no answers yet")
+    print(table(comparisons))
+    write_page(_RESULTS.value, comparisons)
+
+
+def _serve() -> None:
+    from waitress import create_server
+
+    from dollar_jax.data.prompts import read_prompts
+    from dollar_jax.evaluate.human_app import create_app
+    from dollar_jax.evaluate.human_study import Study, create, find_pairs
+
+    folders = _folders(_VIDEOS.value)
+    pairs = find_pairs(folders, read_prompts(_PROMPTS.value))
+    answers = Path(_ANSWERS.value)
+    create(answers)
+    app = create_app(Study(tuple(folders), pairs, _COUNT.value, answers))
+    try:
+        server = create_server(app, host=_HOST.value, port=_PORT.value, threads=8)
+    except OSError as error:
+        raise UserError(f"--host={_HOST.value} --port={_PORT.value}: {error.strerror}; take another --port") from error
+    print(f"{' against '.join(folders)}: {len(pairs)} pairs; answers go to {answers}", flush=True)
+    print(f"http://{_HOST.value}:{server.effective_port}/  (Ctrl-C stops it, nothing is lost)", flush=True)
+    server.run()
+
+
+def _folders(videos: list[str]) -> dict[str, Path]:
+    named = [video.partition("=") for video in videos]
+    folders = {name: Path(folder) for name, _, folder in named}
+    if len(folders) != 2 or len(videos) != 2 or not all(name and folder for name, _, folder in named):
+        raise UserError(f"--videos wants NAME=DIR for two models, not {' '.join(videos)}")
+    return folders

@@ -1,0 +1,123 @@
+"""The page of a report: where its dots and curves lie."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from dollar_jax import pictures
+from dollar_jax.evaluate.pages import render
+from dollar_jax.evaluate.report_clips import Clip, Look, data_url
+from dollar_jax.evaluate.report_rows import DATA, METRICS, SHORT, TEACHER, Metric, known, label, show
+from dollar_jax.evaluate.timing import speed_up
+
+POINTS = 240  # of a curve
+
+Curves = Sequence[tuple[str, Mapping[str, Sequence[Mapping]]]]  # variant, and the lines that each stage of a run logged
+
+
+def make_page(rows: Sequence[Mapping], clips: Mapping[str, Sequence[Clip]], curves: Curves, meta: Mapping) -> str:
+    """The page, which needs no network. See `report.write` for the arguments."""
+    look = Look(*meta["look"])
+    variants = list(dict.fromkeys(row.get("variant", "") for row in rows))
+    teachers = {row.get("variant", ""): row for row in rows if row["model"] == TEACHER}
+    students = [row for row in rows if row["model"] == meta["students"][row.get("variant", "")]]
+    count = len(meta["captions"])
+    return render(
+        "report.html.jinja",
+        meta=meta,
+        rows=rows,
+        label=label,
+        show=show,
+        short=lambda objective: SHORT.get(objective, objective),
+        variants=variants,
+        teacher=next(iter(teachers.values())),
+        student=students[0],
+        sides={label(row): "teacher" for row in teachers.values()} | {label(row): "student" for row in students},
+        speeds={label(row): speed_up(teachers[row.get("variant", "")], row) for row in rows if row.get("calls")},
+        metrics=[
+            (metric, _scale(metric, rows)) for metric in METRICS if any(known(row.get(metric.key)) for row in rows)
+        ],
+        look=look,
+        moving={name: [_moving(clip) for clip in made] for name, made in clips.items()},
+        grids={name: [data_url(clip.grid, "image/jpeg") for clip in made if clip.grid] for name, made in clips.items()},
+        shop_window=pictures.evenly(count, 8 if look.small else 2).tolist(),
+        panels=_panels(curves, variants),
+        runs=len(curves),
+    )
+
+
+def _moving(clip: Clip) -> str:
+    return data_url(clip.moving, "video/mp4" if clip.grid else "image/png")
+
+
+def _scale(metric: Metric, rows: Sequence[Mapping]) -> dict:
+    """Where each model's value lies on the metric's axis, 0..100, with the ends of its spread, and where the best
+    value does.
+    """
+    values = {label(row): row[metric.key] for row in rows if known(row.get(metric.key))}
+    ideal = next((values[label(row)] for row in rows if row["model"] == DATA and label(row) in values), metric.ideal)
+    marks = [*values.values(), *([] if ideal is None else [ideal])]
+    transform = math.log if metric.unit == "s" else float  # times differ by factors
+    low, high = (transform(bound(marks)) for bound in (min, max))
+    width = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return 4 + 92 * (transform(value) - low) / width
+
+    def ends(row: Mapping) -> list[float]:
+        spread, value = row.get("std", {}).get(metric.key), row[metric.key]
+        bounds = [value - spread, value + spread] if known(spread) else []
+        return [0 if metric.unit == "s" and bound <= 0 else min(100, max(0, place(bound))) for bound in bounds]
+
+    places = {model: place(value) for model, value in values.items()}
+    spreads = {label(row): ends(row) for row in rows if label(row) in values}
+    return {"places": places, "spreads": spreads, "ideal": None if ideal is None else place(ideal), "value": ideal}
+
+
+def _panels(curves: Curves, variants: Sequence[str]) -> list[dict]:
+    """What the stages of the runs logged: a box of 100 x 100 for each name, a curve for each run."""
+    panels = []
+    for stage in dict.fromkeys(stage for _, stages in curves for stage in stages):
+        logs = [(variants.index(variant), stages[stage]) for variant, stages in curves if stage in stages]
+        for name in sorted({name for _, lines in logs for line in lines for name in line} - {"step", "time"}):
+            points = [(i, [(line["step"], line[name]) for line in lines if known(line.get(name))]) for i, lines in logs]
+            points = [(i, np.array(made, float).T) for i, made in points if len(made) > 1]
+            if points:
+                panels.append({"stage": stage, "name": name} | _panel(points))
+    return panels
+
+
+def _panel(points: Sequence[tuple[int, Float[np.ndarray, "2 n"]]]) -> dict:
+    """Curves of one box, from the number of the variant and the steps and values of each."""
+    steps, values = (np.concatenate([made[axis] for _, made in points]) for axis in (0, 1))
+    logarithmic = bool(values.min() > 0 and values.max() > 20 * values.min())
+    transform = np.log if logarithmic else np.asarray
+    low, high = transform(values.min()), transform(values.max())
+    lines = []
+    for variant, (at, value) in points:
+        x = 100 * (at - steps.min()) / (np.ptp(steps) or 1)
+        y = 100 * (high - transform(value)) / ((high - low) or 1)
+        lines.append({"variant": variant, "raw": _path(x, y), "smooth": _path(x, _smooth(y))})
+    return {
+        "logarithmic": logarithmic,
+        "first": np.mean([value[0] for _, (_, value) in points]),
+        "last": np.mean([value[-1] for _, (_, value) in points]),
+        "low": values.min(),
+        "high": values.max(),
+        "steps": int(steps.max()),
+        "lines": lines,
+    }
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Moving average over about a twentieth of the curve; at the ends over what there is of it."""
+    width = max(1, len(values) // 20) | 1
+    box = np.ones(width)
+    return np.convolve(values, box, "same") / np.convolve(np.ones(len(values)), box, "same")
+
+
+def _path(x: np.ndarray, y: np.ndarray) -> str:
+    keep = pictures.evenly(len(x), POINTS)
+    return "M" + "L".join(f"{a:.4g} {b:.4g}" for a, b in zip(x[keep], y[keep], strict=True))

@@ -1,0 +1,54 @@
+"""The report in Markdown: its numbers, without pictures."""
+
+from collections.abc import Mapping, Sequence
+
+from dollar_jax.evaluate.report_rows import METRICS, SHORT, TEACHER, known, label, show
+from dollar_jax.evaluate.timing import speed_up
+
+
+def make_text(rows: Sequence[Mapping], meta: Mapping) -> str:
+    """A table of all rows, what its columns mean, and what is behind it. See `report.write` for the arguments."""
+    metrics = [metric for metric in METRICS if any(known(row.get(metric.key)) for row in rows)]
+    teachers = {row.get("variant", ""): row for row in rows if row["model"] == TEACHER}
+    seeds = any("seeds" in row for row in rows)
+    names = [metric.name for metric in metrics]
+    head = ["Model", "Objectives", "Steps", "Calls", "Speed-up (bound)", *names, "Videos", *["Seeds"] * seeds]
+    table = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for row in rows:
+        objectives = " + ".join(SHORT.get(name, name) for name in row.get("objectives") or ())
+        numbers = [show(row.get(metric.key), metric.unit, row.get("std", {}).get(metric.key)) for metric in metrics]
+        calls = [row.get("steps") or "", row.get("calls") or "", _speed_up(teachers[row.get("variant", "")], row)]
+        counts = [row.get("videos") or "", *[row.get("seeds", 1)] * seeds]
+        table.append([label(row), objectives, *calls, *numbers, *counts])
+    lines = [f"# {meta['title']}", "", *map(_line, table), ""]
+    if seeds:
+        lines += ["± is the standard deviation over seeds.", ""]
+    lines += [f"- {metric.name}, {metric.good}: {metric.meaning}" for metric in metrics]
+    lines += ["- Bound: the teacher's calls of the network over the model's own, the most that a speed-up can be.", ""]
+    if meta["runs"]:
+        lines += ["## Runs", "", *map(_line, [["Variant", "Seed", "Workdir"], ["---", "---:", "---"]])]
+        lines += [_line([run["variant"], run["seed"], f"`{run['workdir']}`"]) for run in meta["runs"]]
+        lines += ["", *_differences(meta)]
+    lines += ["## Command", "", f"    {meta['command']}", "", f"Timed on {meta['machine']}.", ""]
+    return "\n".join(lines)
+
+
+def _differences(meta: Mapping) -> list[str]:
+    """In what the configs of the variants differ."""
+    if not meta["differences"]:
+        return []
+    variants = list(meta["students"])
+    lines = [["Field", *variants], ["---"] * (len(variants) + 1)]
+    lines += [[f"`{field}`", *(values.get(v, "") for v in variants)] for field, values in meta["differences"].items()]
+    return ["## What differs", "", *map(_line, lines), ""]
+
+
+def _speed_up(teacher: Mapping, row: Mapping) -> str:
+    if not row.get("calls"):
+        return ""
+    times, bound = speed_up(teacher, row)
+    return f"({bound:.3g})" if times is None else f"\N{MULTIPLICATION SIGN} {times:.1f} ({bound:.3g})"
+
+
+def _line(cells: Sequence) -> str:
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"

@@ -1,0 +1,83 @@
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+from human_server import Server
+
+from dollar_jax.evaluate.human_study import QUESTIONS, read_answers
+
+CHOICES = {question.key: "right" for question in QUESTIONS}
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Server(tmp_path)
+    yield server
+    if hasattr(server, "process"):
+        server.kill()
+
+
+def test_a_killed_server_loses_no_answer_of_many_raters_at_once(server):
+    url = server.start()
+    acknowledged, enough = [], threading.Event()
+
+    def rate(rater):
+        for i in range(6):
+            fields = CHOICES | {"rater": rater, "pair": f"{i:05d}-0"}
+            try:
+                urllib.request.urlopen(url, urllib.parse.urlencode(fields).encode(), timeout=10).close()
+            except OSError:
+                return
+            acknowledged.append((rater, fields["pair"]))
+            if len(acknowledged) > 60:
+                enough.set()
+
+    threads = [threading.Thread(target=rate, args=(f"rater {i}",)) for i in range(30)]
+    for thread in threads:
+        thread.start()
+    assert enough.wait(30)
+    server.kill()
+    for thread in threads:
+        thread.join()
+    assert 60 < len(acknowledged) < 180  # it was killed in the middle
+    saved = [(answer["rater"], answer["pair"]) for answer in read_answers(server.answers)]
+    assert set(acknowledged) <= set(saved)
+    assert len(set(saved)) == len(saved)
+
+    server.start()
+    for rater in {rater for rater, _ in acknowledged}:
+        page = urllib.request.urlopen(f"{url}?rater={urllib.parse.quote(rater)}").read().decode()
+        done = sum(name == rater for name, _ in saved)
+        assert f"Pair <b>{done + 1}</b> of 6" in page or "Thank you" in page
+
+    results = server.run(f"--results={server.answers.with_name('rates.html')}")
+    assert results.stdout.startswith(f"student against teacher: {len(saved)} pairs judged by ")
+    assert results.stderr == ""
+    assert "Winning rates" in server.answers.with_name("rates.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--results=rates.html"], "error: --answers={answers}: No such file or directory"),
+        (["--videos=a"], "error: --prompts is missing; see --help"),
+        (["--videos=a", "--prompts=p"], "error: --videos wants NAME=DIR for two models, not a"),
+        (["--videos=a=x", "--videos=a=y", "--prompts=p"], "error: --videos wants NAME=DIR for two models, not a=x a=y"),
+        (["--videos=a=x", "--videos=b=y", "--prompts=p"], "error: --prompts=p: [Errno 2] No such file"),
+    ],
+)
+def test_mistakes_are_one_line(server, flags, line):
+    result = server.run(*flags)
+    assert (result.returncode, result.stdout) == (2, "")
+    (error,) = result.stderr.splitlines()
+    assert error.startswith(line.format(answers=server.answers))
+
+
+def test_a_port_in_use_is_one_line(server):
+    server.start()
+    result = server.run(*server.folders, f"--port={server.port}")
+    assert result.returncode == 2
+    where = f"--host=127.0.0.1 --port={server.port}"
+    assert result.stderr == f"error: {where}: Address already in use; take another --port\n"
