@@ -17,12 +17,11 @@ TEXT = {"channels": 4, "text_width": 32}  # a reward model that reads the captio
 def get_config(experiment: str = "base") -> ConfigDict:
     """The config of one experiment; `EXPERIMENTS` has their names."""
     config = shapes.get_config()
+    config.stages = ("distill", "report")
+    config.report.update({"fewer_steps": (), "repeats": 3})
+    config.held_out.videos_per_caption = 0
     config.students = ConfigDict(sort_keys=False)
     EXPERIMENTS[experiment](config)
-    if experiment != "base":
-        config.stages = ("distill", "report")
-        config.report.fewer_steps = ()
-        config.report.repeats = 3
     return config
 
 
@@ -41,6 +40,7 @@ BOTH = _weights(variational_score=1.0, consistency=0.5)
 def _base(config: ConfigDict) -> None:
     """What the other experiments start from."""
     config.stages = ("vae", "encode", "teacher", "distill")
+    config.report = shapes.get_config().report
     config.students.vsd_cd = _student(objectives=BOTH)
 
 
@@ -120,6 +120,33 @@ def _rewards_smooth(config: ConfigDict) -> None:
     _tuning(config, STEPWISE | GRADIENTS)
 
 
+def _overoptimisation(config: ConfigDict) -> None:
+    """Fig. 9: a reward that weighs too much, for too long; and the same, guarded by what the reward does not see."""
+    config.held_out.videos_per_caption = 2
+    config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
+    config.students.start = _student("base/vsd_cd", iterations=0)
+    too_much = {"iterations": 160, "save_every": 20, "objectives": BOTH | {"latent_reward": 1.0}}
+    config.students.unguarded = _student("base/vsd_cd", **too_much)
+    config.students.guarded = _student("base/vsd_cd", guard={"metric": "alignment", "patience": 2}, **too_much)
+
+
+def _reward_models(config: ConfigDict) -> None:
+    """Fig. 10, 11: latent reward models of the four kinds of Tab. 11 learn, while the student stays as it is."""
+    world = "dollar_jax.rewards.shapes_world"
+    kinds = {
+        "image": ("dollar_jax.rewards.jpeg:jpeg_compressibility", None, "2d"),
+        "text_image": (f"{world}:CaptionArea", 32, "2d"),
+        "video": ("dollar_jax.rewards.motion:dynamic_degree", None, "3d"),
+        "text_video": (f"{world}:caption_speed", 32, "3d"),
+    }
+    config.stages = ("distill",)
+    config.held_out.videos_per_caption = 2
+    for kind, (name, text_width, backbone) in kinds.items():
+        network = {"text_width": text_width, "backbone": backbone}
+        reward = {"name": name, "network": network, "pretrain": 400, "replay": 256}
+        config.students[kind] = _student("base/vsd_cd", reward, iterations=0, save_every=50)
+
+
 STEPWISE = {
     "lrm": (120, BOTH | {"latent_reward": 0.15}, {}),
     "ddpo": (120, BOTH | {"policy_gradient": 1.0}, {}),
@@ -141,4 +168,6 @@ EXPERIMENTS = {
     "normalization": _normalization,
     "rewards_step": _rewards_step,
     "rewards_smooth": _rewards_smooth,
+    "overoptimisation": _overoptimisation,
+    "reward_models": _reward_models,
 }

@@ -109,12 +109,12 @@ def get_config() -> ConfigDict:
         batch_size=16,
         optimizer=optimizer(1e-3, decay_from=1.0),
     )
-    config.held_out = held_out(videos_per_caption=0)
+    config.held_out = held_out(videos_per_caption=1)
     # Each student changes `generator` and `reward` in its own way, and may start from another one.
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},
-            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 60}},
+            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 60, "save_every": 20}},
         },
         sort_keys=False,
     )

@@ -18,7 +18,8 @@ A converted component also has its `source`, the config.json that it came with.
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,18 @@ class Checkpoints:
                 f"{self._manager.directory / str(step)} is of another network: {name} is {there.get(name)} there,"
                 f" {here.get(name)} here ({len(different)} in all); take another --workdir"
             )
+
+    @contextmanager
+    def finished_on_error(self) -> Iterator[None]:
+        """Lets what is being saved come to its end before a mistake of the user's ends the process. Not among several:
+        the others would not wait for it.
+        """
+        try:
+            yield
+        except UserError:
+            if jax.process_count() == 1:
+                self._manager.wait_until_finished()
+            raise
 
     def close(self) -> None:
         """Waits for what is being saved."""

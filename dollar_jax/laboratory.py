@@ -10,14 +10,16 @@ experiments share. The same command goes on where it was stopped.
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
-from configs.laboratory import EXPERIMENTS
+from configs.laboratory import EXPERIMENTS, get_config
 from dollar_jax.command import required, run
+from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.importing import UserError
 
 _EXPERIMENT = flags.DEFINE_enum("experiment", None, list(EXPERIMENTS), "Which; `base` trains what the others share.")
@@ -39,13 +41,44 @@ def main() -> None:
             print(f"seed {seed} is done, {minutes * (total - done) / done:.0f} min left", flush=True)
     if _EXPERIMENT.value == "base":
         return
+    folders = [out / _EXPERIMENT.value / seed for seed in _SEEDS.value]
+    config = get_config(_EXPERIMENT.value)
+    if "report" in config.stages:
+        from dollar_jax.evaluate.report_runs import combine
 
-    from dollar_jax.evaluate.report_runs import combine
+        folder = out / _EXPERIMENT.value / "report"
+        command = f"python -m dollar_jax.laboratory --experiment={_EXPERIMENT.value} --seeds={','.join(_SEEDS.value)}"
+        combine([("", run) for run in folders], folder, command)
+        print((folder / "report.md").read_text())
+    print(curves(folders, list(config.students)))
 
-    folder = out / _EXPERIMENT.value
-    command = f"python -m dollar_jax.laboratory --experiment={_EXPERIMENT.value} --seeds={','.join(_SEEDS.value)}"
-    combine([("", folder / seed) for seed in _SEEDS.value], folder / "report", command)
-    print((folder / "report" / "report.md").read_text())
+
+def curves(folders: Sequence[Path], students: Sequence[str]) -> str:
+    """Markdown of what was measured on held-out prompts along the way, mean and deviation over folders; and seconds an
+    update, their median.
+    """
+    from dollar_jax import metrics
+
+    rows = []
+    for student in students:
+        logs = [metrics.read(folder / student) for folder in folders]
+        seconds = [line["seconds_per_step"] for log in logs for line in log if "seconds_per_step" in line]
+        if seconds:
+            rows += ["", f"{student}: {1000 * np.median(seconds):.0f} ms an update"]
+        lines = [line for log in logs for line in log if REWARD in line]
+        names = [name for name in lines[-1] if name.startswith(PREFIX)] if lines else []
+        if names:
+            rows += ["", "| updates | " + " | ".join(name.removeprefix(PREFIX) for name in names) + " |"]
+            rows.append("|---" * (len(names) + 1) + "|")
+        for step in sorted({line["step"] for line in lines}):
+            values = [[line.get(name) for line in lines if line["step"] == step] for name in names]
+            rows.append(f"| {step + 1} | " + " | ".join(map(_cell, values)) + " |")
+    return "\n".join(rows)
+
+
+def _cell(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3g} ± {np.std(known):.2g}" if known else "-"
 
 
 def _run(out: Path, experiment: str, seed: str) -> str:

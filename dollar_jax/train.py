@@ -54,10 +54,10 @@ def compile_step(step: Callable, state, mesh: Mesh) -> Callable:
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
-def place(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as arrays over the mesh."""
+def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """This process's rows of a batch, a tree of arrays, as arrays over the mesh."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def train(
@@ -113,6 +113,7 @@ def train(
 
     skips, averages = Skips(folder.name), {}
     with (
+        checkpoints.finished_on_error(),
         Logger(folder, folder.name, config.iterations, start, config.log_every) as log,
         Heartbeat(folder) as heartbeat,
         Preemption() as preemption,

@@ -31,6 +31,8 @@ SMALL = {
     "fake_score.updates": 1,
     "students.vsd_cd_lrm.generator.iterations": 4,
     "stages": "('vae','encode','teacher','distill')",
+    "students.vsd_cd_lrm.generator.save_every": 2,
+    "held_out.videos_per_caption": 0,
     **{
         f"{stage}.{field}": value
         for stage in ("vae", "teacher", "generator")
@@ -355,7 +357,6 @@ def get_config():
     config = shapes.get_config()
     config.reward.name = "dollar_jax.rewards.shapes_world:BorderBrightness"
     config.reward.update({"replay": 8, "batch_size": 4})
-    config.held_out.videos_per_caption = 2
     config.report.update({"captions": 2, "measures": "dollar_jax.evaluate.general"})
     base = {"variational_score": 0.0, "consistency": 0.5, "latent_reward": 0.0}
     students = {
@@ -374,6 +375,7 @@ def test_every_way_to_tune_for_a_reward(workdir, dataset, environment, tmp_path)
     """The latent reward with a step of its own, after two updates of its model alone, and guarded; DDPO; DRaFT."""
     (tmp_path / "tuned.py").write_text(TUNED)
     changes = {"stages": "('encode','distill')", "teacher.path": workdir / "teacher", "generator.iterations": 4}
+    changes["held_out.videos_per_caption"] = 2
     arguments = train(tmp_path / "W", dataset, **changes)
     arguments = [word for word in arguments if "vsd_cd_lrm" not in word and "--config=" not in word]
     arguments.insert(3, f"--config={tmp_path / 'tuned.py'}")
@@ -398,3 +400,39 @@ def test_every_way_to_tune_for_a_reward(workdir, dataset, environment, tmp_path)
     again = run(arguments, environment)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "W/lrm/config.json").read_text()) == card
+
+
+REWARD = """
+import torch
+
+calls = 0
+
+
+def score(frames, captions):
+    global calls
+    calls += 1
+    if calls == 5:
+        raise RuntimeError("out of order")
+    return torch.from_numpy(frames).mean(dim=(1, 2, 3, 4))
+"""
+
+
+def test_a_faulty_reward_costs_no_checkpoint(workdir, dataset, environment, tmp_path):
+    """A PyTorch function in a file of the user's: it raises on the way, is mended, and the same command goes on."""
+    reward, config = tmp_path / "mine.py", tmp_path / "tuned.py"
+    reward.write_text(REWARD)
+    lines = TUNED.replace("dollar_jax.rewards.shapes_world:BorderBrightness", "mine:score").splitlines()
+    config.write_text("\n".join(line for line in lines if not re.match(' +"(ddpo|draft)"', line)))
+    changes = {"stages": "('encode','distill')", "teacher.path": workdir / "teacher", "generator.iterations": 2}
+    changes["held_out.videos_per_caption"] = 2
+    arguments = train(tmp_path / "W", dataset, **changes)
+    arguments = [word for word in arguments if "vsd_cd_lrm" not in word and "--config=" not in word]
+    arguments.insert(3, f"--config={config}")
+    environment = environment | {"PYTHONPATH": str(tmp_path)}
+    refused(run(arguments, environment), "mine:score raised RuntimeError: out of order (mine.py, line 11)")
+    saved = [path.name for path in (tmp_path / "W/lrm/checkpoints").iterdir()]
+    assert sorted(saved) == ["0", "2"]
+    reward.write_text(REWARD.replace("raise", "pass  # "))
+    result = run(arguments, environment)
+    assert result.returncode == 0, result.stderr
+    assert metrics.read(tmp_path / "W/lrm")[-1]["step"] == 3

@@ -1,4 +1,4 @@
-"""Small rewards for the shapes world: one without a gradient, two with."""
+"""Small rewards for the shapes world, with a gradient where they are written in JAX."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from dollar_jax.data.shapes import COLOURS
+from dollar_jax.data.shapes import ATTRIBUTES, CAPTIONS, COLOURS, MOTIONS
 from dollar_jax.importing import UserError
 from dollar_jax.notation import PerExample
-from dollar_jax.rewards.shapes import alignment
+from dollar_jax.rewards.shapes import alignment, read
 
 Frames = Float[Array, "b f h w 3"]  # 0..1
-ATTRIBUTES = ("colour", "shape", "motion")
+NAMES = ("colour", "shape", "motion")  # of the attributes
 
 
 class Alignment:
@@ -24,9 +24,9 @@ class Alignment:
       UserError: one that the shapes world does not have.
     """
 
-    def __init__(self, attributes: Sequence[str] = ATTRIBUTES):
-        if not attributes or set(attributes) - set(ATTRIBUTES):
-            raise UserError(f"attributes are some of {', '.join(ATTRIBUTES)}, not {list(attributes)}")
+    def __init__(self, attributes: Sequence[str] = NAMES):
+        if not attributes or set(attributes) - set(NAMES):
+            raise UserError(f"attributes are some of {', '.join(NAMES)}, not {list(attributes)}")
         self._attributes = tuple(attributes)
 
     def __call__(
@@ -87,3 +87,28 @@ class CaptionColour:
         chroma = frames.mean((1, 2, 3))
         chroma -= chroma.mean(1, keepdims=True)
         return (chroma * prepared["chroma"]).sum(1) / jnp.sqrt((chroma**2).sum(1) + 1e-8)
+
+
+class CaptionArea:
+    """How much of a video has the colour that its caption names: its mean chroma along that of the colour."""
+
+    prepare = CaptionColour.prepare
+
+    def score(self, frames: Frames, prepared: dict[str, Array | np.ndarray]) -> PerExample:
+        """Linear in the pixels."""
+        chroma = frames.mean((1, 2, 3))
+        return ((chroma - chroma.mean(1, keepdims=True)) * prepared["chroma"]).sum(1)
+
+
+def caption_speed(frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]) -> Float[np.ndarray, " b"]:
+    """Pixels a frame in the direction that the caption names; of one that names none, minus the speed.
+
+    Raises:
+      UserError: a caption that is not of the shapes world.
+    """
+    if strangers := set(captions) - set(CAPTIONS):
+        raise UserError(f"{strangers.pop()!r} is not a caption of the shapes world, such as {CAPTIONS[0]!r}")
+    velocity = read(np.asarray(frames)).velocity
+    directions = np.array([list(MOTIONS.values())[ATTRIBUTES[caption][2]] for caption in captions])
+    speed = np.where(directions.any(1), (velocity * directions).sum(1), -np.linalg.norm(velocity, axis=1))
+    return speed.astype(np.float32)

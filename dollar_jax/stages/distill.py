@@ -102,8 +102,12 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     reward, needs = config.reward, needs_of(generator)
     if reward.step not in ("joint", "separate"):
         raise UserError(f"reward.step is joint or separate, not {reward.step!r}")
+    if reward.step == "separate" and not any(w for n, w in generator.objectives.items() if n != TUNING):
+        raise UserError(f"reward.step=separate needs an objective beside {TUNING}: give one a weight")
     if "reward_model" in needs:
         check_batch(reward.batch_size, mesh)
+    else:
+        reward.pretrain = 0
     teacher_card = read_card(source)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
     card = at_size(relocate(teacher_card, source, folder), config.video.to_dict()) | {
@@ -124,9 +128,8 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     frozen = {"teacher": teacher, "null_text": view.null_text}
     setup = make_setup(config, teacher_card, network)
     if "pixel_reward" in needs:
-        judge.prepare([""])  # refused now, not at the first step
-        decode = view.pipeline.decoder
-        setup = replace(setup, decode=decode, pixel_reward=judge.score)
+        judge.prepare(config.show_captions[:1])  # refused now, not at the first step
+        setup = replace(setup, decode=view.pipeline.decoder, pixel_reward=judge.score)
         frozen |= {"vae": view.pipeline.networks["vae"][1], "reward": judge.params}
 
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
@@ -136,44 +139,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     # The frozen copy in the dtype of the computation: it would be cast to it at every use.
     frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
     steps = make_steps(setup, state, mesh)
-    score = judge and _scorer(judge, view.pipeline, mesh)
-
-    def update(state, batch, captions, number):
-        # Every update draws from a stream of its own: all of them see the same `state.step`.
-        learning = number < reward.pretrain
-        metrics, extra = {}, {}
-        if not learning:
-            if "trajectory" in needs:
-                walked = steps["trajectory"](state, batch, jax.random.fold_in(key, 2))
-                extra = {"trajectory": walked["trajectory"], "reward": score(walked["latents"], captions)}
-            if "pixel_reward" in needs:
-                extra |= {"prepared": place(judge.prepare(captions), mesh)}
-            state, metrics = steps["generator"](state, frozen, batch | extra, jax.random.fold_in(key, 1))
-        if "fake_score" in needs and not learning:
-            skipped = []
-            for index in range(config.fake_score.updates):
-                state, extra = steps["fake_score"](state, {}, batch, jax.random.fold_in(key, 3 + index))
-                metrics |= extra
-                skipped.append(extra["skipped/fake_score"])
-            metrics["skipped/fake_score"] = jnp.stack(skipped).max()
-        if "reward_model" in needs:
-            if learning or reward.concurrent:
-                state, extra = learn(state, batch, captions, jax.random.fold_in(jax.random.fold_in(key, 2), number))
-                metrics |= extra
-            if reward.step == "separate" and not learning:
-                state, extra = steps["finetune"](state, frozen, batch, jax.random.fold_in(key, 1))
-                metrics |= extra
-        return state, metrics
-
-    def learn(state, batch, captions, key):
-        """The latent reward model's update, on fresh samples."""
-        shares, count = batch_shares(mesh), min(reward.batch_size, generator.batch_size)
-        local = shares * len(captions) // generator.batch_size
-        batch = jax.tree.map(lambda x: thin(x, shares, count), batch)
-        captions = thin(np.array(captions), local, count * local // shares).tolist()
-        latents = steps["propose"](state, batch, key)
-        return steps["reward"](state, {}, batch | {"latents": latents, "reward": score(latents, captions)}, key)
-
+    update = _make_update(config, needs, steps, frozen, judge, view.pipeline, mesh, key)
     loop = generator.copy_and_resolve_references()
     loop.iterations += reward.pretrain
     learns = "reward_model" in needs
@@ -181,6 +147,63 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     verdict = train(folder, state, update, batches, loop, mesh, view.show, measure)
     if verdict.best is not None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
+
+
+def _make_update(
+    config: ConfigDict,
+    needs: set[str],
+    steps: dict[str, Callable],
+    frozen: dict,
+    judge: Judge | None,
+    view: Pipeline,
+    mesh: Mesh,
+    key: jax.Array,
+) -> Callable:
+    """An iteration (Alg. 1), for `train`: (state, batch, captions, number) -> (state, metrics)."""
+    generator, reward = config.generator, config.reward
+
+    def update(state, batch, captions, number):
+        # Every update draws from a stream of its own: all of them see the same `state.step`.
+        if number < reward.pretrain:
+            return learn(state, batch, captions, number)
+        extra = {}
+        if "trajectory" in needs:
+            walked = steps["trajectory"](state, batch, jax.random.fold_in(key, 2))
+            extra |= {"trajectory": walked["trajectory"], "reward": score(walked["latents"], captions)}
+        if "pixel_reward" in needs:
+            extra["prepared"] = place(judge.prepare(captions), mesh)
+        state, metrics = steps["generator"](state, frozen, batch | extra, jax.random.fold_in(key, 1))
+        if "fake_score" in needs:
+            skipped = []
+            for index in range(config.fake_score.updates):
+                state, extra = steps["fake_score"](state, {}, batch, jax.random.fold_in(key, 3 + index))
+                metrics |= extra
+                skipped.append(extra["skipped/fake_score"])
+            metrics["skipped/fake_score"] = jnp.stack(skipped).max()
+        if "reward_model" in needs and reward.concurrent:
+            state, extra = learn(state, batch, captions, number)
+            metrics |= extra
+        if "reward_model" in needs and reward.step == "separate":
+            state, extra = steps["finetune"](state, frozen, batch, jax.random.fold_in(key, 1))
+            together = {name: metrics[name] + extra[name] for name in ("loss", "skipped/student")}
+            metrics |= extra | together
+        return state, metrics
+
+    def learn(state, batch, captions, number):
+        """The latent reward model's update, on fresh samples."""
+        stream = jax.random.fold_in(jax.random.fold_in(key, 2), number)
+        shares, count = batch_shares(mesh), min(reward.batch_size, generator.batch_size)
+        local = shares * len(captions) // generator.batch_size
+        batch = jax.tree.map(lambda x: thin(x, shares, count), batch)
+        captions = thin(np.array(captions), local, count * local // shares).tolist()
+        latents = steps["propose"](state, batch, stream)
+        return steps["reward"](state, {}, batch | {"latents": latents, "reward": score(latents, captions)}, stream)
+
+    def score(latents, captions):
+        """The true reward [b] on the mesh (line 17): each process decodes and scores its own devices' videos."""
+        return place({"reward": judge(local_rows(view.decode_on_devices(latents)), captions)}, mesh)["reward"]
+
+    return update
 
 
 def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
@@ -193,15 +216,3 @@ def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
         ema=place_like(state.ema, student),
         fake_score=place_like(state.fake_score, fake_score),
     )
-
-
-def _scorer(judge: Judge, view: Pipeline, mesh: Mesh) -> Callable[[jax.Array, list[str]], jax.Array]:
-    """(latents on the mesh, captions of this process's rows) -> the true reward [b] on the mesh (Alg. 1, line 17).
-
-    Each process decodes and scores the videos of its own devices, on its host.
-    """
-
-    def score(latents, captions):
-        return place({"reward": judge(local_rows(view.decode_on_devices(latents)), captions)}, mesh)["reward"]
-
-    return score

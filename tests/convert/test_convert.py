@@ -230,6 +230,7 @@ def test_a_student_distilled_here_samples_there(plain, tmp_path, velocity):
         "generator.rollout": "data",
         "generator.show_every": 0,
         "students.vsd_cd_lrm.generator.iterations": 0,
+        "held_out.videos_per_caption": 0,
         "fake_score.updates": 1,
     }
     config = Path(__file__).parents[2] / "configs" / "shapes.py"
