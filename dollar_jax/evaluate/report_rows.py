@@ -63,15 +63,16 @@ def show(value: float | None, unit: str, spread: float | None = None) -> str:
         return "\N{EN DASH}"
     match unit:
         case "%":
-            scale, digits, ending = 100, ".1f", " %"
+            scale, digits, margin, ending = 100, ".1f", ".1f", " %"
         case "s":
-            scale, digits, ending = (1, ".3g", " s") if value >= 1 else (1000, ".3g", " ms")
+            scale, digits, margin, ending = (1, ".3g", ".2g", " s") if value >= 1 else (1000, ".3g", ".2g", " ms")
         case "dB":
-            scale, digits, ending = 1, ".1f", " dB"
+            scale, digits, margin, ending = 1, ".1f", ".1f", " dB"
         case _:
-            scale, digits, ending = 1, ".2f" if abs(value) < 10 else ".1f", ""
-    margin = f" ± {scale * spread:{digits}}" if known(spread) else ""
-    return f"{scale * value:{digits}}{margin}{ending}"
+            digits = margin = ".2f" if abs(value) < 10 else ".1f"
+            scale, ending = 1, ""
+    around = f" ± {scale * spread:{margin}}" if known(spread) else ""
+    return f"{scale * value:{digits}}{around}{ending}"
 
 
 def over_seeds(runs: Sequence[Sequence[Mapping]]) -> list[dict]:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from browser import needs_browser, open_browser, requested
 from page import Page
 
 from dollar_jax.evaluate.report import write_report
@@ -20,7 +21,7 @@ def noise(*shape, seed):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def finish(workdir, frechet=2.0, captions=("a red ring", "a blue cross"), frames=9, seconds=0.01, **fields):
+def finish(workdir, frechet=2.0, captions=("a red ring", "a blue cross"), shape=(9, 16, 16), seconds=0.01, **fields):
     """What a run leaves in its workdir."""
     rows = [
         {"model": "data", "videos": 300, "frechet": 1.0},
@@ -29,7 +30,7 @@ def finish(workdir, frechet=2.0, captions=("a red ring", "a blue cross"), frames
         {"model": "student", "objectives": ["consistency"], "steps": 4, "calls": 4, "videos": 300, "frechet": frechet}
         | {"diffusion_seconds_per_video": seconds},
     ]
-    clips = {name: noise(2, frames, 16, 16, 3, seed=i) for i, name in enumerate(["teacher", "student"])}
+    clips = {name: noise(2, *shape, 3, seed=i) for i, name in enumerate(["teacher", "student"])}
     meta = {"title": "A run", "student": "student", "captions": list(captions), "fps": 8, "command": "python -m main"}
     meta |= {"machine": "two CPU cores", "configs": {"student": f"seed: {fields.get('seed', 0)}"}}
     lines = [{"step": step, "time": 0.0, "loss": frechet + step} for step in (0, 5, 9)]
@@ -115,7 +116,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(UserError, match="have other captions: make a report of each"):
         combine([first, ("", finish(tmp_path / "c", captions=("x", "y")))], tmp_path / "out", "")
     with pytest.raises(UserError, match="have other frames, height, width or fps"):
-        combine([first, ("", finish(tmp_path / "d", frames=5))], tmp_path / "out", "")
+        combine([first, ("", finish(tmp_path / "d", shape=(5, 16, 16)))], tmp_path / "out", "")
     with pytest.raises(UserError, match=r"none has no report .*report\.json is missing"):
         combine([first, ("", tmp_path / "none")], tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
@@ -142,3 +143,44 @@ def test_the_command(tmp_path):
         "error: --out is missing: where shall the report of several runs go?\n",
     )
     assert "either all of --workdir name a variant" in command(both[0], f"--workdir=x={workdirs[1]}", "--out=o").stderr
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "phone"), [(1280, False), (375, True)])
+def test_pages_in_a_browser_fit_and_ask_nobody_for_anything(tmp_path, width, phone):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    small = [("full", finish(tmp_path / "f0")), ("data", finish(tmp_path / "d0", 5.0, rollout="data"))]
+    combine(small, tmp_path / "small", "python -m x " + "--workdir=a=b " * 9)
+    combine([("", finish(tmp_path / "large", shape=(40, 96, 160)))], tmp_path / "large", "python -m x")
+    with open_browser(tmp_path / "profile", width=width, phone=phone) as browser:
+
+        def open_page(folder):
+            address = (tmp_path / folder / "index.html").as_uri()
+            browser.get(address)
+            assert requested(browser) <= {address}
+            assert script("document.documentElement.scrollWidth") == width
+            assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+        def script(code):
+            return browser.execute_script(f"return {code}")
+
+        def until(code):
+            WebDriverWait(browser, 20).until(lambda browser: script(code))
+
+        open_page("small")
+        assert script("getComputedStyle(document.querySelector('.row .clip')).animationName") == "play"
+        script("document.querySelector('#pause').click()")
+        assert script("getComputedStyle(document.querySelector('.row .clip')).animationPlayState") == "paused"
+        script("document.querySelector('#still').click()")
+        assert script("getComputedStyle(document.querySelector('.row .clip')).animationName") == "none"
+
+        open_page("large")
+        films = "[...document.querySelectorAll('.film')]"
+        until(f"{films}.some(film => !film.paused && film.currentTime > 0)")
+        assert script(f"{films}.every(film => !film.error)")
+        script("document.querySelector('#pause').click()")
+        until(f"{films}.every(film => film.paused)")
+        script("document.querySelector('#still').click()")
+        assert script("getComputedStyle(document.querySelector('.row .film')).display") == "none"
+        until("[...document.querySelectorAll('.grid')].every(grid => grid.naturalWidth === 5 * 160)")
