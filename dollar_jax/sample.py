@@ -12,6 +12,7 @@ from absl import flags
 from tqdm import tqdm
 
 from dollar_jax.command import required, run
+from dollar_jax.data.prompts import read_prompts
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import UserError
 
@@ -34,45 +35,28 @@ def main() -> None:
 
     from dollar_jax import pipeline  # JAX starts here, after what can be refused without it
     from dollar_jax.data.video import write_video
+    from dollar_jax.videos import Sample, draw
 
     model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value)
     model.times(_STEPS.value)
-    noise, keys = pipeline.draw_noise(model.card, _SEED.value, len(prompts), _NUM_VIDEOS.value)
-    if _NOISE.value:
-        noise = read_noise(_NOISE.value, noise.shape)
-    text, _ = model.encode_text(prompts)
-    text = np.repeat(text, _NUM_VIDEOS.value, axis=0)
-    names = [f"{prompt:05d}-{video}" for prompt in range(len(prompts)) for video in range(_NUM_VIDEOS.value)]
+    samples = [
+        Sample(f"{prompt:05d}-{video}", caption, prompt, video)
+        for prompt, caption in enumerate(prompts)
+        for video in range(_NUM_VIDEOS.value)
+    ]
+    noise = read_noise(_NOISE.value, (len(samples), *model.card["latent_shape"])) if _NOISE.value else None
 
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with tqdm(total=len(names), desc="sampling", unit="video") as progress:
-        for latents in model.generate(text, noise, keys, _STEPS.value, _GUIDANCE.value, _BATCH_SIZE.value):
-            for latent, frames in zip(latents, model.decode(latents), strict=True):
-                name = names[progress.n]
-                if _SAVE_LATENTS.value:
-                    buffer = io.BytesIO()
-                    np.save(buffer, latent)
-                    write_atomically(out / f"{name}.npy", buffer.getvalue())
-                write_video(out / f"{name}.mp4", frames, model.card["video"]["fps"])
-                progress.update()
-    print(f"{len(names)} videos in {out}, {time.perf_counter() - start:.1f} s")
-
-
-def read_prompts(path: str) -> list[str]:
-    """The lines of a file that are not empty.
-
-    Raises:
-      UserError: no file, not text, or no prompt in it.
-    """
-    try:
-        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts={path}: {error}") from error
-    if not prompts:
-        raise UserError(f"--prompts={path} has no prompt; write one a line")
-    return prompts
+    made = draw(model, samples, _SEED.value, _STEPS.value, _GUIDANCE.value, _BATCH_SIZE.value, noise)
+    for sample, latent, frames in tqdm(made, desc="sampling", total=len(samples), unit="video"):
+        if _SAVE_LATENTS.value:
+            buffer = io.BytesIO()
+            np.save(buffer, latent)
+            write_atomically(out / f"{sample.name}.npy", buffer.getvalue())
+        write_video(out / f"{sample.name}.mp4", frames, model.card["video"]["fps"])
+    print(f"{len(samples)} videos in {out}, {time.perf_counter() - start:.1f} s")
 
 
 def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,8 +6,11 @@ from pathlib import Path
 from dollar_jax.importing import UserError
 
 
-def read_prompts(path: str | os.PathLike) -> list[str]:
+def read_prompts(path: str | os.PathLike, flag: str = "prompts") -> list[str]:
     """The lines of a file that are not empty.
+
+    Args:
+      flag: that gave the path.
 
     Raises:
       UserError: no file, not text, or no prompt in it.
@@ -15,7 +18,7 @@ def read_prompts(path: str | os.PathLike) -> list[str]:
     try:
         prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts={path}: {error}") from error
+        raise UserError(f"--{flag}={path}: {error}") from error
     if not prompts:
-        raise UserError(f"--prompts={path} has no prompt; write one a line")
+        raise UserError(f"--{flag}={path} has no prompt; write one a line")
     return prompts

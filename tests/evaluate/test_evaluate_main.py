@@ -1,11 +1,13 @@
 """The command and its commands, in processes of their own."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import toy_pipeline
 
 from dollar_jax.evaluate.vbench import DIMENSIONS
 
@@ -14,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 def evaluate(*arguments):
     command = [sys.executable, "-m", "dollar_jax.evaluate", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}  # for the toy networks
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def results(folder, **changes):
@@ -46,6 +49,26 @@ def test_missing_dimensions_are_named(tmp_path):
     assert not (tmp_path / "scores.json").exists()
 
 
+def test_prompts_become_videos(tmp_path):
+    short, long = ["a pear", "a cat", "a dog"], ["a ripe pear", "a cat that sits", "a dog that runs"]
+    for name, lines in (("short", short), ("long", long), ("flickering", short[1:2])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    checkpoint, out = toy_pipeline.write(tmp_path / "student", long), tmp_path / "out"
+    lists = {"prompts": "long", "short_prompts": "short", "flickering_prompts": "flickering"}
+    flags = [f"--{flag}={tmp_path / name}.txt" for flag, name in lists.items()]
+    flags += [f"--checkpoint={checkpoint}", f"--out={out}", "--steps=1"]
+    done = evaluate("vbench", *flags, "--seed=3")
+    assert done.returncode == 0, done.stderr
+    counts = dict(zip(short, (5, 25, 5), strict=True))
+    names = {f"{name}-{video}.mp4" for name, count in counts.items() for video in range(count)}
+    assert {path.name for path in out.iterdir()} == names
+    assert "35 videos in" in done.stdout
+    assert "35 of them new" in done.stdout
+    manifest = json.loads((tmp_path / "out.manifest.json").read_text())
+    assert manifest["videos"]["a cat-24.mp4"] == {"prompt": "a cat that sits", "noise": [1, 24]}
+    assert (manifest["seed"], manifest["times"]) == (3, [999])
+
+
 @pytest.mark.parametrize("command", [[], ["vbench"]])
 def test_help(command):
     shown = evaluate(*command, "--help").stdout
@@ -61,6 +84,10 @@ def test_help(command):
         (["vbench", "--resluts=results.json"], "resluts"),
         (["vbench", "results.json"], "did you mean --results.json"),
         (["vbench", "--results=missing.json"], "missing.json"),
+        (["vbench"], "either --results=FILE.json"),
+        (["vbench", "--results=a.json", "--checkpoint=C"], "either --results=FILE.json"),
+        (["vbench", "--checkpoint=C", "--prompts=missing.txt"], "--out is missing"),
+        (["vbench", "--checkpoint=C", "--prompts=requirements.txt", "--short_prompts=no.txt", "--out=D"], "--short_p"),
     ],
 )
 def test_bad_commands_are_refused(arguments, words):

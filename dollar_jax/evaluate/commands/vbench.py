@@ -1,24 +1,46 @@
-"""python -m dollar_jax.evaluate vbench --results=FILE.json: VBench's results as quality, semantic and total score.
+"""VBench's two ends: the videos that it wants, and what its results come to.
 
-FILE.json is what VBench writes, {"subject_consistency": [0.95, ...], ...}: values in 0..1 of its sixteen dimensions.
+    python -m dollar_jax.evaluate vbench --checkpoint=C --prompts=LONG.txt --short_prompts=SHORT.txt --out=DIR
+    python -m dollar_jax.evaluate vbench --results=FILE.json
+
+The first samples DIR/{short prompt}-{0..4}.mp4, and up to -24 for the prompts of temporal flickering; called again, it
+goes on. DIR.manifest.json says from which prompt and noise each video is. The lists are VBench's own prompts/
+all_dimension.txt and a longer version of each line of it; without a short list, --prompts is it.
+The second prints the quality, semantic and total score, in percent. FILE.json is what VBench writes,
+{"subject_consistency": [0.95, ...], ...}: values in 0..1 of its sixteen dimensions.
 """
 
 import json
+import time
+from pathlib import Path
 
 from absl import flags
 
 from dollar_jax.command import required
+from dollar_jax.data.prompts import read_prompts
 from dollar_jax.evaluate import vbench
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import UserError
 
-_RESULTS = flags.DEFINE_string("results", None, "VBench's result file; the scores are printed.")
-_OUT = flags.DEFINE_string("out", None, "A JSON file for the scores, too.")
+_RESULTS = flags.DEFINE_string("results", None, "VBench's result file, to aggregate.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, to sample.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "Text file of what the model reads, a prompt a line.")
+_SHORT_PROMPTS = flags.DEFINE_string(
+    "short_prompts", None, "VBench's prompts, line by line the same: the files' names."
+)
+_FLICKERING = flags.DEFINE_string("flickering_prompts", None, "Those short prompts that get 25 videos instead of 5.")
+_OUT = flags.DEFINE_string("out", None, "Folder for the videos, or JSON file for the scores.")
+_STEPS = flags.DEFINE_integer("steps", None, "Network steps; by default the checkpoint's own.", lower_bound=1)
+_GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scale minus 1; default: the checkpoint's.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+_TILED = flags.DEFINE_bool("tiled", False, "Decode in tiles: the memory of one, seams that fade.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos at a time.", lower_bound=1)
 
 
 def main() -> None:
-    required(_RESULTS)
-    _aggregate()
+    if bool(_RESULTS.value) == bool(_CHECKPOINT.value):
+        raise UserError("give either --results=FILE.json, to aggregate, or --checkpoint=C, to sample")
+    _aggregate() if _RESULTS.value else _sample()
 
 
 def _aggregate() -> None:
@@ -34,3 +56,26 @@ def _aggregate() -> None:
     if _OUT.value:
         write_atomically(_OUT.value, text + "\n")
     print(text)
+
+
+def _sample() -> None:
+    required(_PROMPTS, _OUT)
+    prompts = read_prompts(_PROMPTS.value)
+    short_prompts, flickering = (
+        read_prompts(flag.value, flag.name) if flag.value else default
+        for flag, default in ((_SHORT_PROMPTS, prompts), (_FLICKERING, []))
+    )
+
+    from dollar_jax.evaluate.vbench_suite import manifest_path, suite, write_suite
+
+    samples = suite(prompts, short_prompts, flickering)
+
+    from dollar_jax import pipeline
+
+    model, out, start = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value), Path(_OUT.value), time.perf_counter()
+    options = _SEED.value, _STEPS.value, _GUIDANCE.value, _BATCH_SIZE.value
+    written = write_suite(model, samples, out, *options)
+    print(
+        f"{len(samples)} videos in {out}, {written} of them new, {time.perf_counter() - start:.1f} s;"
+        f" {manifest_path(out)} says what made each"
+    )

@@ -1,0 +1,66 @@
+"""Videos of a model, a batch at a time: each from its caption, and from the noise that its numbers stand for."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from dollar_jax import sampling
+from dollar_jax.checkpoint import Card
+from dollar_jax.pipeline import Latents, Pipeline
+
+Made = tuple["Sample", Float[np.ndarray, "f h w c"], UInt8[np.ndarray, "F H W 3"]]
+
+
+class Sample(NamedTuple):
+    """A video to be made.
+
+    Attributes:
+      name: of its file, without the suffix.
+      caption: what the model reads.
+      prompt, video: numbers; with the seed, they decide the noise.
+    """
+
+    name: str
+    caption: str
+    prompt: int
+    video: int
+
+
+def draw(
+    model: Pipeline,
+    samples: Sequence[Sample],
+    seed: int,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch_size: int = 8,
+    noise: Latents | None = None,
+) -> Iterator[Made]:
+    """Each sample with its latents and its frames, in their order. Only one batch is in memory.
+
+    Args:
+      steps, guidance: see `Pipeline.generate`.
+      batch_size: how many at a time, at most.
+      noise: where each starts, in place of what the seed gives.
+    """
+    size = min(batch_size, len(samples))
+    for start in range(0, len(samples), batch_size):
+        # The last batch too has the one shape that is compiled.
+        index = np.minimum(np.arange(start, start + size), len(samples) - 1)
+        rows = [samples[i] for i in index]
+        text, _ = model.encode_text([row.caption for row in rows])
+        begin, keys = noise_of(model.card, seed, rows)
+        begin = begin if noise is None else noise[index]
+        latents = next(model.generate(text, begin, keys, steps, guidance, size))
+        yield from zip(samples[start : start + size], latents, model.decode(latents), strict=False)
+
+
+def noise_of(card: Card, seed: int, samples: Sequence[Sample]) -> tuple[Latents, jax.Array]:
+    """Noise [n f h w c] and keys [n] of these samples: of all that `pipeline.draw_noise` draws, those asked for."""
+    prompt, video = jnp.array([(sample.prompt, sample.video) for sample in samples]).T
+    fold = jax.vmap(jax.random.fold_in)
+    keys = fold(fold(jnp.broadcast_to(jax.random.key(seed), prompt.shape), prompt), video)
+    return np.asarray(sampling.normal(keys, card["latent_shape"])), sampling.fold(keys, 1)

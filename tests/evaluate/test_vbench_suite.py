@@ -1,0 +1,140 @@
+"""VBench's prompts as files: their names, what is in them, and a job that is broken off."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toy_pipeline
+
+from dollar_jax.data.video import read_video
+from dollar_jax.evaluate import vbench_suite
+from dollar_jax.evaluate.vbench_suite import manifest_path, suite, write_suite
+from dollar_jax.importing import UserError
+from dollar_jax.videos import Sample, draw
+
+SHORT = ["a pear", "in a still frame, a cat", "a dog"]
+LONG = ["A single, ripe pear.", "A frame in which a cat sits.", "A dog, running."]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy_pipeline.make()
+
+
+def frames(folder, samples):
+    return np.stack([read_video(folder / f"{sample.name}.mp4")[0] for sample in samples])
+
+
+def test_names_are_vbenchs():
+    samples = suite(LONG, SHORT, [SHORT[1]])
+    assert [sample.name for sample in samples[:6]] == [*(f"a pear-{i}" for i in range(5)), "in a still frame, a cat-0"]
+    assert samples[29] == Sample("in a still frame, a cat-24", LONG[1], 1, 24)
+    assert [sample.name for sample in samples[30:]] == [f"a dog-{i}" for i in range(5)]
+    assert suite(SHORT, SHORT)[7] == Sample("in a still frame, a cat-2", SHORT[1], 1, 2)
+
+
+def test_a_prompt_that_vbench_lists_twice_is_sampled_once():
+    samples = suite([*LONG, "Another pear."], [*SHORT, "a pear"])
+    assert samples == suite(LONG, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "short", "flickering", "words"),
+    [
+        (LONG, SHORT[:2], [], "3 prompts but 2 short ones"),
+        (["one"], ["and/or"], [], "short prompt 1 cannot name a file"),
+        (["one", "two"], ["one", "é" * 120], [], "short prompt 2 cannot name a file"),
+        (LONG, SHORT, ["a dog", "a cat"], "'a cat', which is no short prompt"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(prompts, short, flickering, words):
+    with pytest.raises(UserError, match=words):
+        suite(prompts, short, flickering)
+
+
+def test_the_longest_name_can_be_written(model, tmp_path):
+    name = "x" * vbench_suite.NAME_BYTES
+    sample = suite([name], [name], [name])[-1]
+    assert write_suite(model, [sample], tmp_path / "out", 0) == 1
+    assert (tmp_path / f"out/{name}-24.mp4").exists()
+
+
+def test_a_suite_holds_videos_only_and_the_manifest_says_what_made_them(model, tmp_path):
+    samples, out = suite(LONG, SHORT)[3:12], tmp_path / "out"
+    assert write_suite(model, samples, out, 7, batch_size=4) == 9
+    assert {path.name for path in out.iterdir()} == {f"{sample.name}.mp4" for sample in samples}
+    manifest = json.loads(manifest_path(out).read_text())
+    assert {"seed": 7, "times": [499, 999], "guidance": 0.0, "tiled": False}.items() <= manifest.items()
+    assert manifest["videos"]["a pear-4.mp4"] == {"prompt": LONG[0], "noise": [0, 4]}
+    assert manifest["videos"].keys() == {f"{sample.name}.mp4" for sample in samples}
+
+    wanted = np.stack([one for _, _, one in draw(model, samples, 7)])
+    difference = frames(out, samples) - wanted.astype(float)
+    assert np.abs(difference).mean() < 6  # of 255: H.264 halves the colours' resolution
+    assert np.abs(wanted - wanted[::-1].astype(float)).mean() > 20
+
+
+def test_a_job_broken_off_goes_on(model, tmp_path, monkeypatch):
+    samples, out, whole = suite(LONG, SHORT), tmp_path / "out", tmp_path / "whole"
+    write_suite(model, samples, whole, 7, batch_size=4)
+    written = []
+
+    def killed(path, *rest):
+        if len(written) == 6:
+            (out / f".{path.name}.4711").write_text("half of it")  # what a kill leaves
+            raise KeyboardInterrupt
+        written.append(path)
+        write_video(path, *rest)
+
+    write_video = vbench_suite.write_video
+    monkeypatch.setattr(vbench_suite, "write_video", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_suite(model, samples, out, 7, batch_size=4)
+    monkeypatch.undo()
+
+    before = {path: path.stat().st_mtime_ns for path in written}
+    assert write_suite(model, samples, out, 7, batch_size=4) == 9
+    assert before == {path: path.stat().st_mtime_ns for path in written}
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert np.abs(frames(out, samples) - frames(whole, samples).astype(float)).max() <= 2
+    assert manifest_path(out).read_text() == manifest_path(whole).read_text()
+    assert write_suite(model, samples, out, 7) == 0
+
+
+def test_a_list_may_grow(model, tmp_path):
+    out = tmp_path / "out"
+    write_suite(model, suite(LONG[:1], SHORT[:1]), out, 7)
+    first = manifest_path(out).read_text()
+    assert write_suite(model, suite(LONG[:2], SHORT[:2]), out, 7) == 5
+    assert write_suite(model, suite(LONG[:1], SHORT[:1]), out, 7) == 0
+    manifest = json.loads(manifest_path(out).read_text())
+    assert len(manifest["videos"]) == 10
+    assert manifest["videos"].items() >= json.loads(first)["videos"].items()
+
+
+def test_another_job_in_the_same_folder_is_refused(model, tmp_path):
+    samples, out = suite(LONG, SHORT)[:2], tmp_path / "out"
+    write_suite(model, samples, out, 7)
+    before = manifest_path(out).read_text()
+    network, params = model.networks["transformer"]
+    trained = model.networks | {"transformer": (network, jax.tree.map(lambda x: x + 1e-3, params))}
+    others = {
+        "seed is 7 there, 8 here": (model, samples, 8),
+        r"times is \[499, 999\] there, \[999\] here": (model, samples, 7, 1),
+        "guidance is 0.0 there, 2.0 here": (model, samples, 7, None, 2.0),
+        "parameters is": (toy_pipeline.Pipeline(model.card, trained, model.tokenizer), samples, 7),
+        "a pear-0.mp4 is .*ripe pear.* there, .*A dog": (model, [samples[0]._replace(caption=LONG[2])], 7),
+        "a pear-1.mp4 is .*1.* there, .*2.* here": (model, [samples[1]._replace(video=2)], 7),
+    }
+    for words, (other, its_samples, *rest) in others.items():
+        with pytest.raises(UserError, match=words):
+            write_suite(other, its_samples, out, *rest)
+    assert manifest_path(out).read_text() == before
+
+    (out / "a dog-0.mp4").write_bytes(b"of somebody else")
+    with pytest.raises(UserError, match=r"a dog-0.mp4 is there, but not in"):
+        write_suite(model, suite(LONG, SHORT), out, 7)
+    manifest_path(out).write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        write_suite(model, samples, out, 7)
