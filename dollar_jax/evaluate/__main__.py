@@ -1,6 +1,7 @@
 """Numbers about models and their videos: python -m dollar_jax.evaluate COMMAND [flags]; COMMAND --help says more.
 
 report    a page of what one run found, or several: mean and spread over seeds, variants side by side
+vendi     how many different videos there are of a prompt, by pixels, Inception v3 or features of one's own
 human     a web page where people compare the videos of two models; their winning rates
 vbench    samples VBench's prompts under its file names, or turns its results into quality, semantic and total scores
 """
@@ -16,6 +17,7 @@ from dollar_jax.importing import UserError
 # Each module defines its flags and main(); no other is imported, so that two commands may have a flag of one name.
 COMMANDS = {
     "report": "dollar_jax.evaluate.commands.report",
+    "vendi": "dollar_jax.evaluate.commands.vendi",
     "human": "dollar_jax.evaluate.commands.human",
     "vbench": "dollar_jax.evaluate.commands.vbench",
 }

@@ -1,33 +1,36 @@
 """Diversity of the videos of a prompt: the Vendi score of Eq. 17."""
 
+from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, Real
+from jaxtyping import Float, Real, UInt8
+from tqdm import tqdm
+
+from dollar_jax.data.video import read_video
+from dollar_jax.evaluate.features.pixels import pixels
+from dollar_jax.evaluate.samples import find_samples
+from dollar_jax.importing import UserError
+
+Embed = Callable[[Real[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
 
 
 def vendi(features: Float[np.ndarray, "n d"]) -> float:
     """The effective number of different samples, 1 (all the same) .. n (all orthogonal).
 
     exp of the entropy of the eigenvalues of K / n, where K holds the cosine similarities (Friedman and Dieng, 2022).
+    Features that are all zero, of black frames, count as like each other and orthogonal to all others.
     """
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = np.hstack([features / np.where(norms == 0, 1, norms), norms == 0])
     shares = np.linalg.eigvalsh(unit @ unit.T / len(unit))
     shares = shares[shares > 0]  # rounding leaves zero eigenvalues a little to either side
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
-def pixels(frames: Real[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d"]:
-    """The features of the paper's Vendi (Pixel): the frame itself."""
-    return rearrange(frames, "n h w c -> n (h w c)").astype(np.float64)
-
-
-def diversity(
-    frames: Real[np.ndarray, "p n f h w 3"],
-    spacing: int,
-    embed: Callable[[Real[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]] = pixels,
-) -> Float[np.ndarray, " p"]:
+def diversity(frames: Real[np.ndarray, "p n f h w 3"], spacing: int, embed: Embed = pixels) -> Float[np.ndarray, " p"]:
     """Eq. 17 for each of p prompts: the Vendi score among its n videos at a key frame, averaged over the key frames.
 
     Args:
@@ -39,3 +42,40 @@ def diversity(
     """
     key_frames = rearrange(frames[:, :, ::spacing], "p n k h w c -> p k n h w c")
     return np.array([np.mean([vendi(embed(frame)) for frame in prompt]) for prompt in key_frames])
+
+
+def diversity_of_folder(folder: Path, spacing: int, embed: Embed = pixels) -> tuple[dict[int, float], int, int]:
+    """Eq. 17 for the videos that `python -m dollar_jax.sample` wrote; those of one prompt are in memory at a time.
+
+    Args:
+      folder: `{prompt:05d}-{video}.mp4`.
+      spacing, embed: as in `diversity`; frames are uint8.
+    Returns:
+      number of the prompt -> diversity; n, the videos of each; the smallest K, the number of key frames.
+    Raises:
+      UserError: prompts with different numbers of videos, fewer than two, or of different sizes or lengths.
+    """
+    groups = defaultdict(list)
+    for name, path in find_samples(folder).items():
+        groups[name.prompt].append(path)
+    counts = sorted({len(paths) for paths in groups.values()})
+    if len(counts) > 1 or counts[0] < 2:
+        few = next(prompt for prompt, paths in groups.items() if len(paths) == counts[0])
+        raise UserError(
+            f"{folder}: Vendi needs as many videos of each prompt, two or more; of prompt {few} there are {counts[0]}"
+        )
+    diversities, key_frames = {}, []
+    for prompt, paths in tqdm(groups.items(), desc="vendi", unit="prompt", disable=None):
+        frames = _key_frames(paths, spacing)
+        key_frames.append(frames.shape[1])
+        diversities[prompt] = float(diversity(frames[None], 1, embed)[0])
+    return diversities, counts[0], min(key_frames)
+
+
+def _key_frames(paths: list[Path], spacing: int) -> UInt8[np.ndarray, "n k h w 3"]:
+    videos = [read_video(path)[0] for path in paths]
+    for path, video in zip(paths, videos, strict=True):
+        if video.shape != videos[0].shape:
+            shapes = " and ".join(" x ".join(map(str, shape[:3])) for shape in (videos[0].shape, video.shape))
+            raise UserError(f"{paths[0].name} and {path.name} differ in frames, height or width: {shapes}")
+    return np.stack([video[::spacing] for video in videos])

@@ -1,0 +1,1 @@
+"""What `--features` may name: functions from frames uint8 [n, h, w, 3] to features [n, d], one a module."""
