@@ -43,7 +43,7 @@ def get_setup():
     config.generator.options.consistency.guidance = 2.0
     for part in (config.generator, config.fake_score, config.reward):
         part.optimizer.update({"warmup": 0, "learning_rate": 2e-5})
-    return make_setup(config, CARD, build("cogvideox_dit", SIZES))
+    return make_setup(config, CARD, build("cogvideox_dit", SIZES), (TEXT_TOKENS, SIZES["text_embed_dim"]))
 
 
 def random_params(network, seed: int) -> dict:

@@ -17,7 +17,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dollar_jax import metrics
 from dollar_jax.data.shapes import ShapesWorld
 from dollar_jax.data.video import read_video, write_video
 
@@ -345,94 +344,3 @@ def test_bad_samples_are_refused(workdir, changes, words, environment, tmp_path)
     options = {"checkpoint": workdir / "vsd_cd", "prompts": tmp_path / "prompts.txt", "out": tmp_path / "out"}
     refused(run(command("sample", **options | changes), environment), *words)
     assert not (tmp_path / "out").exists()
-
-
-TUNED = """
-from ml_collections import ConfigDict
-
-from configs import shapes
-
-
-def get_config():
-    config = shapes.get_config()
-    config.reward.name = "dollar_jax.rewards.shapes_world:BorderBrightness"
-    config.reward.update({"replay": 8, "batch_size": 4})
-    config.report.update({"captions": 2, "measures": "dollar_jax.evaluate.general"})
-    base = {"variational_score": 0.0, "consistency": 0.5, "latent_reward": 0.0}
-    students = {
-        "lrm": {"reward": {"pretrain": 2, "step": "separate"}, "generator": {
-            "objectives": base | {"latent_reward": 1.0}, "guard": {"metric": "-frechet", "tolerance": 9.0}}},
-        "ddpo": {"generator": {"objectives": base | {"policy_gradient": 1.0}}},
-        "draft": {"generator": {"objectives": base | {"draft": 1.0}}},
-    }
-    students = {name: {"start_from": "", **fields} for name, fields in students.items()}
-    config.students = ConfigDict(students, convert_dict=True)
-    return config
-"""
-
-
-def test_every_way_to_tune_for_a_reward(workdir, dataset, environment, tmp_path):
-    """The latent reward with a step of its own, after two updates of its model alone, and guarded; DDPO; DRaFT."""
-    (tmp_path / "tuned.py").write_text(TUNED)
-    changes = {"stages": "('encode','distill')", "teacher.path": workdir / "teacher", "generator.iterations": 4}
-    changes["held_out.videos_per_caption"] = 2
-    arguments = train(tmp_path / "W", dataset, **changes)
-    arguments = [word for word in arguments if "vsd_cd_lrm" not in word and "--config=" not in word]
-    arguments.insert(3, f"--config={tmp_path / 'tuned.py'}")
-    result = run(arguments, environment)
-    assert result.returncode == 0, result.stderr
-    logs = {name: metrics.read(tmp_path / "W" / name) for name in ("lrm", "ddpo", "draft")}
-    for name, steps in {"lrm": [-1, 1, 3, 5], "ddpo": [-1, 1, 3], "draft": [-1, 1, 3]}.items():
-        measured = [line for line in logs[name] if "held_out/reward" in line]
-        assert [line["step"] for line in measured] == steps
-        assert all(0 < line["held_out/reward"] < 1 for line in measured)
-    first, *_, last = (line for line in logs["lrm"] if "held_out/reward" not in line)
-    assert "loss/reward_model" in first
-    assert "loss/latent_reward" not in first  # two updates of the reward model alone
-    assert {"loss/latent_reward", "loss/consistency", "loss/reward_model"} <= last.keys()
-    assert "loss/fake_score" not in last  # nothing here needs one
-    assert {"reward_trajectory", "log_probability"} <= logs["ddpo"][-2].keys()
-    assert "pixel_reward" in logs["draft"][-2]
-    card = json.loads((tmp_path / "W/lrm/config.json").read_text())
-    scores = {line["step"] + 1: line["held_out/score"] for line in logs["lrm"] if "held_out/score" in line}
-    assert card["transformer"]["path"] == f"checkpoints/{max(scores, key=scores.get)}"
-
-    again = run(arguments, environment)
-    assert again.returncode == 0, again.stderr
-    assert json.loads((tmp_path / "W/lrm/config.json").read_text()) == card
-
-
-REWARD = """
-import torch
-
-calls = 0
-
-
-def score(frames, captions):
-    global calls
-    calls += 1
-    if calls == 5:
-        raise RuntimeError("out of order")
-    return torch.from_numpy(frames).mean(dim=(1, 2, 3, 4))
-"""
-
-
-def test_a_faulty_reward_costs_no_checkpoint(workdir, dataset, environment, tmp_path):
-    """A PyTorch function in a file of the user's: it raises on the way, is mended, and the same command goes on."""
-    reward, config = tmp_path / "mine.py", tmp_path / "tuned.py"
-    reward.write_text(REWARD)
-    lines = TUNED.replace("dollar_jax.rewards.shapes_world:BorderBrightness", "mine:score").splitlines()
-    config.write_text("\n".join(line for line in lines if not re.match(' +"(ddpo|draft)"', line)))
-    changes = {"stages": "('encode','distill')", "teacher.path": workdir / "teacher", "generator.iterations": 2}
-    changes["held_out.videos_per_caption"] = 2
-    arguments = train(tmp_path / "W", dataset, **changes)
-    arguments = [word for word in arguments if "vsd_cd_lrm" not in word and "--config=" not in word]
-    arguments.insert(3, f"--config={config}")
-    environment = environment | {"PYTHONPATH": str(tmp_path)}
-    refused(run(arguments, environment), "mine:score raised RuntimeError: out of order (mine.py, line 11)")
-    saved = [path.name for path in (tmp_path / "W/lrm/checkpoints").iterdir()]
-    assert sorted(saved) == ["0", "2"]
-    reward.write_text(REWARD.replace("raise", "pass  # "))
-    result = run(arguments, environment)
-    assert result.returncode == 0, result.stderr
-    assert metrics.read(tmp_path / "W/lrm")[-1]["step"] == 3

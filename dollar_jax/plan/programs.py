@@ -65,13 +65,13 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     check_batch(generator.batch_size, mesh, generator.accumulate)
     part = card["transformer"]
     network = build(part["architecture"], part["config"], **network_options(config))
-    setup = make_setup(config, card, network)
+    batch = _batch(card, generator.batch_size, batch_sharding(mesh))
+    setup = make_setup(config, card, network, batch["text"].shape[1:])
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated(mesh))
     teacher = with_shardings(jax.eval_shape(network.init, key), mesh)
     state = abstract(setup.init, mesh, teacher, key, offload=config.offload)
     steps = make_steps(setup, state, mesh)
     teacher = jax.tree.map(lambda x: x.update(dtype=jnp.dtype(config.dtype)), teacher)
-    batch = _batch(card, generator.batch_size, batch_sharding(mesh))
     frozen = {"teacher": teacher, "null_text": batch["text"].update(shape=(1, *batch["text"].shape[1:]), sharding=None)}
     vae_network = build(card["vae"]["architecture"], card["vae"]["config"])
     vae, spread = with_shardings(jax.eval_shape(vae_network.init, key), mesh), batch_sharding(mesh)

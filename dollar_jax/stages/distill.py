@@ -51,16 +51,16 @@ def distill(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         _distill(name, student_config(config, name), workdir, mesh)
 
 
-def make_setup(config: ConfigDict, card: Card, network: Network) -> dollar.Distillation:
-    """What the steps need to know of a student's config and of the teacher's card and network."""
+def make_setup(config: ConfigDict, card: Card, network: Network, text_shape: tuple[int, int]) -> dollar.Distillation:
+    """What the steps need to know of a student's config, of the teacher's card and network, and of text's [l d]."""
 
     def empty_replay():
         if not config.reward.replay:
             return None
         if config.reward.replay % config.reward.batch_size:
             raise UserError(f"reward.replay={config.reward.replay} must be a multiple of reward.batch_size")
-        text = card["tokenizer"]["length"], card["text_encoder"]["config"]["d_model"]
-        return Replay.empty(config.reward.replay, at_size(card, config.video.to_dict())["latent_shape"], text)
+        latent_shape = tuple(at_size(card, config.video.to_dict())["latent_shape"])
+        return Replay.empty(config.reward.replay, latent_shape, text_shape)
 
     return dollar.Distillation(
         network=network,
@@ -126,7 +126,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     write_card(folder, card)
     view = open_view(folder, card, network, config, mesh, captions)
     frozen = {"teacher": teacher, "null_text": view.null_text}
-    setup = make_setup(config, teacher_card, network)
+    setup = make_setup(config, teacher_card, network, view.null_text.shape[1:])
     if "pixel_reward" in needs:
         judge.prepare(config.show_captions[:1])  # refused now, not at the first step
         setup = replace(setup, decode=view.pipeline.decoder, pixel_reward=judge.score)

@@ -43,7 +43,7 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     examples = encode_examples(in_order(source), model.encode_video, model.encode_text, BATCH_SIZE)
     if is_main():
         progress = tqdm(examples, desc="encode", total=len(source), unit="video", disable=None, dynamic_ncols=True)
-        write_dataset(folder / "data", progress, config.video.to_dict())
+        write_dataset(folder / "data", iter(progress), config.video.to_dict())
     else:
         deque(examples, maxlen=0)  # its devices are needed
     multihost_utils.sync_global_devices("encoded")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -56,14 +57,18 @@ def make_measure(
         for start in range(0, len(captions), size):
             rows = slice(start, start + size)
             x, text, row_keys = pad_rows((noise[rows], view.text[rows], keys[rows]), size)
-            latents = pipeline.sampler(params, x, text, view.null_text, row_keys, pipeline.times(None), guidance)
-            parts.append((np.asarray(latents), pipeline.decode(latents)))
+            inputs = x, text, view.null_text, row_keys
+            latents = np.asarray(pipeline.sampler(params, *inputs, pipeline.times(None), guidance))
+            parts.append((latents, pipeline.decode(latents)))
         latents, frames = (np.concatenate(part)[: len(captions)] for part in zip(*parts, strict=True))
         rewards = judge(frames, captions)
         values = {"reward": rewards.mean()}
         if learns and state.reward_statistics.count:
             estimates = estimate(state, latents, view.text, view.text_mask)
-            values |= {"reward_estimate": estimates.mean(), "reward_correlation": correlation(estimates, rewards)}
+            values |= {
+                "reward_estimate": estimates.mean(),
+                "reward_correlation": correlation(estimates, jnp.asarray(rewards)),
+            }
         values |= measure(frames / np.float32(255), latents, captions, known)
         return {PREFIX + name: float(value) for name, value in values.items()}
 

@@ -37,7 +37,7 @@ class DollarState:
     fake_score: Params
     reward_model: Params
     reward_statistics: RewardStatistics
-    replay: Replay | None
+    replay: Leaf  # a Replay, or None
     optimizers: dict[str, optax.OptState]
 
 

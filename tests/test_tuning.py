@@ -1,0 +1,237 @@
+"""Stages `encode` and `distill` with networks of a handful of parameters: every way to tune for a reward."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from ml_collections import ConfigDict
+
+from configs import shapes
+from dollar_jax import checkpoint, diffusion, metrics
+from dollar_jax.data.shapes import CAPTIONS
+from dollar_jax.data.text import write_word_tokenizer
+from dollar_jax.importing import UserError
+from dollar_jax.models.network import Network
+from dollar_jax.pipeline import load
+from dollar_jax.sharding import make_mesh
+from dollar_jax.stages.distill import distill
+from dollar_jax.stages.encode import encode
+
+ALONE = {"variational_score": 0.0, "consistency": 0.5, "latent_reward": 0.0}
+BORDER = "dollar_jax.rewards.shapes_world:BorderBrightness"
+
+
+def transformer(**options):
+    return toy.TRANSFORMER
+
+
+def autoencoder():
+    """Means of 4 x 4 pixels and nothing, as four channels."""
+
+    def apply(params, x, method):
+        if method == "encode":
+            small = x.reshape(*x.shape[:2], x.shape[2] // 4, 4, x.shape[3] // 4, 4, 3).mean((3, 5)) * params["gain"]
+            mean = jnp.concatenate([small, jnp.zeros_like(small[..., :1])], axis=-1)
+            return mean, jnp.zeros_like(mean)
+        return (x[..., :3] / params["gain"]).repeat(4, 2).repeat(4, 3)
+
+    return Network(lambda key: {"gain": jnp.float32(2.0)}, apply)
+
+
+def text_encoder():
+    return Network(
+        lambda key: {"embedding": jax.random.normal(key, (64, 2))}, lambda params, tokens: params["embedding"][tokens]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A teacher and the encoded data."""
+    folder = tmp_path_factory.mktemp("tuning")
+    parts = {}
+    for name, build in {"transformer": transformer, "vae": autoencoder, "text_encoder": text_encoder}.items():
+        checkpoint.save_params(folder / "teacher" / name, build().init(jax.random.key(0)))
+        architecture = f"test_tuning:{build.__name__}"
+        parts[name] = {"architecture": architecture, "config": {}, "path": name, "item": ""}
+    write_word_tokenizer(folder / "teacher" / "tokenizer", CAPTIONS)
+    card = {
+        "role": "teacher",
+        **parts,
+        "velocity": "conjugate",
+        "schedule": {"kind": "ddpm"},
+        "times": diffusion.trailing_times(50),
+        "sampler": "ddim",
+        "guidance": 0.0,
+        "tokenizer": {"path": "tokenizer", "length": 6},
+        "video": {"frames": 2, "height": 16, "width": 16, "fps": 8, "independent_chunk": 0},
+        "latent_shape": [2, 4, 4, 4],
+    }
+    checkpoint.write_card(folder / "teacher", card | {"vae": parts["vae"] | {"scaling_factor": 1.0}})
+    tune(folder, {})
+    return folder
+
+
+def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, **reward):
+    """Runs the stages with these students, each {objectives and other fields of generator, reward}."""
+    config = shapes.get_config()
+    config.teacher.path = str(folder / "teacher")
+    config.data.clips = 24
+    config.video.update({"frames": 2, "height": 16, "width": 16})
+    config.reward.update({"name": name, "batch_size": 4, **reward})
+    config.held_out.videos_per_caption = 1
+    config.report.update({"reference_clips": 8, "measures": "dollar_jax.evaluate.general", "batch_size": 30})
+    every = {"iterations": 4, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 0, "keep": 9}
+    config.generator.update(every)
+    config.fake_score.updates = 1
+    students = {
+        name: {"start_from": "", "reward": reward, "generator": generator}
+        for name, (generator, reward) in students.items()
+    }
+    config.students = ConfigDict(students, convert_dict=True, sort_keys=False)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    workdir = workdir or folder
+    with jax.set_mesh(mesh):
+        for stage in stages:
+            stage(config, workdir, mesh)
+    return {name: metrics.read(workdir / name) for name in students}
+
+
+def held_out(log):
+    return [line for line in log if "held_out/reward" in line]
+
+
+def test_every_way_to_tune_for_a_reward(folder):
+    logs = tune(
+        folder,
+        {
+            "joint": ({"objectives": ALONE | {"variational_score": 1.0, "latent_reward": 1.0}}, {}),
+            "separate": (
+                {"objectives": ALONE | {"latent_reward": 1.0}},
+                {"pretrain": 2, "step": "separate", "replay": 8},
+            ),
+            "fixed": ({"objectives": ALONE | {"latent_reward": 1.0}}, {"pretrain": 2, "concurrent": False}),
+            "ddpo": ({"objectives": ALONE | {"policy_gradient": 1.0}}, {}),
+            "refl": ({"objectives": ALONE | {"refl": 1.0}}, {}),
+            "draft": ({"objectives": ALONE | {"draft": 1.0}, "options": {"draft": {"steps": 2}}}, {}),
+        },
+        stages=(distill,),
+    )
+    for name, log in logs.items():
+        ends = [-1, 1, 3, 5] if name in ("separate", "fixed") else [-1, 1, 3]
+        assert [line["step"] for line in held_out(log)] == ends
+        learnt = [line for line in log if "loss" in line or "loss/reward_model" in line]
+        # Before the student's first update, and where nothing needs it, nothing of it is done.
+        assert all(("loss/fake_score" in line) == (name == "joint") for line in learnt)
+        assert ("held_out/reward_correlation" in log[-1]) == (name in ("joint", "separate", "fixed"))
+    for name in ("separate", "fixed"):
+        first, last = logs[name][1], logs[name][-2]
+        assert "loss/reward_model" in first
+        assert "loss/latent_reward" not in first
+        assert {"loss/latent_reward", "loss/consistency"} <= last.keys()
+        assert ("loss/reward_model" in last) == (name == "separate")
+    assert logs["separate"][-2]["loss"] == pytest.approx(
+        0.5 * logs["separate"][-2]["loss/consistency"] + logs["separate"][-2]["loss/latent_reward"], rel=1e-4
+    )
+    assert "log_probability" in logs["ddpo"][-2]
+    for name in ("refl", "draft"):
+        assert 0 < logs[name][-2]["pixel_reward"] < 1
+
+
+@pytest.mark.parametrize("objective", ["draft", "refl"])
+def test_a_reward_with_a_gradient_rises_on_held_out_prompts(folder, objective, tmp_path):
+    optimizer = {"learning_rate": 0.03, "warmup": 1, "decay_from": 1.0}
+    generator = {"objectives": ALONE | {"consistency": 0.0, objective: 1.0}, "iterations": 20, "save_every": 20}
+    generator |= {"ema": 0.5, "optimizer": optimizer, "rollout": "simulate"}
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    log = tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path)["student"]
+    first, last = held_out(log)
+    assert last["held_out/reward"] > first["held_out/reward"] + 0.05
+
+
+def test_a_guarded_student_is_its_best_checkpoint(folder, tmp_path):
+    """A student whose rate is far too high leaves the bounds at once: it ends early, and is what it was."""
+    guard = {"metric": "-frechet", "tolerance": 0.05, "patience": 2}
+    generator = {"objectives": ALONE | {"consistency": 0.0, "latent_reward": 1.0}, "iterations": 20, "guard": guard}
+    generator["optimizer"] = {"learning_rate": 1.0, "warmup": 0, "decay_from": 1.0}
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    (log,) = tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path).values()
+    scores = {line["step"] + 1: line["held_out/score"] for line in held_out(log)}
+    best = max(scores, key=lambda step: -np.inf if scores[step] is None else scores[step])
+    assert held_out(log)[-1]["step"] + 1 == best + 4 < 20  # patience is two checkpoints
+    assert checkpoint.read_card(tmp_path / "student")["transformer"]["path"] == f"checkpoints/{best}"
+    _, params = load(tmp_path / "student", parts=("transformer",)).networks["transformer"]
+    _, teacher = load(folder / "teacher", parts=("transformer",)).networks["transformer"]
+    assert best == 0
+    np.testing.assert_array_equal(params["mix"], teacher["mix"])
+
+    (again,) = tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path).values()
+    assert again == log  # it knows that it had ended
+
+
+def test_a_student_of_no_updates_is_its_start(folder, tmp_path):
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    tune(folder, {"start": ({"objectives": ALONE, "iterations": 0}, {})}, stages=(distill,), workdir=tmp_path)
+    _, params = load(tmp_path / "start", parts=("transformer",)).networks["transformer"]
+    _, teacher = load(folder / "teacher", parts=("transformer",)).networks["transformer"]
+    np.testing.assert_array_equal(params["mix"], teacher["mix"])
+
+
+REWARD = """
+import torch
+
+calls = 0
+
+
+def score(frames, captions, fault):
+    global calls
+    calls += 1
+    if calls == fault:
+        raise RuntimeError("out of order")
+    return torch.from_numpy(frames).mean(dim=(1, 2, 3, 4))
+"""
+
+
+def test_a_faulty_reward_costs_no_checkpoint(folder, tmp_path, monkeypatch):
+    """A PyTorch function in a file of the user's: it raises on the way, is mended, and the same command goes on."""
+    (tmp_path / "mine.py").write_text(REWARD)
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    monkeypatch.syspath_prepend(tmp_path)
+    student = {"lrm": ({"objectives": ALONE | {"latent_reward": 1.0}}, {})}
+
+    def run(fault):
+        options = {"fault": fault}
+        return tune(folder, student, "mine:score", (distill,), tmp_path, options=options)["lrm"]
+
+    with pytest.raises(UserError, match=r"mine:score raised RuntimeError: out of order \(mine.py, line 11\)"):
+        run(5)
+    saved = [path for path in (tmp_path / "lrm/checkpoints").iterdir() if path.name.isdigit()]
+    assert [path.name for path in saved] == ["2"]
+    assert json.loads((saved[0] / "_CHECKPOINT_METADATA").read_text())
+    del sys.modules["mine"]
+    assert run(0)[-1]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("generator", "reward", "name", "words"),
+    [
+        ({"objectives": ALONE | {"refl": 1.0}}, {}, "brightness", "brightness has no gradient"),
+        ({"objectives": ALONE | {"latent_reward": 1.0}}, {"step": "never"}, BORDER, "joint or separate, not 'never'"),
+        (
+            {"objectives": {"consistency": 0.0, "latent_reward": 1.0}},
+            {"step": "separate"},
+            BORDER,
+            "an objective beside",
+        ),
+        ({"objectives": ALONE | {"latent_reward": 1.0}}, {"replay": 7}, BORDER, "replay=7 must be a multiple"),
+        ({"objectives": ALONE | {"latent_reward": 1.0}}, {}, "my_reward", "no module"),
+    ],
+)
+def test_what_is_refused(folder, tmp_path, generator, reward, name, words):
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    generator = {**generator, "objectives": {"variational_score": 0.0, **generator["objectives"]}}
+    with pytest.raises(UserError, match=words):
+        tune(folder, {"student": (generator, reward)}, name, (distill,), tmp_path)
