@@ -33,13 +33,13 @@ class Pipeline:
 
     Attributes:
       card: see `dollar_jax.checkpoint`.
-      networks: (network, parameters) by component.
+      networks: (network, parameters) by component; no parameters where each call brings its own.
       tokenizer: a Hugging Face tokenizer.
       tiled: whether the VAE works in tiles, see `dollar_jax.models.tiling`.
     """
 
     card: Card
-    networks: dict[str, tuple[Network, Params]]
+    networks: dict[str, tuple[Network, Params | None]]
     tokenizer: Any
     tiled: bool = False
 

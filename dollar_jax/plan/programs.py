@@ -75,7 +75,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     frozen = {"teacher": teacher, "null_text": batch["text"].update(shape=(1, *batch["text"].shape[1:]), sharding=None)}
     vae_network = build(card["vae"]["architecture"], card["vae"]["config"])
     vae, spread = with_shardings(jax.eval_shape(vae_network.init, key), mesh), batch_sharding(mesh)
-    pipeline = Pipeline(card, {"vae": (vae_network, None)}, None)
+    pipeline = Pipeline(card, {"vae": (vae_network, vae)}, None)
     programs, scored = [], {"reward": jax.ShapeDtypeStruct((generator.batch_size,), jnp.float32, sharding=spread)}
     if "trajectory" in needs:
         walk = Program("trajectory", 1, steps["trajectory"], (state, batch, key))
