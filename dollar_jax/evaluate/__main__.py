@@ -4,6 +4,7 @@ report    a page of what one run found, or several: mean and spread over seeds, 
 vendi     how many different videos there are of a prompt, by pixels, Inception v3 or features of one's own
 human     a web page where people compare the videos of two models; their winning rates
 vbench    samples VBench's prompts under its file names, or turns its results into quality, semantic and total scores
+memory    what tuning by a reward takes of memory: latent reward models beside CLIP-H (Tab. 1 and Tab. 10 of the paper)
 """
 
 import importlib
@@ -20,6 +21,7 @@ COMMANDS = {
     "vendi": "dollar_jax.evaluate.commands.vendi",
     "human": "dollar_jax.evaluate.commands.human",
     "vbench": "dollar_jax.evaluate.commands.vbench",
+    "memory": "dollar_jax.evaluate.commands.memory",
 }
 
 

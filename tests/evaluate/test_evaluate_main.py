@@ -69,11 +69,25 @@ def test_prompts_become_videos(tmp_path):
     assert (manifest["seed"], manifest["times"]) == (3, [999])
 
 
-@pytest.mark.parametrize("command", [[], ["vbench"]])
+@pytest.mark.slow  # half a minute
+def test_memory_is_measured_without_weights(tmp_path):
+    done = evaluate("memory", "--frames=1", f"--out={tmp_path}/memory.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    names = ["image LRM", "text-image LRM", "CLIP-H", "CLIP-H"]
+    assert [(row["name"], row["parameters"]) for row in rows] == list(
+        zip(names, [189_441, 763_009, 632_076_800, 632_076_800], strict=True)
+    )
+    shown = [line.split("  ")[0] for line in done.stdout.splitlines()]
+    assert all(name in shown for name in names)
+
+
+@pytest.mark.parametrize("command", ["", "vbench", "memory"])
 def test_help(command):
-    shown = evaluate(*command, "--help").stdout
-    assert "vbench" in shown
-    assert ("--results" in shown) == bool(command)
+    shown = evaluate(*([command] if command else []), "--help").stdout
+    assert command in shown
+    assert ("--results" in shown) == (command == "vbench")
+    assert ("--topology" in shown) == (command == "memory")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,7 @@ def test_help(command):
         (["vbench", "results.json"], "did you mean --results.json"),
         (["vbench", "--results=missing.json"], "missing.json"),
         (["vbench"], "either --results=FILE.json"),
+        (["memory", "--topology=v9:2x2"], "no chip 'v9'"),
         (["vbench", "--results=a.json", "--checkpoint=C"], "either --results=FILE.json"),
         (["vbench", "--checkpoint=C", "--prompts=missing.txt"], "--out is missing"),
         (["vbench", "--checkpoint=C", "--prompts=requirements.txt", "--short_prompts=no.txt", "--out=D"], "--short_p"),

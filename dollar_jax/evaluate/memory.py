@@ -1,0 +1,204 @@
+"""What tuning by a reward takes of memory: latent reward models beside a reward of pixels (Tab. 1 and Tab. 10).
+
+The programs are compiled for one video of the paper and never run; parameters are shapes.
+
+  forward     R(x)
+  backward    R(x) and its gradient with respect to x, the parameters frozen: what Eq. 15 asks for
+
+x is the latents, or the frames that CLIP-H reads. Its text embedding is given, and frames are there: so the paper
+counts, which leaves out text tower and decoder. With the decoder, x is the latents again: CogVideoX's turns 5 latent
+frames into 16 frames at a time. A gradient's memory depends on what becomes of the activations until it comes:
+
+  kept          all stay; those of CLIP-H in one batch: the paper's way
+  recomputed    a loop makes those of one frame, or of one chunk of the decoder, again when they are needed
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.stages import Compiled
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from dollar_jax.models import clip, cogvideox_vae, independent_chunks, latent_reward
+from dollar_jax.models.network import Network, count_parameters
+from dollar_jax.notation import Params
+from dollar_jax.plan.estimate import OPTIONS, progress
+from dollar_jax.rewards.clip import letterboxed
+from dollar_jax.sharding import AXES, make_mesh, replicated
+
+FRAMES, HEIGHT, WIDTH = 128, 192, 320
+LATENT_FRAMES, *LATENT = 40, 24, 40, 12  # f, and h w c, of these videos
+CHUNK = 5  # latent frames that the decoder sees at a time
+TEXT = (256, 4096)  # tokens and width of what the text-image model reads
+CLIP_H = {
+    "projection_dim": 1024,
+    "vision_config": {
+        **{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16},
+        **{"hidden_act": "gelu", "image_size": 224, "patch_size": 14},
+    },
+    "text_config": {
+        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        **{"hidden_act": "gelu"},
+    },
+}
+IMAGE, TEXT_IMAGE, PIXELS, DECODED = "image LRM", "text-image LRM", "CLIP-H", "decoder + CLIP-H"
+KEPT, RECOMPUTED = "kept", "recomputed"
+# What is printed there: Tab. 1 for all frames, Tab. 10 for fewer.
+PAPER = {
+    (IMAGE, 128): {"parameters": "189,441", "forward": "8.998 MB", "backward": "17.772 MB"},
+    (TEXT_IMAGE, 128): {"parameters": "763,009", "forward": "15.500 MB", "backward": "26.277 MB"},
+    (PIXELS, 12): {"backward": "12.373 GB"},
+    (PIXELS, 24): {"backward": "20.577 GB"},
+    (PIXELS, 64): {"backward": "48.413 GB"},
+    (PIXELS, 128): {"parameters": "632 million", "forward": "5.926 GB", "backward": ">90 GB"},
+}
+
+
+class Reward(NamedTuple):
+    """A reward of one video.
+
+    Attributes:
+      name: what it is of.
+      frames: how many it reads.
+      activations: `KEPT` or `RECOMPUTED`.
+      parameters: how many it uses.
+      score: (params, x, *given) -> the reward.
+      arguments: ShapeDtypeStructs of these.
+    """
+
+    name: str
+    frames: int
+    activations: str
+    parameters: int
+    score: Callable[..., Float[Array, ""]]
+    arguments: tuple
+
+
+def latent_rewards() -> Iterator[Reward]:
+    """The models of Tab. 12 and Tab. 13, averaged over the latent frames, in float32."""
+    for name, width, given in ((IMAGE, None, ()), (TEXT_IMAGE, TEXT[1], (_shape(1, *TEXT),))):
+        network = latent_reward.build(channels=LATENT[-1], text_width=width)
+        params = _params(network)
+        arguments = params, _shape(1, LATENT_FRAMES, *LATENT), *given
+        yield Reward(name, FRAMES, KEPT, count_parameters(params), _mean(network), arguments)
+
+
+def pixel_rewards(frames: Sequence[int], dtype: str = "bfloat16", config: dict = CLIP_H) -> Iterator[Reward]:
+    """HPSv2's score, cos(image, text) of the CLIP of this config, averaged over so many frames."""
+    network = clip.build(dtype=dtype, **config)
+    params, text = _params(network, dtype), _shape(config["projection_dim"])
+    size = config["vision_config"]["image_size"]
+
+    def part(params, frames, text):
+        return clip_score(network, params, frames, text, size)
+
+    for activations in (KEPT, RECOMPUTED):
+        for count in frames:
+            parts = (1, count) if activations == KEPT else (count, 1)
+            arguments = params, _shape(*parts, HEIGHT, WIDTH, 3), text
+            parameters = count_parameters(params["vision"])
+            yield Reward(PIXELS, count, activations, parameters, over_parts(part, activations), arguments)
+
+
+def decoded_rewards(dtype: str = "bfloat16", config: dict = CLIP_H, vae: dict | None = None) -> Iterator[Reward]:
+    """The same of all frames, from the latents; `vae` are fields of `cogvideox_vae.build`."""
+    networks = {
+        "vae": cogvideox_vae.build(dtype=dtype, latent_channels=LATENT[-1], **(vae or {})),
+        "clip": clip.build(dtype=dtype, **config),
+    }
+    params = {name: _params(network, dtype) for name, network in networks.items()}
+    latents = _shape(LATENT_FRAMES // CHUNK, 1, CHUNK, *LATENT)
+
+    def part(params, latents, text):
+        (video,) = independent_chunks.decode(networks["vae"], params["vae"], latents, CHUNK)
+        return clip_score(
+            networks["clip"], params["clip"], (video + 1) / 2, text, config["vision_config"]["image_size"]
+        )
+
+    parameters = count_parameters(params["vae"]["decoder"]) + count_parameters(params["clip"]["vision"])
+    for activations in (KEPT, RECOMPUTED):
+        arguments = params, latents, _shape(config["projection_dim"])
+        yield Reward(DECODED, FRAMES, activations, parameters, over_parts(part, activations), arguments)
+
+
+def clip_score(
+    network: Network, params: Params, frames: Float[Array, "n h w 3"], text: Float[Array, " e"], size: int
+) -> Float[Array, " n"]:
+    """cos(image, text) of every frame, 0..1, for a unit embedding of the text."""
+    x = network.apply(params, letterboxed(frames, size), method="encode_image")
+    return x @ text / jnp.linalg.norm(x, axis=-1)
+
+
+def over_parts(part: Callable[..., Float[Array, " n"]], activations: str) -> Callable[..., Float[Array, ""]]:
+    """(params, parts, text) -> the mean of part(params, parts[i], text), in a loop."""
+
+    def score(params, parts, text):
+        def one(x):
+            return part(params, x, text)
+
+        # A loop keeps the activations of all its rounds; of a checkpoint only what it reads.
+        return lax.map(jax.checkpoint(one, prevent_cse=False) if activations == RECOMPUTED else one, parts).mean()
+
+    return score
+
+
+def measure(reward: Reward, device: jax.Device) -> dict[str, Any]:
+    """A row of the table: forward and backward in bytes, of programs compiled for one device."""
+    backward = jax.value_and_grad(reward.score, argnums=1)
+    row = {name: getattr(reward, name) for name in ("name", "frames", "activations", "parameters")}
+    mesh = make_mesh(ConfigDict(dict.fromkeys(AXES, 1)), [device])
+    with jax.set_mesh(mesh):
+        arguments = jax.tree.map(lambda x: x.update(sharding=replicated(mesh)), reward.arguments)
+        options = {} if device.platform == "gpu" else OPTIONS[device.platform]
+        for direction, step in (("forward", reward.score), ("backward", backward)):
+            with progress(f"{reward.name}, {reward.frames} frames, {reward.activations}, {direction}"):
+                row[direction] = needed(jax.jit(step).lower(*arguments).compile(compiler_options=options))
+    printed = PAPER.get((reward.name, reward.frames), {}) if reward.activations == KEPT else {}
+    return row | {"paper": printed}
+
+
+def needed(compiled: Compiled) -> int:
+    """Bytes of arguments, results and temporaries at their peak; of arguments, those that the program reads."""
+    memory = compiled.memory_analysis()
+    outside = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return outside + memory.temp_size_in_bytes
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of `measure`, each number beside the paper's."""
+    lines = [("reward", "activations", "frames", "parameters", "paper", "forward", "paper", "backward", "paper")]
+    for row in rows:
+        paper = row["paper"]
+        numbers = {"parameters": f"{row['parameters']:,}"}
+        numbers |= {direction: _bytes(row[direction]) for direction in ("forward", "backward")}
+        pairs = [cell for name, number in numbers.items() for cell in (number, paper.get(name, ""))]
+        lines.append((row["name"], row["activations"], str(row["frames"]), *pairs))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ["<"] * 2 + [">"] * (len(widths) - 2)
+    text = [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, aligned, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _bytes(size: int) -> str:
+    """In the units, and to the digits, of the paper."""
+    return f"{size / 1e9:.3f} GB" if size >= 1e9 else f"{size / 1e6:.3f} MB"
+
+
+def _mean(network: Network) -> Callable[..., Float[Array, ""]]:
+    return lambda params, latents, *text: network.apply(params, latents, *text).mean()
+
+
+def _shape(*sides: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sides, jnp.float32)
+
+
+def _params(network: Network, dtype: str = "float32") -> Params:
+    """Shapes of the parameters, stored in `dtype`."""
+    return jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), jax.eval_shape(network.init, jax.random.key(0)))
