@@ -21,8 +21,8 @@ class WeightedSum:
     """
 
     def __init__(self, terms: Mapping[str, Mapping[str, Any]]):
-        if not terms:
-            raise UserError("a weighted sum needs at least one term")
+        if not terms or "reward" in terms:
+            raise UserError("a weighted sum has at least one term, and none called 'reward', which is the sum")
         for label, term in terms.items():
             if unknown := term.keys() - {"name", "weight", *DEFAULTS}:
                 raise UserError(f"the term {label} has no field {min(unknown)!r}")

@@ -22,6 +22,14 @@ def test_minus_the_kilobytes_that_pillow_writes():
     np.testing.assert_allclose(jpeg_incompressibility(frames, ["", ""]), -np.array(expected))
 
 
+def test_quality():
+    frames = np.random.default_rng(0).random((1, 1, 24, 40, 3), dtype=np.float32)
+    file = io.BytesIO()
+    Image.fromarray(np.rint(frames[0, 0] * 255).astype(np.uint8)).save(file, format="jpeg", quality=30)
+    np.testing.assert_allclose(jpeg_incompressibility(frames, [""], quality=30), file.tell() / 1000)
+    assert jpeg_compressibility(frames, [""], quality=30) > jpeg_compressibility(frames, [""])
+
+
 def test_values_outside_the_range_are_clipped():
     frames = np.random.default_rng(0).normal(0.5, 1, (1, 2, 16, 16, 3)).astype(np.float32)
     np.testing.assert_array_equal(jpeg_compressibility(frames, [""]), jpeg_compressibility(np.clip(frames, 0, 1), [""]))
