@@ -87,7 +87,7 @@ def latent_rewards() -> Iterator[Reward]:
         yield Reward(name, FRAMES, KEPT, count_parameters(params), _mean(network), arguments)
 
 
-def pixel_rewards(frames: Sequence[int], dtype: str = "bfloat16", config: dict = CLIP_H) -> Iterator[Reward]:
+def pixel_rewards(frames: Sequence[int], dtype: str, config: dict = CLIP_H) -> Iterator[Reward]:
     """HPSv2's score, cos(image, text) of the CLIP of this config, averaged over so many frames."""
     network = clip.build(dtype=dtype, **config)
     params, text = _params(network, dtype), _shape(config["projection_dim"])
@@ -104,7 +104,7 @@ def pixel_rewards(frames: Sequence[int], dtype: str = "bfloat16", config: dict =
             yield Reward(PIXELS, count, activations, parameters, over_parts(part, activations), arguments)
 
 
-def decoded_rewards(dtype: str = "bfloat16", config: dict = CLIP_H, vae: dict | None = None) -> Iterator[Reward]:
+def decoded_rewards(dtype: str, config: dict = CLIP_H, vae: dict | None = None) -> Iterator[Reward]:
     """The same of all frames, from the latents; `vae` are fields of `cogvideox_vae.build`."""
     networks = {
         "vae": cogvideox_vae.build(dtype=dtype, latent_channels=LATENT[-1], **(vae or {})),

@@ -65,7 +65,7 @@ def test_the_papers_clip():
     """ViT-H/14 by hand: patches, class token, positions, a norm, 32 layers, a norm, projection."""
     layer = 12 * 1280**2 + 13 * 1280
     tower = 3 * 14**2 * 1280 + 1280 + 257 * 1280 + 2 * 1280 + 32 * layer + 2 * 1280 + 1280 * 1024
-    rewards = list(memory.pixel_rewards([12, 128]))
+    rewards = list(memory.pixel_rewards([12, 128], "bfloat16"))
     assert {reward.parameters for reward in rewards} == {tower} == {632_076_800}
     assert [(reward.frames, reward.activations) for reward in rewards] == [
         *((12, KEPT), (128, KEPT)),

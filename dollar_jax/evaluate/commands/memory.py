@@ -14,7 +14,9 @@ from dollar_jax.files import write_atomically
 
 _FRAMES = flags.DEFINE_multi_integer("frames", [12, 24, 64, 128], "Frames that CLIP-H reads; repeated.", lower_bound=1)
 _DECODER = flags.DEFINE_bool("decoder", False, "CLIP-H behind the decoder, too: minutes of compilation.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of CLIP-H and the decoder.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["bfloat16", "float32"], "Of CLIP-H and decoder; default: bfloat16, on CPUs float32."
+)
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Compile for v5p:2x2x1, v6e:2x2, ..., one device of it; else for here."
 )
@@ -30,19 +32,18 @@ def main() -> None:
 
     from dollar_jax.evaluate import memory
 
-    decoded = memory.decoded_rewards(_DTYPE.value) if _DECODER.value else ()
-    rewards = chain(memory.latent_rewards(), memory.pixel_rewards(_FRAMES.value, _DTYPE.value), decoded)
+    # A CPU computes in float32 what is bfloat16, and has it twice.
+    dtype = _DTYPE.value or ("float32" if device.platform == "cpu" else "bfloat16")
+    decoded = memory.decoded_rewards(dtype) if _DECODER.value else ()
+    rewards = chain(memory.latent_rewards(), memory.pixel_rewards(_FRAMES.value, dtype), decoded)
     rows = [memory.measure(reward, device) for reward in rewards]
     if _OUT.value:
-        content = {"device": device.device_kind, "dtype": _DTYPE.value, "rows": rows}
+        content = {"device": device.device_kind, "dtype": dtype, "rows": rows}
         write_atomically(_OUT.value, json.dumps(content, indent=1) + "\n")
     print(memory.table(rows))
     print(
-        f"compiled for {device.device_kind}, CLIP-H and decoder in {_DTYPE.value}; arguments, results and temporaries"
-        " at their peak; 1 GB = 1e9 bytes"
+        f"compiled for {device.device_kind}; CLIP-H and decoder in {dtype}, latent reward models in float32."
+        "\nArguments, results and temporaries at their peak; 1 GB = 1e9 bytes"
     )
     if device.platform == "cpu":
-        print(
-            "for a CPU what is bfloat16 is computed in float32, and the weights are there in both: a program for TPUs"
-            "\n(--topology) takes a third to two thirds of it; the order of the rewards and the growth are the same"
-        )
+        print("A CPU's program fuses and lays out arrays otherwise than an accelerator's: --topology compiles for TPUs")
