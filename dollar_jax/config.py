@@ -26,7 +26,7 @@ def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
     updates of the latent model before the student's first. concurrent: whether it goes on learning then. step: joint
     sums the latent reward with the other objectives (Eq. 16), separate gives it a step of its own (Alg. 1, line 19).
     """
-    fields = {"options": {}, "frames": 0, "timeout": 900, "architecture": "latent_reward"}
+    fields = {"options": {}, "frames": 0, "timeout": 900.0, "architecture": "latent_reward"}
     fields |= {"network": {"channels": channels, "text_width": None, "backbone": "2d"}, "optimizer": optimizer(1e-3)}
     fields |= {"replay": 0, "pretrain": 0, "concurrent": True, "step": "joint"}
     return ConfigDict({"name": name, "batch_size": batch_size, **fields, **changes}, convert_dict=True)

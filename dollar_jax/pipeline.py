@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from dollar_jax import checkpoint, diffusion, sampling
 from dollar_jax.checkpoint import Card
@@ -195,7 +195,11 @@ def draw_noise(card: Card, seed: int, prompts: int, videos: int) -> tuple[Latent
     """Noise [prompts * videos, f h w c] and keys, prompt by prompt. A video's noise depends only on the seed,
     its prompt's number and its own: more prompts or videos leave it as it is.
     """
-    prompt, video = (x.ravel() for x in jnp.indices((prompts, videos)))
+    return noise_at(card, seed, *(numbers.ravel() for numbers in jnp.indices((prompts, videos))))
+
+
+def noise_at(card: Card, seed: int, prompt: Int[Array, " n"], video: Int[Array, " n"]) -> tuple[Latents, jax.Array]:
+    """The same for videos of these prompts' numbers and their own."""
     fold = jax.vmap(jax.random.fold_in)
     keys = fold(fold(jnp.broadcast_to(jax.random.key(seed), prompt.shape), prompt), video)
     return np.asarray(sampling.normal(keys, card["latent_shape"])), sampling.fold(keys, 1)

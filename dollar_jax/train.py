@@ -126,7 +126,8 @@ def train(
             checkpoints.save(0, vars(state), batches, value)
         for step in range(start, config.iterations):
             if verdict().stop:
-                print(f"{folder.name}: ended at {step}, the best is at {verdict().best}", flush=True)
+                if is_main():
+                    print(f"{folder.name}: ended at {step}, the best is at {verdict().best}", flush=True)
                 break
             batch = dict(next(batches))
             captions = [str(caption) for caption in batch.pop("caption")]

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dollar_jax import sampling
 from dollar_jax.checkpoint import Card
-from dollar_jax.pipeline import Latents, Pipeline
+from dollar_jax.pipeline import Latents, Pipeline, noise_at
 
 Made = tuple["Sample", Float[np.ndarray, "f h w c"], UInt8[np.ndarray, "F H W 3"]]
 
@@ -60,7 +59,4 @@ def draw(
 
 def noise_of(card: Card, seed: int, samples: Sequence[Sample]) -> tuple[Latents, jax.Array]:
     """Noise [n f h w c] and keys [n] of these samples: of all that `pipeline.draw_noise` draws, those asked for."""
-    prompt, video = jnp.array([(sample.prompt, sample.video) for sample in samples]).T
-    fold = jax.vmap(jax.random.fold_in)
-    keys = fold(fold(jnp.broadcast_to(jax.random.key(seed), prompt.shape), prompt), video)
-    return np.asarray(sampling.normal(keys, card["latent_shape"])), sampling.fold(keys, 1)
+    return noise_at(card, seed, *jnp.array([(sample.prompt, sample.video) for sample in samples]).T)

@@ -18,7 +18,7 @@ from dollar_jax.models import build
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, at_size
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, thin
+from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, shard, thin
 from dollar_jax.stages.common import encoded_source, host_batches, network_options, open_view, prompts
 from dollar_jax.stages.held_out import make_measure
 from dollar_jax.steps import dollar
@@ -130,7 +130,8 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if "pixel_reward" in needs:
         judge.prepare(config.show_captions[:1])  # refused now, not at the first step
         setup = replace(setup, decode=view.pipeline.decoder, pixel_reward=judge.score)
-        frozen |= {"vae": view.pipeline.networks["vae"][1], "reward": judge.params}
+        weights = jax.device_put(jax.tree.map(np.asarray, judge.params), shard(judge.params, mesh))
+        frozen |= {"vae": view.pipeline.networks["vae"][1], "reward": weights}
 
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     state = initialize(setup.init, mesh, teacher, jax.random.fold_in(key, 0), offload=config.offload)
