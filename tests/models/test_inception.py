@@ -1,4 +1,7 @@
-"""Parity with torchvision's Inception v3, fed as the vendi-score package feeds it; weights drawn at random."""
+"""Parity with torchvision's Inception v3, fed as the vendi-score package feeds it; weights drawn at random.
+
+torchvision must be built like PyTorch, and registries have it for CUDA only: it is no requirement of these tests.
+"""
 
 from pathlib import Path
 
@@ -7,8 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torchvision import transforms
-from torchvision.models import inception_v3
 
 from dollar_jax.convert import inception as keys
 from dollar_jax.convert.tensors import open_file
@@ -25,6 +26,16 @@ def small(monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def torchvision():
+    try:
+        import torchvision.models
+        import torchvision.transforms
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it is not built like this PyTorch
+        pytest.skip(f"torchvision cannot be imported: {error}")
+    return torchvision
+
+
+@pytest.fixture(scope="module")
 def frames():
     """Four pictures of very different kinds, not square."""
     random = np.random.default_rng(0)
@@ -34,16 +45,17 @@ def frames():
 
 
 @pytest.fixture(scope="module")
-def images(frames):
+def images(torchvision, frames):
     """The package's way to the network's input."""
+    transforms = torchvision.transforms
     steps = transforms.Compose([transforms.Resize(SIDE), transforms.CenterCrop(SIDE), transforms.ToTensor()])
     return torch.stack([steps(Image.fromarray(frame)) for frame in frames])
 
 
 @pytest.fixture(scope="module")
-def original(images):
+def original(torchvision, images):
     torch.manual_seed(0)
-    model = inception_v3(weights=None, transform_input=True, init_weights=False).eval()
+    model = torchvision.models.inception_v3(weights=None, transform_input=True, init_weights=False).eval()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:  # as they come out of training
         norm.weight.data.uniform_(0.5, 1.5)

@@ -1,17 +1,18 @@
-"""HPSv2, PickScore and the aesthetic predictor against open_clip and transformers, from real frames to the score."""
+"""HPSv2, PickScore and the aesthetic predictor against transformers, from real frames to the score; HPSv2 against
+open_clip too where it is installed, which needs a torchvision built like PyTorch.
+"""
 
-import shutil
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import open_clip
 import pytest
 import stock
 import torch
-import torchvision.transforms.functional as F
+import torch.nn.functional as F
 from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -40,12 +41,22 @@ def images(video):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where checkpoints are made, and the tokenizer of CLIP, from the vocabulary that comes with open_clip."""
-    folder, theirs = tmp_path_factory.mktemp("clip"), open_clip.tokenizer.SimpleTokenizer()
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    vocabulary = {names.get(token, token): number for token, number in theirs.encoder.items()}
-    CLIPTokenizer(vocab=vocabulary, merges=list(theirs.bpe_ranks)).save_pretrained(folder / "tokenizer")
+    """Where checkpoints are made, and a tokenizer of CLIP's kind, which spells every word."""
+    folder = tmp_path_factory.mktemp("clip")
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(letters + [f"{letter}</w>" for letter in letters])}
+    vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder / "tokenizer")
     return folder
+
+
+@pytest.fixture(scope="module")
+def open_clip():
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as error:  # its torchvision must be built like PyTorch
+        pytest.skip(f"open_clip cannot be imported: {error}")
+    return open_clip
 
 
 def randomize(model):
@@ -66,24 +77,22 @@ def transformers_model(folder):
 
 
 @pytest.fixture(scope="module")
-def open_clip_model(folder):
-    """As HPS_v2.1_compressed.pt, small."""
+def open_clip_model(folder, open_clip):
+    """As HPS_v2.1_compressed.pt, small, with the tokenizer that comes with open_clip."""
     vision = open_clip.CLIPVisionCfg(layers=1, width=64, head_width=64, patch_size=14, image_size=224)
     text = open_clip.CLIPTextCfg(layers=1, width=64, heads=1)
     model = randomize(open_clip.CLIP(32, vision, text, output_dict=True))
     torch.save({"state_dict": model.state_dict()}, folder / "HPS.pt")
     from_torch(folder / "HPS.pt", folder / "hps")
-    shutil.copytree(folder / "tokenizer", folder / "hps" / "tokenizer")
+    theirs = open_clip.tokenizer.SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in theirs.encoder.items()}
+    CLIPTokenizer(vocab=vocabulary, merges=list(theirs.bpe_ranks)).save_pretrained(folder / "hps" / "tokenizer")
     return model
 
 
 def judge(name, **options):
     return Judge({"name": name, "options": {key: str(value) for key, value in options.items()}})
-
-
-@pytest.fixture(scope="module")
-def hpsv2(folder, open_clip_model):
-    return judge("hpsv2", checkpoint=folder / "hps")
 
 
 @pytest.fixture(scope="module")
@@ -99,26 +108,40 @@ def check(ours, theirs):
 
 
 def hps_transform(image):
-    """Its ToTensor, ResizeMaxSize(224) and Normalize."""
-    x = F.to_tensor(image)
+    """Its ToTensor, ResizeMaxSize(224) and Normalize; torchvision resizes tensors by `interpolate`."""
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
     height, width = x.shape[1:]
     scale = 224 / max(height, width)
     if scale != 1:
         size = [round(side * scale) for side in (height, width)]
-        x = F.resize(x, size, F.InterpolationMode.BICUBIC)
+        x = F.interpolate(x[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
         down, right = 224 - size[0], 224 - size[1]
-        x = F.pad(x, [right // 2, down // 2, right - right // 2, down - down // 2], fill=0)
-    return F.normalize(x, MEAN, DEVIATION)
+        x = F.pad(x, [right // 2, right - right // 2, down // 2, down - down // 2])
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (MEAN, DEVIATION))
+    return (x - mean) / deviation
 
 
 @pytest.mark.parametrize("size", [(48, 80), (300, 262)])
-def test_hpsv2(hpsv2, open_clip_model, size):
+def test_hpsv2(folder, transformers_model, size):
+    video, model = videos(*size), transformers_model
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    text = tokenizer(CAPTIONS, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        pixels = torch.stack([hps_transform(image) for image in images(video)])
+        features = model.get_image_features(pixel_values=pixels).pooler_output
+        texts = model.get_text_features(**text).pooler_output.repeat_interleave(2, 0)
+    reward = judge("hpsv2", checkpoint=folder / "clip", tokenizer=folder / "tokenizer")
+    check(reward(video, CAPTIONS), F.cosine_similarity(features, texts))
+
+
+@pytest.mark.parametrize("size", [(48, 80), (300, 262)])
+def test_hpsv2_of_open_clip(folder, open_clip, open_clip_model, size):
     video = videos(*size)
     tokens = open_clip.get_tokenizer("ViT-H-14")(CAPTIONS).repeat_interleave(2, 0)
     with torch.no_grad():
         found = open_clip_model(torch.stack([hps_transform(image) for image in images(video)]), tokens)
     theirs = torch.diagonal(found["image_features"] @ found["text_features"].T)
-    check(hpsv2(video, CAPTIONS), theirs)
+    check(judge("hpsv2", checkpoint=folder / "hps")(video, CAPTIONS), theirs)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +174,7 @@ def test_gradient_through_the_preprocessing(pickscore, picked):
     """PyTorch's from the images on, and back through its own resize: the rounding lets it through."""
     video = videos(48, 80)
     frames = torch.zeros(6, 3, 48, 80, requires_grad=True)
-    resized = torch.nn.functional.interpolate(frames, (224, 373), mode="bicubic", antialias=True)
+    resized = F.interpolate(frames, (224, 373), mode="bicubic", antialias=True)
     resized[..., 74 : 74 + 224].backward(picked(video).gradient / torch.tensor(DEVIATION)[:, None, None])
     wanted = frames.grad.numpy().transpose(0, 2, 3, 1).reshape(video.shape) / 2
     prepared = pickscore.prepare(CAPTIONS)
@@ -186,7 +209,7 @@ def test_aesthetic(folder, transformers_model):
     pixels = CLIPImageProcessorPil()(images=images(video), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         features = transformers_model.get_image_features(pixel_values=pixels).pooler_output
-        theirs = head(torch.nn.functional.normalize(features, dim=-1))[:, 0]
+        theirs = head(F.normalize(features, dim=-1))[:, 0]
     reward = judge("aesthetic", clip=folder / "clip", head=folder / "head")
     assert reward.prepare(CAPTIONS) == {}
     check(reward(video, CAPTIONS), theirs)
