@@ -119,19 +119,15 @@ def measure(work, rate: float) -> None:
 def materialize(tree):
     """Small random numbers, not negative (mean squares are not), in the shardings of these ShapeDtypeStructs."""
 
-    def make(leaf):
+    def values(leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.ones(leaf.shape, leaf.dtype)
+        return 0.02 * jnp.abs(jax.random.normal(jax.random.key(0), leaf.shape, leaf.dtype))
 
-        def values():
-            if not floating:
-                return jnp.ones(leaf.shape, leaf.dtype)
-            return 0.02 * jnp.abs(jax.random.normal(jax.random.key(0), leaf.shape, leaf.dtype))
-
-        return jax.jit(values, out_shardings=leaf.sharding)()
-
-    return jax.tree.map(make, tree)
+    # One program for all: to compile one for each takes minutes.
+    return jax.jit(lambda: jax.tree.map(values, tree), out_shardings=jax.tree.map(lambda leaf: leaf.sharding, tree))()
 
 
 def profile(call) -> None:
