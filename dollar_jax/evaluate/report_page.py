@@ -69,7 +69,7 @@ def _scale(metric: Metric, rows: Sequence[Mapping]) -> dict:
     def ends(row: Mapping) -> list[float]:
         spread, value = row.get("std", {}).get(metric.key), row[metric.key]
         bounds = [value - spread, value + spread] if known(spread) else []
-        return [0 if metric.unit == "s" and bound <= 0 else min(100, max(0, place(bound))) for bound in bounds]
+        return [0.0 if metric.unit == "s" and bound <= 0 else min(100.0, max(0.0, place(bound))) for bound in bounds]
 
     places = {model: place(value) for model, value in values.items()}
     spreads = {label(row): ends(row) for row in rows if label(row) in values}
