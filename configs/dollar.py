@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
         batch_size=8,
         optimizer=optimizer(1e-4, decay_from=1.0, b2=0.999),  # not in the paper
     )
-    config.held_out = held_out(videos_per_caption=1)
+    config.held_out = held_out(videos_per_caption=2)
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},

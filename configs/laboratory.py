@@ -147,6 +147,16 @@ def _reward_models(config: ConfigDict) -> None:
         config.students[kind] = _student("base/vsd_cd", reward, iterations=0, save_every=50)
 
 
+def _collapse(config: ConfigDict) -> None:
+    """What a rate that is far too high does, and whether the log says so."""
+    config.stages = ("distill",)
+    config.held_out.videos_per_caption = 2
+    vsd = {"objectives": _weights(variational_score=1.0), "save_every": 50}
+    config.students.healthy = _student(**vsd)
+    for times in 10, 100:
+        config.students[f"rate_x{times}"] = _student(optimizer={"learning_rate": times * 1e-4}, **vsd)
+
+
 STEPWISE = {
     "lrm": (120, BOTH | {"latent_reward": 0.15}, {}),
     "ddpo": (120, BOTH | {"policy_gradient": 1.0}, {}),
@@ -170,4 +180,5 @@ EXPERIMENTS = {
     "rewards_smooth": _rewards_smooth,
     "overoptimisation": _overoptimisation,
     "reward_models": _reward_models,
+    "collapse": _collapse,
 }

@@ -109,7 +109,7 @@ def get_config() -> ConfigDict:
         batch_size=16,
         optimizer=optimizer(1e-3, decay_from=1.0),
     )
-    config.held_out = held_out(videos_per_caption=1)
+    config.held_out = held_out(videos_per_caption=2)
     # Each student changes `generator` and `reward` in its own way, and may start from another one.
     config.students = ConfigDict(
         {

@@ -33,8 +33,8 @@ def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
 
 
 def held_out(videos_per_caption: int) -> ConfigDict:
-    """How a student that is tuned for a reward is judged on the way: `videos_per_caption` of each of the report's
-    captions (0: not at all), whenever a checkpoint is saved.
+    """How a student is judged on the way: by `videos_per_caption` of each of the report's captions (0: not at all),
+    before its first update and whenever a checkpoint is saved.
     """
     return ConfigDict({"videos_per_caption": videos_per_caption})
 

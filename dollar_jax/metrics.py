@@ -96,6 +96,12 @@ class Logger:
             shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
             print(f"{self._stage} {step + 1}/{self._total}  {shown}", flush=True)
 
+    def alarm(self, step: int, words: str) -> None:
+        """Says what is wrong after a step on stderr and under TensorBoard's texts."""
+        if self._writes:
+            print(f"{self._stage} {step + 1}/{self._total}  ALARM: {words}", file=sys.stderr, flush=True)
+            self._events.add_text("alarms", words, step)
+
     def videos(self, step: int, name: str, frames: UInt8[np.ndarray, "n f h w 3"], captions: list[str]) -> None:
         """Shows n videos side by side, animated, under TensorBoard's images, and their captions under its texts."""
         if not self._writes:

@@ -14,7 +14,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dollar_jax import guard
+from dollar_jax import collapse, guard
 from dollar_jax.checkpoint import Checkpoints
 from dollar_jax.distributed import Preemption, is_main
 from dollar_jax.files import write_atomically
@@ -83,7 +83,8 @@ def train(
       config: iterations; save_every, keep, best: checkpoints; log_every; show_every, 0 for never; guard, see
         `guard.judge`, where `measure` is given.
       show: (state) -> (frames uint8 [n f h w 3], captions) for the log.
-      measure: (state) -> values by names that begin with `held_out/`, before the first update and at every checkpoint.
+      measure: (state) -> values by names that begin with `held_out/` or `collapse/`, before the first update and at
+        every checkpoint.
 
     Raises:
       UserError: the updates of a network are no longer finite.
@@ -97,7 +98,7 @@ def train(
         state = state.replace(**restored)
     if start < config.iterations and is_main():
         _describe(folder, vars(state))
-    history = [line for line in read(folder) if guard.REWARD in line and line["step"] < start]
+    history = [line for line in read(folder) if line["step"] < start and any(n.startswith(guard.PREFIX) for n in line)]
 
     def verdict():
         return guard.judge(history, config.guard) if guarded else guard.Verdict(None, False)
@@ -109,6 +110,8 @@ def train(
         if guarded:
             values |= {guard.PREFIX + "score": guard.score(history, config.guard)}
         log.measured(done - 1, values, time.perf_counter() - begun)
+        for words in collapse.alarms(history[0], values):
+            log.alarm(done - 1, words)
         return values
 
     skips, averages = Skips(folder.name), {}

@@ -4,6 +4,7 @@ report    a page of what one run found, or several: mean and spread over seeds, 
 vendi     how many different videos there are of a prompt, by pixels, Inception v3 or features of one's own
 human     a web page where people compare the videos of two models; their winning rates
 vbench    samples VBench's prompts under its file names, or turns its results into quality, semantic and total scores
+timing    seconds of text encoding, diffusion and decoding, teacher beside student (Tab. 4 of the paper)
 memory    what tuning by a reward takes of memory: latent reward models beside CLIP-H (Tab. 1 and Tab. 10 of the paper)
 """
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "vendi": "dollar_jax.evaluate.commands.vendi",
     "human": "dollar_jax.evaluate.commands.human",
     "vbench": "dollar_jax.evaluate.commands.vbench",
+    "timing": "dollar_jax.evaluate.commands.timing",
     "memory": "dollar_jax.evaluate.commands.memory",
 }
 

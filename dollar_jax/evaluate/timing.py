@@ -10,6 +10,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
+
+from dollar_jax.pipeline import Latents, Pipeline, draw_noise
+
+Text = Float[np.ndarray, "n l d"]
 
 
 class Timing(NamedTuple):
@@ -20,26 +25,55 @@ class Timing(NamedTuple):
     std: float
 
 
-def time_samplers(samplers: Mapping[str, Callable[[], object]], videos: int, repeats: int = 10) -> dict[str, Timing]:
-    """Times samplers that each make `videos` videos a call; what they return is waited for.
+def time_in_turns(calls: Mapping[str, Callable[[], object]], videos: int, repeats: int = 10) -> dict[str, Timing]:
+    """Times functions that each work on `videos` videos a call; what they return is waited for.
 
     They take turns within each repeat, so that a machine that slows down slows them all; compare the medians. One call
     of each comes first and is not counted: it compiles.
     """
-    for sample in samplers.values():
-        jax.block_until_ready(sample())
-    seconds = {name: [] for name in samplers}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    seconds = {name: [] for name in calls}
     for _ in range(repeats):
-        for name, sample in samplers.items():
+        for name, call in calls.items():
             begun = time.perf_counter()
-            jax.block_until_ready(sample())
+            jax.block_until_ready(call())
             seconds[name].append((time.perf_counter() - begun) / videos)
     return {name: Timing(*(float(of(times)) for of in (np.median, np.mean, np.std))) for name, times in seconds.items()}
 
 
-def network_calls(steps: int, guidance: float) -> int:
-    """Calls of the network for one video: guidance (the paper's w, Eq. 9) evaluates it twice a step."""
-    return steps * (2 if guidance else 1)
+class Sampling(NamedTuple):
+    """A way to make a video."""
+
+    pipeline: Pipeline
+    steps: int
+    guidance: float  # the paper's w
+
+    @property
+    def calls(self) -> int:
+        """Of the network for a video: guidance (Eq. 9) evaluates it twice a step."""
+        return self.steps * (2 if self.guidance else 1)
+
+    def diffusion(self, text: Text, null_text: Text, noise: Latents, keys: jax.Array) -> Callable[[], jax.Array]:
+        """() -> latents of one batch, whose inputs lie ready on the device."""
+        inputs = jax.device_put((noise, text, null_text))
+        params = jax.device_put(self.pipeline.networks["transformer"][1])
+        options = {"times": self.pipeline.times(self.steps), "guidance": self.guidance}
+        return lambda: self.pipeline.sampler(params, *inputs, keys, **options)
+
+
+def time_parts(samplings: Mapping[str, Sampling], caption: str, videos: int, repeats: int) -> dict[str, Timing]:
+    """The diffusion of each sampling, by its name, and what the first one's text encoder and decoder add to all of
+    them: "text" and "decoding". `videos` of one caption are made at a time. No other text encoder is needed.
+    """
+    first = next(iter(samplings.values())).pipeline
+    captions = [caption] * videos
+    text, _ = first.encode_text(captions)
+    noise, keys = draw_noise(first.card, 0, 1, videos)
+    inputs = text, first.encode_text([""])[0], noise, keys
+    calls = {name: sampling.diffusion(*inputs) for name, sampling in samplings.items()}
+    calls |= {"text": lambda: first.encode_text(captions), "decoding": lambda: first.decode_on_devices(noise)}
+    return time_in_turns(calls, videos, repeats)
 
 
 def speed_up(teacher: Mapping, student: Mapping) -> tuple[float | None, float]:

@@ -18,7 +18,7 @@ from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.importing import UserError
 from dollar_jax.models import clip
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Params
+from dollar_jax.notation import Params, PerExample
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
@@ -121,6 +121,33 @@ class Clip:
         images = to_images(rearrange(frames, "b f h w c -> (b f) h w c"), self._config.vision_config.image_size)
         embeddings = _unit(self._network.apply(params, images, method="encode_image"))
         return rearrange(embeddings, "(b f) e -> b f e", b=len(frames))
+
+
+class Preference:
+    """A CLIP tuned to what people chose: cos(image, text), the mean over frames; its children say how they see frames.
+
+    Args:
+      checkpoint: the converted weights.
+      tokenizer: a folder with that of CLIP; by default `tokenizer` in the checkpoint's.
+      dtype: of the networks; bfloat16 takes half the memory.
+    Raises:
+      UserError: one of them is not there.
+    """
+
+    to_images: Callable[[Frames, int], Images]
+
+    def __init__(self, checkpoint: str, tokenizer: str = "", dtype: str = "float32"):
+        self._clip = Clip(checkpoint, dtype, tokenizer)
+        self.params = self._clip.params
+
+    def prepare(self, captions: Sequence[str]) -> dict[str, Embeddings]:
+        """Unit embeddings [b e]."""
+        return {"text": self._clip.texts(captions)}
+
+    def score(self, frames: Videos, prepared: dict[str, Array | np.ndarray], params: Params) -> PerExample:
+        """Of videos 0..1, with a gradient in them everywhere."""
+        images = self._clip.frames(params, frames, self.to_images)
+        return jnp.einsum("bfe,be->bf", images, prepared["text"]).mean(1)
 
 
 def _unit(x: Embeddings) -> Embeddings:

@@ -120,9 +120,10 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         "guidance": generator.guidance,
     }
     batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh)
-    held_out = needs - {"fake_score"} and config.held_out.videos_per_caption
-    captions = np.repeat(prompts(config), held_out).tolist() if held_out else []
     judge = Judge(reward) if needs - {"fake_score"} else None
+    if generator.guard.metric and not judge:
+        raise UserError(f"{name}: guard.metric={generator.guard.metric} needs an objective that asks for a reward")
+    captions = np.repeat(prompts(config), config.held_out.videos_per_caption).tolist()
     write_card(folder, card)
     view = open_view(folder, card, network, config, mesh, captions)
     frozen = {"teacher": teacher, "null_text": view.null_text}
@@ -144,7 +145,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     loop = generator.copy_and_resolve_references()
     loop.iterations += reward.pretrain
     learns = "reward_model" in needs
-    measure = make_measure(setup, config, view, judge, captions, mesh, learns) if held_out else None
+    measure = make_measure(setup, config, view, judge, captions, mesh, learns) if captions else None
     verdict = train(folder, state, update, batches, loop, mesh, view.show, measure)
     if verdict.best is not None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dollar_jax import collapse
 from dollar_jax.guard import PREFIX
 from dollar_jax.importing import resolve
 from dollar_jax.pipeline import draw_noise, pad_rows
@@ -22,12 +23,13 @@ def make_measure(
     setup: Distillation,
     config: ConfigDict,
     view: View,
-    judge: Judge,
+    judge: Judge | None,
     captions: Sequence[str],
     mesh: Mesh,
     learns: bool,
 ) -> Callable[[DollarState], dict[str, float]]:
-    """(state) -> what the videos of the student's moving average are worth, by names with `held_out/` in front.
+    """(state) -> what the videos of the student's moving average are worth, by names with `held_out/` in front, and
+    what `collapse.measure` finds.
 
     reward               the true one, mean over videos
     reward_estimate      the latent reward model's, in the reward's units, and
@@ -36,6 +38,7 @@ def make_measure(
 
     Args:
       view: opened with these captions.
+      judge: the true reward, where there is one.
       learns: whether there is a latent reward model in training.
     """
     pipeline, module = view.pipeline, config.report.measures
@@ -61,15 +64,18 @@ def make_measure(
             latents = np.asarray(pipeline.sampler(params, *inputs, pipeline.times(None), guidance))
             parts.append((latents, pipeline.decode(latents)))
         latents, frames = (np.concatenate(part)[: len(captions)] for part in zip(*parts, strict=True))
-        rewards = judge(frames, captions)
-        values = {"reward": rewards.mean()}
-        if learns and state.reward_statistics.count:
-            estimates = estimate(state, latents, view.text, view.text_mask)
-            values |= {
-                "reward_estimate": estimates.mean(),
-                "reward_correlation": correlation(estimates, jnp.asarray(rewards)),
-            }
-        values |= measure(frames / np.float32(255), latents, captions, known)
-        return {PREFIX + name: float(value) for name, value in values.items()}
+        frames = frames / np.float32(255)
+        values = measure(frames, latents, captions, known)
+        if judge:
+            rewards = judge(frames, captions)
+            values["reward"] = rewards.mean()
+            if learns and state.reward_statistics.count:
+                estimates = estimate(state, latents, view.text, view.text_mask)
+                values |= {
+                    "reward_estimate": estimates.mean(),
+                    "reward_correlation": correlation(estimates, jnp.asarray(rewards)),
+                }
+        values = {PREFIX + name: float(value) for name, value in values.items()}
+        return values | collapse.measure(frames, captions)
 
     return run

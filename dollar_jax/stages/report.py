@@ -5,8 +5,7 @@ import platform
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -19,26 +18,13 @@ from dollar_jax import metrics, pictures
 from dollar_jax.distributed import is_main
 from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_rows import DATA, TEACHER
-from dollar_jax.evaluate.timing import network_calls, time_samplers
+from dollar_jax.evaluate.timing import Sampling, time_in_turns
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
 from dollar_jax.pipeline import Pipeline, draw_noise, load
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.common import HELD_OUT, encode_clips, prompts, real_clips
 from dollar_jax.stages.distill import teacher_folder
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the report: a model at a number of steps."""
-
-    name: str
-    pipeline: Pipeline
-    steps: int
-
-    @property
-    def calls(self) -> int:
-        return network_calls(self.steps, self.pipeline.card["guidance"])
 
 
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
@@ -50,8 +36,8 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     reference, measure = (resolve(f"{settings.measures}:{part}", "") for part in ("reference", "measure"))
     reward = Judge(config.reward)
     captions = np.repeat(prompts(config), settings.videos_per_caption).tolist()
-    entries = list(_entries(config, workdir))
-    teacher = entries[0].pipeline
+    entries = dict(_entries(config, workdir))
+    teacher = entries[TEACHER].pipeline
     noise, keys = draw_noise(
         teacher.card, HELD_OUT, len(captions) // settings.videos_per_caption, settings.videos_per_caption
     )
@@ -71,25 +57,24 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     frames, *rest = encode_clips(teacher, real[::2])
     known = reference(frames / np.float32(255), *rest)
     rows, clips = [row(DATA, *encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption)))], {}
-    seconds = time_samplers(
-        {entry.name: _timed(entry, noise, text, keys, settings.batch_size) for entry in entries},
-        settings.batch_size,
-        settings.repeats,
-    )
+    batch = slice(settings.batch_size)
+    inputs = text[batch], teacher.encode_text([""])[0], noise[batch], keys[batch]
+    timed = {name: entry.diffusion(*inputs) for name, entry in entries.items()}
+    seconds = time_in_turns(timed, settings.batch_size, settings.repeats)
     shown = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
-    for entry in tqdm(entries, desc="report", unit="model", disable=None):
+    for name, entry in tqdm(entries.items(), desc="report", unit="model", disable=None):
         parts = entry.pipeline.generate(text, noise, keys, entry.steps, batch_size=settings.batch_size)
         parts = [(latents, entry.pipeline.decode(latents)) for latents in parts]
         latents, frames = (np.concatenate(part) for part in zip(*parts, strict=True))
-        clips[entry.name] = frames[shown]
+        clips[name] = frames[shown]
         rows.append(
-            row(entry.name, frames, latents, captions)
+            row(name, frames, latents, captions)
             | {
                 "objectives": sorted(entry.pipeline.card.get("objectives", {})),
                 "steps": entry.steps,
                 "calls": entry.calls,
-                "diffusion_seconds_per_video": seconds[entry.name].median,
-                "diffusion_seconds_per_video_std": seconds[entry.name].std,
+                "diffusion_seconds_per_video": seconds[name].median,
+                "diffusion_seconds_per_video_std": seconds[name].std,
             }
         )
     if not is_main():
@@ -117,18 +102,22 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     print(f"report: {folder / 'index.html'}")
 
 
-def _entries(config: ConfigDict, workdir: Path) -> Iterator[Entry]:
-    """The teacher at its own steps and at a student's, the students at theirs, the first one at fewer too."""
+def _entries(config: ConfigDict, workdir: Path) -> Iterator[tuple[str, Sampling]]:
+    """The teacher at its own steps and at a student's, the students at theirs, the first one at fewer too; by row."""
     teacher = load(teacher_folder(config, workdir))
     students = {name: load(workdir / name) for name in config.students}
-    yield Entry(TEACHER, teacher, len(teacher.card["times"]))
+    yield TEACHER, _sampling(teacher, len(teacher.card["times"]))
     first = next(iter(students))
     own = len(students[first].card["times"])
-    yield Entry(f"{TEACHER}, {own} steps", teacher, own)
+    yield f"{TEACHER}, {own} steps", _sampling(teacher, own)
     for name, student in students.items():
-        yield Entry(name, student, len(student.card["times"]))
+        yield name, _sampling(student, len(student.card["times"]))
     for steps in config.report.fewer_steps:
-        yield Entry(f"{first}, {steps} step{'s' * (steps > 1)}", students[first], steps)
+        yield f"{first}, {steps} step{'s' * (steps > 1)}", _sampling(students[first], steps)
+
+
+def _sampling(model: Pipeline, steps: int) -> Sampling:
+    return Sampling(model, steps, model.card["guidance"])
 
 
 def _balanced(clips: Sequence[dict], count: int) -> list[dict]:
@@ -138,11 +127,3 @@ def _balanced(clips: Sequence[dict], count: int) -> list[dict]:
         groups[clip["caption"]].append(clip)
     count = min(count, max(map(len, groups.values())))
     return [clip for group in groups.values() if len(group) >= count for clip in group[:count]]
-
-
-def _timed(entry: Entry, noise, text, keys, batch_size: int) -> Callable[[], jax.Array]:
-    """A sampler of one batch whose inputs lie ready on the device."""
-    inputs = jax.device_put((noise[:batch_size], text[:batch_size], entry.pipeline.encode_text([""])[0]))
-    params = jax.device_put(entry.pipeline.networks["transformer"][1])
-    times, guidance = entry.pipeline.times(entry.steps), entry.pipeline.card["guidance"]
-    return lambda: entry.pipeline.sampler(params, *inputs, keys[:batch_size], times=times, guidance=guidance)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import toy_pipeline
 
+from dollar_jax.checkpoint import read_card, write_card
 from dollar_jax.evaluate.vbench import DIMENSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,28 @@ def test_prompts_become_videos(tmp_path):
     assert (manifest["seed"], manifest["times"]) == (3, [999])
 
 
+def test_parts_of_a_video_are_timed(tmp_path):
+    """A student beside a teacher with guidance: four calls of the network to two and one."""
+    teacher, student = (toy_pipeline.write(tmp_path / name, ["a cat"]) for name in ("teacher", "student"))
+    write_card(teacher, read_card(teacher) | {"role": "teacher", "guidance": 2.0})
+    flags = [f"--teacher={teacher}", f"--student={student}", f"--out={tmp_path}/timing.json", "--repeats=3"]
+    done = evaluate("timing", *flags, "--batch_size=2")
+    assert done.returncode == 0, done.stderr
+    table = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in row[:2]] for row in table[1:]] == [
+        ["teacher, 2 steps", "4"],
+        ["student, 2 steps", "2"],
+        ["student, 1 step", "1"],
+    ]
+    found = json.loads((tmp_path / "timing.json").read_text())
+    assert [row["bound"] for row in found["rows"]] == [1, 2, 4]
+    assert found["seconds"].keys() == {"text", "decoding", *(row["model"] for row in found["rows"])}
+    assert all(0 < part["median"] < 5 for part in found["seconds"].values())
+    ratio = found["seconds"]["teacher, 2 steps"]["median"] / found["seconds"]["student, 1 step"]["median"]
+    assert found["rows"][2]["speed_up"] == pytest.approx(ratio)
+    assert f"{ratio:.1f} (4)" in table[3][-1]
+
+
 @pytest.mark.slow  # half a minute
 def test_memory_is_measured_without_weights(tmp_path):
     done = evaluate("memory", "--frames=1", f"--out={tmp_path}/memory.json")
@@ -82,12 +105,13 @@ def test_memory_is_measured_without_weights(tmp_path):
     assert all(name in shown for name in names)
 
 
-@pytest.mark.parametrize("command", ["", "vbench", "memory"])
+@pytest.mark.parametrize("command", ["", "vbench", "memory", "timing"])
 def test_help(command):
     shown = evaluate(*([command] if command else []), "--help").stdout
     assert command in shown
     assert ("--results" in shown) == (command == "vbench")
     assert ("--topology" in shown) == (command == "memory")
+    assert ("--teacher" in shown) == (command == "timing")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +123,8 @@ def test_help(command):
         (["vbench", "results.json"], "did you mean --results.json"),
         (["vbench", "--results=missing.json"], "missing.json"),
         (["vbench"], "either --results=FILE.json"),
+        (["timing", "--teacher=T"], "--student is missing"),
+        (["timing", "--teacher=T", "--student=S", "--steps=4,0"], "wanted numbers, as in 4,2,1"),
         (["memory", "--topology=v9:2x2"], "no chip 'v9'"),
         (["vbench", "--results=a.json", "--checkpoint=C"], "either --results=FILE.json"),
         (["vbench", "--checkpoint=C", "--prompts=missing.txt"], "--out is missing"),

@@ -28,7 +28,7 @@ def test_samplers_take_turns_after_a_warm_up_and_seconds_are_for_one_video(monke
         "teacher": clock.sampler(log, "teacher", [90, 8, 10, 30]),
         "student": clock.sampler(log, "student", [50, 1, 2, 3]),
     }
-    times = timing.time_samplers(samplers, videos=2, repeats=3)
+    times = timing.time_in_turns(samplers, videos=2, repeats=3)
     assert log == ["teacher", "student"] * 4
     assert times["teacher"] == timing.Timing(median=5, mean=8, std=pytest.approx(np.std([4, 5, 15])))
     assert times["student"].median == 1
@@ -39,7 +39,7 @@ def test_the_work_is_waited_for():
     matrix = jnp.ones((1000, 1000))
     work = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda i, y: y @ x / 1000, x))
     waited = []
-    times = timing.time_samplers({"work": lambda: waited.append(work(matrix)) or waited[-1]}, videos=1, repeats=2)
+    times = timing.time_in_turns({"work": lambda: waited.append(work(matrix)) or waited[-1]}, videos=1, repeats=2)
     assert all(array.is_ready() for array in waited)
     assert times["work"].median > 1e-3
 
@@ -51,5 +51,5 @@ def test_speed_up_and_its_bound():
 
 
 def test_guidance_doubles_the_calls():
-    assert timing.network_calls(50, guidance=7.5) == 100
-    assert timing.network_calls(4, guidance=0.0) == 4
+    assert timing.Sampling(None, 50, guidance=7.5).calls == 100
+    assert timing.Sampling(None, 4, guidance=0.0).calls == 4

@@ -1,0 +1,100 @@
+"""python -m dollar_jax.evaluate timing --teacher=W/teacher --student=W/vsd_cd: what a video takes (Tab. 4).
+
+Seconds a video of text encoding, diffusion and decoding, each waited for to its end: mean and standard deviation over
+repeats. Speed-up is the teacher's diffusion over the student's (medians; all take turns), and beside it stands its
+bound, the same ratio of network calls. A speed-up far below the bound says that it is not the network that takes the
+time: give it more to do with --batch_size.
+"""
+
+import json
+
+from absl import flags
+
+from dollar_jax.command import required
+from dollar_jax.files import write_atomically
+from dollar_jax.importing import UserError
+
+_TEACHER = flags.DEFINE_string("teacher", None, "Folder of the teacher.")
+_STUDENT = flags.DEFINE_string("student", None, "Folder of the student.")
+_STEPS = flags.DEFINE_list("steps", None, "The student's; by default its own number, and of 4, 2, 1 what it can do.")
+_GUIDANCE = flags.DEFINE_float("guidance", None, "The teacher's, the paper's w, 0 for none; default: its checkpoint's.")
+_PROMPT = flags.DEFINE_string("prompt", "a cat asleep on a piano", "What is sampled.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Videos at a time.", lower_bound=1)
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Runs, after one that compiles.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "A JSON file for the numbers.")
+
+
+def main() -> None:
+    required(_TEACHER, _STUDENT)
+    if _STEPS.value and not all(steps.isdigit() and int(steps) for steps in _STEPS.value):
+        raise UserError(f"--steps={','.join(_STEPS.value)}: wanted numbers, as in 4,2,1")
+
+    import jax
+
+    from dollar_jax import pipeline
+    from dollar_jax.evaluate import timing
+
+    teacher, student = pipeline.load(_TEACHER.value), pipeline.load(_STUDENT.value, parts=("transformer",))
+    if teacher.card["latent_shape"] != student.card["latent_shape"]:
+        raise UserError("teacher and student make videos of different sizes: no ratio of their times means anything")
+    own = len(teacher.card["times"])
+    guidance = teacher.card["guidance"] if _GUIDANCE.value is None else _GUIDANCE.value
+    samplings = {f"teacher, {own} steps": timing.Sampling(teacher, own, guidance)}
+    for steps in map(int, _STEPS.value) if _STEPS.value else usual_steps(student):
+        student.times(steps)  # refused before anything is compiled
+        name = f"student, {steps} step{'s' * (steps > 1)}"
+        samplings[name] = timing.Sampling(student, steps, student.card["guidance"])
+    seconds = timing.time_parts(samplings, _PROMPT.value, _BATCH_SIZE.value, _REPEATS.value)
+    rows = make_rows({name: sampling.calls for name, sampling in samplings.items()}, seconds)
+
+    video = teacher.card["video"]
+    size = f"{video['frames']} x {video['height']} x {video['width']}"
+    device = jax.devices()[0].device_kind
+    if _OUT.value:
+        how = {"video": size, "device": device, "batch_size": _BATCH_SIZE.value, "repeats": _REPEATS.value}
+        parts = {name: timed._asdict() for name, timed in seconds.items()}
+        write_atomically(_OUT.value, json.dumps(how | {"rows": rows, "seconds": parts}, indent=1) + "\n")
+    print(table(rows, seconds))
+    print(f"\nSeconds a video, mean ± std of {_REPEATS.value} runs; {size}, {_BATCH_SIZE.value} at a time, {device}")
+
+
+def usual_steps(student) -> list[int]:
+    """The student's own number of steps, and of 4, 2 and 1 those at a subset of its times."""
+    steps = {len(student.card["times"])}
+    for count in 4, 2, 1:
+        try:
+            student.times(count)
+        except UserError:
+            continue
+        steps.add(count)
+    return sorted(steps, reverse=True)
+
+
+def make_rows(calls: dict[str, int], seconds: dict) -> list[dict]:
+    """{"model", "calls", "speed_up", "bound"} of each model, the first of which is the one to compare with."""
+    first = next(iter(calls))
+    return [
+        {
+            "model": name,
+            "calls": count,
+            "speed_up": seconds[first].median / seconds[name].median,
+            "bound": calls[first] / count,
+        }
+        for name, count in calls.items()
+    ]
+
+
+def table(rows: list[dict], seconds: dict) -> str:
+    """Markdown."""
+    text, decoding = (_cell(seconds[part]) for part in ("text", "decoding"))
+    lines = ["| model | calls | text encoding | diffusion | decoding | speed-up (bound) |", "|---" + "|---:" * 5 + "|"]
+    for row in rows:
+        ratio = f"{row['speed_up']:.1f} ({row['bound']:.3g})"
+        lines.append(
+            f"| {row['model']} | {row['calls']} | {text} | {_cell(seconds[row['model']])} | {decoding} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(timed) -> str:
+    return f"{timed.mean:.3g} ± {timed.std:.2g}"
