@@ -44,7 +44,8 @@ def make_measure(
     pipeline, module = view.pipeline, config.report.measures
     reference, measure = (resolve(f"{module}:{name}", "") for name in ("reference", "measure"))
     frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
-    known = reference(frames / np.float32(255), *rest)
+    frames = frames / np.float32(255)
+    known, data_grain = reference(frames, *rest), collapse.grain(frames)
     size = config.report.batch_size
     guidance = pipeline.card["guidance"]
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
@@ -76,6 +77,6 @@ def make_measure(
                     "reward_correlation": correlation(estimates, jnp.asarray(rewards)),
                 }
         values = {PREFIX + name: float(value) for name, value in values.items()}
-        return values | collapse.measure(frames, captions)
+        return values | collapse.measure(frames, captions, data_grain)
 
     return run
