@@ -7,7 +7,7 @@ since first samples in few steps are too smooth.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -68,11 +68,11 @@ def measure(frames: Videos, captions: Sequence[str], data_grain: float) -> dict[
     return {PREFIX + name: float(value) for name, value in values.items()}
 
 
-def alarms(start: Mapping[str, float | None], now: Mapping[str, float | None]) -> list[str]:
+def alarms(start: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is wrong, in words; [] of a healthy student.
 
     Args:
-      start, now: values of `measure`, and any others; None where one is not finite.
+      start, now: values of `measure`, None where one is not finite, and anything else.
     """
     found = []
     for name, words in SYMPTOMS:

@@ -152,6 +152,21 @@ def test_a_reward_with_a_gradient_rises_on_held_out_prompts(folder, objective, t
     assert last["held_out/reward"] > first["held_out/reward"] + 0.05
 
 
+def test_a_student_without_reward_is_looked_at_too(folder, tmp_path, capsys):
+    """What its videos are like is in the log, and in words what is wrong with them: the toy teacher makes noise."""
+    generator = {"objectives": ALONE | {"variational_score": 1.0}, "iterations": 2}
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    logs = tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path)
+    measured = [line for line in logs["student"] if "collapse/variance" in line]
+    assert [line["step"] for line in measured] == [-1, 1]
+    assert all("held_out/vendi" in line and "held_out/reward" not in line for line in measured)
+    alarms = [line for line in capsys.readouterr().err.splitlines() if "ALARM" in line]
+    grain = measured[1]["collapse/grain"]
+    assert alarms[1] == f"student 2/2  ALARM: its frames are noise ({grain:.3g} times the grain of data)"
+    with pytest.raises(UserError, match=r"student: guard.metric=-frechet needs an objective that asks for a reward"):
+        tune(folder, {"student": (generator | {"guard": {"metric": "-frechet"}}, {})}, workdir=tmp_path)
+
+
 def test_a_guarded_student_is_its_best_checkpoint(folder, tmp_path):
     """A student whose rate is far too high leaves the bounds at once: it ends early, and is what it was."""
     guard = {"metric": "-frechet", "tolerance": 0.05, "patience": 2}
