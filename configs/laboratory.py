@@ -101,7 +101,7 @@ def _normalization(config: ConfigDict) -> None:
 def _tuning(config: ConfigDict, methods: dict[str, tuple[int, dict, dict]]) -> None:
     """Each method tunes `vsd_cd` for about the same time, beside CD, which costs all of them the same."""
     config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
-    config.generator.update({"save_every": 40, "guard": {"metric": ""}})
+    config.generator.update({"save_every": 20, "guard": {"metric": ""}})
     config.held_out.videos_per_caption = 2
     config.students.start = _student("base/vsd_cd", iterations=0)
     for name, (iterations, objectives, reward) in methods.items():
@@ -125,7 +125,7 @@ def _overoptimisation(config: ConfigDict) -> None:
     config.held_out.videos_per_caption = 2
     config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
     config.students.start = _student("base/vsd_cd", iterations=0)
-    too_much = {"iterations": 160, "save_every": 20, "objectives": BOTH | {"latent_reward": 1.0}}
+    too_much = {"iterations": 120, "save_every": 20, "objectives": BOTH | {"latent_reward": 1.0}}
     config.students.unguarded = _student("base/vsd_cd", **too_much)
     config.students.guarded = _student("base/vsd_cd", guard={"metric": "alignment", "patience": 2}, **too_much)
 
@@ -156,13 +156,14 @@ def _collapse(config: ConfigDict) -> None:
     config.students.too_high = _student(iterations=150, optimizer={"learning_rate": 1e-2}, **vsd)
 
 
+# Numbers of updates that take about as long: 80 of LRM a minute on two idle cores.
 STEPWISE = {
-    "lrm": (120, BOTH | {"latent_reward": 0.15}, {}),
-    "ddpo": (120, BOTH | {"policy_gradient": 1.0}, {}),
+    "lrm": (80, BOTH | {"latent_reward": 0.15}, {}),
+    "ddpo": (80, BOTH | {"policy_gradient": 1.0}, {}),
 }
 GRADIENTS = {
-    "refl": (120, BOTH | {"refl": 1.0}, {}),
-    "draft_1": (120, BOTH | {"draft": 1.0}, {}),
+    "refl": (110, BOTH | {"refl": 1.0}, {}),
+    "draft_1": (80, BOTH | {"draft": 1.0}, {}),
 }
 
 EXPERIMENTS = {
