@@ -23,8 +23,13 @@ AXES = (*BATCH, CONTEXT)
 
 # First match wins: a pattern, a mesh axis, and the axes of the array that it may split, of which it splits the first
 # that it divides. What matches nothing is on every device. Optimiser states repeat the paths of their parameters, and
-# follow. Convolutions, which have more axes, stay whole: a VAE is small, and would gather them for every few frames.
-RULES = ((r".*/(kernel|embedding)$", "fsdp", (-2, -1)),)
+# follow. A VAE, which has an encoder and a decoder, stays whole: it is small, convolutions would be gathered for every
+# few frames, and one split matrix among them makes the compiler split channels, and gather videos. So do convolutions
+# of other networks, which have more axes.
+RULES = (
+    (r".*/(encoder|decoder)/", "fsdp", ()),
+    (r".*/(kernel|embedding)$", "fsdp", (-2, -1)),
+)
 STACKED = 3  # axes of a stack of matrices
 
 

@@ -1,5 +1,6 @@
 """The same numbers on every mesh."""
 
+import json
 import os
 import socket
 import subprocess
@@ -129,6 +130,7 @@ def test_parameters_and_what_follows_them_are_split():
         "odd": {"kernel": jnp.ones((6, 8))},
         "none": {"kernel": jnp.ones((6, 6))},
         "convolution": {"kernel": jnp.ones((3, 3, 8, 8))},
+        "decoder": {"shortcut": {"kernel": jnp.ones((8, 8))}},
     }
     specs = {"params": params, "optimizer": (params,)}
     specs = jax.tree.map(lambda x: x.spec, sharding.shard(specs, mesh))
@@ -137,6 +139,7 @@ def test_parameters_and_what_follows_them_are_split():
         assert tree["odd"]["kernel"] == P(None, "fsdp")  # 4 does not divide 6
         assert tree["none"]["kernel"] == P(None, None)
         assert tree["convolution"]["kernel"] == P()
+        assert not any(tree["decoder"]["shortcut"]["kernel"])
 
 
 def test_what_does_not_divide_stays_whole():
@@ -144,6 +147,14 @@ def test_what_does_not_divide_stays_whole():
     assert sharding.fit((8, 6, 5), (sharding.BATCH, "context"), mesh) == P(sharding.BATCH, "context")
     assert sharding.fit((4, 5, 5), (sharding.BATCH, "context"), mesh) == P(None, None)
     assert sharding.fit((4, 5), (), mesh) == P()
+
+
+def test_each_device_decodes_its_own_videos():
+    """A VAE stays whole: were only its small matrices split, the compiler would gather videos."""
+    script = SCRIPT.with_name("decode_on_mesh.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
 
 
 def test_thinning_takes_from_every_share():
