@@ -48,7 +48,7 @@ def _objectives(config: ConfigDict) -> None:
     """Tab. 3: which objectives."""
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
     config.students.cd = _student(objectives=_weights(consistency=0.5))
-    config.students.vsd_cd = _student("base/vsd_cd", iterations=0)
+    config.students.vsd_cd = _student("base/vsd_cd", iterations=0, objectives=BOTH)
     config.students.vsd_cd_lrm = _student("base/vsd_cd", iterations=60, objectives=BOTH | {"latent_reward": 0.15})
 
 
@@ -103,7 +103,7 @@ def _tuning(config: ConfigDict, methods: dict[str, tuple[int, dict, dict]]) -> N
     config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
     config.generator.update({"save_every": 20, "guard": {"metric": ""}})
     config.held_out.videos_per_caption = 2
-    config.students.start = _student("base/vsd_cd", iterations=0)
+    config.students.start = _student("base/vsd_cd", iterations=0, objectives=BOTH)
     for name, (iterations, objectives, reward) in methods.items():
         config.students[name] = _student("base/vsd_cd", reward, iterations=iterations, objectives=objectives)
 
@@ -124,7 +124,7 @@ def _overoptimisation(config: ConfigDict) -> None:
     """Fig. 9: a reward that weighs too much, for too long; and the same, guarded by what the reward does not see."""
     config.held_out.videos_per_caption = 2
     config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
-    config.students.start = _student("base/vsd_cd", iterations=0)
+    config.students.start = _student("base/vsd_cd", iterations=0, objectives=BOTH)
     too_much = {"iterations": 120, "save_every": 20, "objectives": BOTH | {"latent_reward": 1.0}}
     config.students.unguarded = _student("base/vsd_cd", **too_much)
     config.students.guarded = _student("base/vsd_cd", guard={"metric": "alignment", "patience": 2}, **too_much)

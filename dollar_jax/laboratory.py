@@ -18,8 +18,8 @@ import numpy as np
 from absl import flags
 
 from configs.laboratory import EXPERIMENTS, get_config
+from dollar_jax import collapse, guard
 from dollar_jax.command import required, run
-from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.importing import UserError
 
 _EXPERIMENT = flags.DEFINE_enum("experiment", None, list(EXPERIMENTS), "Which; `base` trains what the others share.")
@@ -27,6 +27,8 @@ _OUT = flags.DEFINE_string("out", None, "Folder of all experiments.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of everything for each.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; one alone uses about two cores.", lower_bound=1)
 _SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the config, for every run; any number of times.")
+
+PREFIXES = guard.PREFIX, collapse.PREFIX
 
 
 def main() -> None:
@@ -65,10 +67,10 @@ def curves(folders: Sequence[Path], students: Sequence[str]) -> str:
         seconds = [line["seconds_per_step"] for log in logs for line in log if "seconds_per_step" in line]
         if seconds:
             rows += ["", f"{student}: {1000 * np.median(seconds):.0f} ms an update"]
-        lines = [line for log in logs for line in log if REWARD in line]
-        names = [name for name in lines[-1] if name.startswith(PREFIX)] if lines else []
+        lines = [line for log in logs for line in log if any(name.startswith(PREFIXES) for name in line)]
+        names = [name for name in lines[-1] if name.startswith(PREFIXES)] if lines else []
         if names:
-            rows += ["", "| updates | " + " | ".join(name.removeprefix(PREFIX) for name in names) + " |"]
+            rows += ["", "| updates | " + " | ".join(name.removeprefix(guard.PREFIX) for name in names) + " |"]
             rows.append("|---" * (len(names) + 1) + "|")
         for step in sorted({line["step"] for line in lines}):
             values = [[line.get(name) for line in lines if line["step"] == step] for name in names]
