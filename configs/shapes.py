@@ -2,7 +2,7 @@
 
     python -m dollar_jax.main --config=configs/shapes.py --workdir=out/shapes
 
-About ten minutes on two cores; ends with out/shapes/report/index.html. Expect (3 seeds, see README): a teacher that
+About 13 minutes on two cores; ends with out/shapes/report/index.html. Expect (3 seeds, see README): a teacher that
 reads as its caption in all attributes in 99 % of its videos, and a 4-step student no further from data than it.
 """
 

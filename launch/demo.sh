@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains VAE, teacher and students of the shapes world from scratch and writes a report. Two CPU cores, about ten minutes.
+# Trains VAE, teacher and students of the shapes world from scratch and writes a report. Two CPU cores, about 13 minutes.
 # usage: launch/demo.sh [WORKDIR] [--config.FIELD=VALUE ...]     the same WORKDIR again: goes on where it stopped
 set -euo pipefail
 cd "$(dirname "$0")/.."
