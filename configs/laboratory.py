@@ -156,7 +156,7 @@ def _collapse(config: ConfigDict) -> None:
     config.students.too_high = _student(iterations=150, optimizer={"learning_rate": 1e-2}, **vsd)
 
 
-# Numbers of updates that take about as long: 80 of LRM a minute on two idle cores.
+# Numbers of updates that take about as long; docs/evidence.md has the times.
 STEPWISE = {
     "lrm": (80, BOTH | {"latent_reward": 0.15}, {}),
     "ddpo": (80, BOTH | {"policy_gradient": 1.0}, {}),

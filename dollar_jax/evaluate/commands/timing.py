@@ -71,17 +71,14 @@ def usual_steps(student) -> list[int]:
 
 
 def make_rows(calls: dict[str, int], seconds: dict) -> list[dict]:
-    """{"model", "calls", "speed_up", "bound"} of each model, the first of which is the one to compare with."""
-    first = next(iter(calls))
-    return [
-        {
-            "model": name,
-            "calls": count,
-            "speed_up": seconds[first].median / seconds[name].median,
-            "bound": calls[first] / count,
-        }
+    """{"model", "calls", "diffusion_seconds_per_video", "speed_up", "bound"} of each; the first is compared with."""
+    from dollar_jax.evaluate.timing import speed_up
+
+    rows = [
+        {"model": name, "calls": count, "diffusion_seconds_per_video": seconds[name].median}
         for name, count in calls.items()
     ]
+    return [row | dict(zip(("speed_up", "bound"), speed_up(rows[0], row), strict=True)) for row in rows]
 
 
 def table(rows: list[dict], seconds: dict) -> str:
