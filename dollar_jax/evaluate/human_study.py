@@ -3,6 +3,7 @@
 What a rater sees follows from hashes of names alone, so that a server started again goes on where it was.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -129,9 +130,9 @@ def record(study: Study, rater: str, task: Task, choices: Mapping[str, str], tim
         **{question.key: choices[question.key] for question in QUESTIONS},
     }
     data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    # Appended by one write: other threads and servers cannot come between. Unbuffered: a write cut short by a full
-    # disk is seen here, and its piece of a line must not swallow the next one.
+    # Unbuffered: a write cut short by a full disk is seen here, and its piece of a line must not swallow the next one.
     with study.answers.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: other threads and servers see whole lines only
         if size := file.seek(0, os.SEEK_END):
             file.seek(size - 1)
             if file.read(1) != b"\n":
