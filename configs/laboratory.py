@@ -52,50 +52,11 @@ def _objectives(config: ConfigDict) -> None:
     config.students.vsd_cd_lrm = _student("base/vsd_cd", iterations=60, objectives=BOTH | {"latent_reward": 0.15})
 
 
-def _steps(config: ConfigDict) -> None:
-    """Tab. 6: how many steps, distilled for as many."""
-    for times in (999,), (499, 999), (249, 499, 749, 999):
-        config.students[f"steps_{len(times)}"] = _student(objectives=BOTH, times=times)
-
-
-def _teacher_steps(config: ConfigDict) -> None:
-    """Tab. 7: the teacher's steps between the two times of CD, m."""
-    for steps in 1, 5:
-        config.students[f"m_{steps}"] = _student(
-            objectives=BOTH, options={"consistency": {"guidance": 0.0, "steps": steps}}
-        )
-
-
-def _prediction(config: ConfigDict) -> None:
-    """Tab. 8: students that predict like the teacher or x0."""
-    config.students.homogeneous = _student(objectives=BOTH)
-    config.students.heterogeneous = _student(objectives=BOTH, heterogeneous=True)
-
-
-def _target(config: ConfigDict) -> None:
-    """Whose f CD's target is (Eq. 6)."""
-    for target in "teacher", "ema", "student":
-        options = {"consistency": {"guidance": 0.0, "steps": 5, "target": target}}
-        config.students[target] = _student(objectives=BOTH, options=options)
-
-
-def _rollout(config: ConfigDict) -> None:
-    """What the generator denoises in training."""
-    for rollout in "simulate", "data":
-        config.students[rollout] = _student(objectives=BOTH, rollout=rollout)
-
-
-def _sampler(config: ConfigDict) -> None:
-    """How a student steps."""
-    for sampler in "ddim", "ancestral", "renoise":
-        config.students[sampler] = _student(objectives=BOTH, sampler=sampler)
-
-
-def _normalization(config: ConfigDict) -> None:
-    """Whether VSD's gradient is divided by mean |x - x0_real|."""
-    for normalize in True, False:
-        options = {"variational_score": {"guidance": 0.0, "normalize": normalize}}
-        config.students[f"normalize_{normalize}".lower()] = _student(objectives=BOTH, options=options)
+def _ablations(config: ConfigDict) -> None:
+    """Tab. 6, 7, 8 and what the paper leaves open: the student of configs/shapes.py with one thing changed."""
+    config.students.default = _student("base/vsd_cd", iterations=0, objectives=BOTH)
+    for name, change in CHANGES.items():
+        config.students[name] = _student(objectives=BOTH, **change)
 
 
 def _tuning(config: ConfigDict, methods: dict[str, tuple[int, dict, dict]]) -> None:
@@ -156,6 +117,20 @@ def _collapse(config: ConfigDict) -> None:
     config.students.too_high = _student(iterations=150, optimizer={"learning_rate": 1e-2}, **vsd)
 
 
+CHANGES = {
+    "steps_1": {"times": (999,)},
+    "steps_2": {"times": (499, 999)},
+    "m_1": {"options": {"consistency": {"steps": 1}}},  # the teacher's steps between the two times of CD
+    "heterogeneous": {"heterogeneous": True},  # predicts x0, the teacher does not
+    "target_ema": {"options": {"consistency": {"target": "ema"}}},  # whose f CD's target is (Eq. 6)
+    "target_student": {"options": {"consistency": {"target": "student"}}},
+    "rollout_data": {"rollout": "data"},  # what the generator denoises in training
+    "ancestral": {"sampler": "ancestral"},
+    "renoise": {"sampler": "renoise"},
+    "unnormalized": {"options": {"variational_score": {"normalize": False}}},  # VSD's gradient
+    "matched_all": {"matched_times": "all"},  # where VSD compares with data: at every level, as the paper
+}
+
 # Numbers of updates that take about as long; docs/evidence.md has the times.
 STEPWISE = {
     "lrm": (80, BOTH | {"latent_reward": 0.15}, {}),
@@ -169,13 +144,7 @@ GRADIENTS = {
 EXPERIMENTS = {
     "base": _base,
     "objectives": _objectives,
-    "steps": _steps,
-    "teacher_steps": _teacher_steps,
-    "prediction": _prediction,
-    "target": _target,
-    "rollout": _rollout,
-    "sampler": _sampler,
-    "normalization": _normalization,
+    "ablations": _ablations,
     "rewards_step": _rewards_step,
     "rewards_smooth": _rewards_smooth,
     "overoptimisation": _overoptimisation,

@@ -60,6 +60,11 @@ def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
+def finished(folder: Path, config: ConfigDict) -> bool:
+    """Whether `train` has nothing left to do here: the last update was saved, and no guard prefers another."""
+    return (folder / "checkpoints" / str(config.iterations)).exists() and not config.guard.metric
+
+
 def train(
     folder: Path,
     state,

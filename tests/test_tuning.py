@@ -1,6 +1,7 @@
 """Stages `encode` and `distill` with networks of a handful of parameters: every way to tune for a reward."""
 
 import json
+import shutil
 import sys
 
 import jax
@@ -193,6 +194,18 @@ def test_a_student_of_no_updates_is_its_start(folder, tmp_path):
     _, params = load(tmp_path / "start", parts=("transformer",)).networks["transformer"]
     _, teacher = load(folder / "teacher", parts=("transformer",)).networks["transformer"]
     np.testing.assert_array_equal(params["mix"], teacher["mix"])
+
+
+def test_a_finished_student_is_passed_over(folder, tmp_path, monkeypatch):
+    """The same command again does not compile its steps again."""
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    student = {"student": ({"objectives": ALONE | {"consistency": 1.0}, "iterations": 2}, {})}
+    tune(folder, student, stages=(distill,), workdir=tmp_path)
+    monkeypatch.delattr("dollar_jax.stages.distill.make_steps")
+    tune(folder, student, stages=(distill,), workdir=tmp_path)
+    shutil.rmtree(tmp_path / "student/checkpoints/2")
+    with pytest.raises(NameError, match="make_steps"):
+        tune(folder, student, stages=(distill,), workdir=tmp_path)
 
 
 REWARD = """

@@ -23,7 +23,7 @@ from dollar_jax.stages.common import encoded_source, host_batches, network_optio
 from dollar_jax.stages.held_out import make_measure
 from dollar_jax.steps import dollar
 from dollar_jax.steps.reward import Replay, make_reward_step
-from dollar_jax.train import compile_step, initialize, place, train
+from dollar_jax.train import compile_step, finished, initialize, place, train
 
 TUNING = "latent_reward"  # the objective that takes a step of its own where the config wants that
 
@@ -108,6 +108,10 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         check_batch(reward.batch_size, mesh)
     else:
         reward.pretrain = 0
+    loop = generator.copy_and_resolve_references()
+    loop.iterations += reward.pretrain
+    if finished(folder, loop):
+        return
     teacher_card = read_card(source)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
     card = at_size(relocate(teacher_card, source, folder), config.video.to_dict()) | {
@@ -142,8 +146,6 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
     steps = make_steps(setup, state, mesh)
     update = _make_update(config, needs, steps, frozen, judge, view.pipeline, mesh, key)
-    loop = generator.copy_and_resolve_references()
-    loop.iterations += reward.pretrain
     learns = "reward_model" in needs
     measure = make_measure(setup, config, view, judge, captions, mesh, learns) if captions else None
     verdict = train(folder, state, update, batches, loop, mesh, view.show, measure)
