@@ -128,7 +128,6 @@ CHANGES = {
     "ancestral": {"sampler": "ancestral"},
     "renoise": {"sampler": "renoise"},
     "unnormalized": {"options": {"variational_score": {"normalize": False}}},  # VSD's gradient
-    "matched_all": {"matched_times": "all"},  # where VSD compares with data: at every level, as the paper
 }
 
 # Numbers of updates that take about as long; docs/evidence.md has the times.
