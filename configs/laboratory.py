@@ -2,13 +2,14 @@
 
     python -m dollar_jax.laboratory --experiment=objectives --out=out/laboratory --seeds=0,1,2
 
-Its students start from the teacher, and those that are tuned for a reward from the student `vsd_cd`, of the run `base`
-of the same seed. Results: docs/evidence.md.
+Its students start from the teacher, and those that are tuned for a reward from the student `vsd_cd`, of the run that
+`PARENTS` says, of the same seed. Results: docs/evidence.md.
 """
 
 from ml_collections import ConfigDict
 
 from configs import shapes
+from dollar_jax.data.shapes import LONG_CAPTIONS
 
 WEIGHTS = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
 TEXT = {"channels": 4, "text_width": 32}  # a reward model that reads the caption
@@ -48,15 +49,36 @@ def _objectives(config: ConfigDict) -> None:
     """Tab. 3: which objectives."""
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
     config.students.cd = _student(objectives=_weights(consistency=0.5))
-    config.students.vsd_cd = _student("base/vsd_cd", iterations=0, objectives=BOTH)
-    config.students.vsd_cd_lrm = _student("base/vsd_cd", iterations=60, objectives=BOTH | {"latent_reward": 0.15})
+    config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
+    config.students.vsd_cd_lrm = _student("parent/vsd_cd", iterations=60, objectives=BOTH | {"latent_reward": 0.15})
 
 
 def _ablations(config: ConfigDict) -> None:
     """Tab. 6, 7, 8 and what the paper leaves open: the student of configs/shapes.py with one thing changed."""
-    config.students.default = _student("base/vsd_cd", iterations=0, objectives=BOTH)
+    config.students.default = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     for name, change in CHANGES.items():
         config.students[name] = _student(objectives=BOTH, **change)
+
+
+def _long_prompts(config: ConfigDict) -> None:
+    """Tab. 9, L: data and prompts name the background too."""
+    config.stages = ("vae", "encode", "teacher", "distill", "report")
+    config.data.long_captions = config.report.long_prompts = True
+    config.text.length = 10
+    config.show_captions = LONG_CAPTIONS[:3]
+    config.students.vsd = _student(objectives=_weights(variational_score=1.0))
+    config.students.vsd_cd = _student(objectives=BOTH)
+    config.students.vsd_1_step = _student(objectives=_weights(variational_score=1.0), times=(999,))
+
+
+def _short_prompts(config: ConfigDict) -> None:
+    """Tab. 9, S: the same models, asked without the background."""
+    _long_prompts(config)
+    config.stages = ("distill", "report")
+    config.report.long_prompts = False
+    for name, student in config.students.items():
+        student.start_from = f"parent/{name}"
+        student.generator.iterations = 0
 
 
 def _tuning(config: ConfigDict, methods: dict[str, tuple[int, dict, dict]]) -> None:
@@ -64,9 +86,9 @@ def _tuning(config: ConfigDict, methods: dict[str, tuple[int, dict, dict]]) -> N
     config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
     config.generator.update({"save_every": 20, "guard": {"metric": ""}})
     config.held_out.videos_per_caption = 2
-    config.students.start = _student("base/vsd_cd", iterations=0, objectives=BOTH)
+    config.students.start = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     for name, (iterations, objectives, reward) in methods.items():
-        config.students[name] = _student("base/vsd_cd", reward, iterations=iterations, objectives=objectives)
+        config.students[name] = _student("parent/vsd_cd", reward, iterations=iterations, objectives=objectives)
 
 
 def _rewards_step(config: ConfigDict) -> None:
@@ -85,10 +107,10 @@ def _overoptimisation(config: ConfigDict) -> None:
     """Fig. 9: a reward that weighs too much, for too long; and the same, guarded by what the reward does not see."""
     config.held_out.videos_per_caption = 2
     config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
-    config.students.start = _student("base/vsd_cd", iterations=0, objectives=BOTH)
+    config.students.start = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     too_much = {"iterations": 120, "save_every": 20, "objectives": BOTH | {"latent_reward": 1.0}}
-    config.students.unguarded = _student("base/vsd_cd", **too_much)
-    config.students.guarded = _student("base/vsd_cd", guard={"metric": "alignment", "patience": 2}, **too_much)
+    config.students.unguarded = _student("parent/vsd_cd", **too_much)
+    config.students.guarded = _student("parent/vsd_cd", guard={"metric": "alignment", "patience": 2}, **too_much)
 
 
 def _reward_models(config: ConfigDict) -> None:
@@ -105,7 +127,7 @@ def _reward_models(config: ConfigDict) -> None:
     for kind, (name, text_width, backbone) in kinds.items():
         network = {"text_width": text_width, "backbone": backbone}
         reward = {"name": name, "network": network, "pretrain": 400, "replay": 256}
-        config.students[kind] = _student("base/vsd_cd", reward, iterations=0, save_every=50)
+        config.students[kind] = _student("parent/vsd_cd", reward, iterations=0, save_every=50)
 
 
 def _collapse(config: ConfigDict) -> None:
@@ -144,9 +166,14 @@ EXPERIMENTS = {
     "base": _base,
     "objectives": _objectives,
     "ablations": _ablations,
+    "long_prompts": _long_prompts,
+    "short_prompts": _short_prompts,
     "rewards_step": _rewards_step,
     "rewards_smooth": _rewards_smooth,
     "overoptimisation": _overoptimisation,
     "reward_models": _reward_models,
     "collapse": _collapse,
 }
+
+# The experiment whose networks another one uses, `base` where nothing is said; one that trains all of its own has none.
+PARENTS = {"base": None, "long_prompts": None, "short_prompts": "long_prompts"}

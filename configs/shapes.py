@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
     config.offload = False
     config.video = ConfigDict({"frames": 9, "height": 32, "width": 32, "fps": 8, "independent_chunk": 0})
     # A path names a dataset of `python -m dollar_jax.data`; without one, clips of the shapes world are rendered.
-    config.data = ConfigDict({"path": "", "clips": 8192})
+    # Long captions say, too, whether the background is dark or light.
+    config.data = ConfigDict({"path": "", "clips": 8192, "long_captions": False})
     config.show_captions = ("a red ring moving left", "a green square moving up", "a blue cross standing still")
 
     config.vae = stage(
@@ -122,6 +123,7 @@ def get_config() -> ConfigDict:
         {
             "measures": "dollar_jax.evaluate.shapes",
             "captions": 60,
+            "long_prompts": False,
             "videos_per_caption": 5,
             "reference_clips": 1200,
             "fewer_steps": (2, 1),

@@ -1,23 +1,23 @@
 """python -m dollar_jax.laboratory --experiment=NAME --out=DIR --seeds=0,1,2: an experiment over seeds, and its table.
 
-Experiments are in configs/laboratory.py. Each seed first trains the run `base` (VAE, teacher, a student), which all
+Experiments are in configs/laboratory.py. Each seed first trains the run `base` (VAE, teacher, a student), which most
 experiments share. The same command goes on where it was stopped.
 
-    DIR/base/SEED, DIR/NAME/SEED    workdirs of dollar_jax.main
+    DIR/base/SEED, DIR/NAME/SEED    workdirs of dollar_jax.main; `parent` in one is the run whose networks it uses
     DIR/NAME/report                 mean and spread over the seeds: index.html, report.md, report.json
 """
 
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
-from configs.laboratory import EXPERIMENTS, get_config
+from configs.laboratory import EXPERIMENTS, PARENTS, get_config
 from dollar_jax import collapse, guard
 from dollar_jax.command import required, run
 from dollar_jax.importing import UserError
@@ -85,13 +85,15 @@ def _cell(values: list[float | None]) -> str:
 
 def _run(out: Path, experiment: str, seed: str) -> str:
     """Everything of one seed; returns the seed."""
-    for name, flag in _plan(out, experiment, seed):
-        folder = out / name / seed
+    for name, parent in _plan(experiment):
+        folder, flag = out / name / seed, []
         folder.mkdir(parents=True, exist_ok=True)
-        if name != "base":
-            for link, target in {"base": out / "base" / seed, "encoded": out / "base" / seed / "encoded"}.items():
+        if parent:
+            run = out / parent / seed
+            for link, target in {"parent": run, "encoded": run / "encoded"}.items():
                 if not (folder / link).is_symlink():
                     (folder / link).symlink_to(target)
+            flag = [f"--config.teacher.path={run / 'teacher'}"]
         command = [sys.executable, "-m", "dollar_jax.main", f"--config=configs/laboratory.py:{name}", *flag]
         command += [f"--workdir={folder}", f"--config.seed={seed}", *(f"--config.{change}" for change in _SET.value)]
         result = subprocess.run(command, stdout=None if _JOBS.value == 1 else subprocess.DEVNULL)
@@ -100,10 +102,10 @@ def _run(out: Path, experiment: str, seed: str) -> str:
     return seed
 
 
-def _plan(out: Path, experiment: str, seed: str) -> Iterator[tuple[str, list[str]]]:
-    yield "base", []
-    if experiment != "base":
-        yield experiment, [f"--config.teacher.path={out / 'base' / seed / 'teacher'}"]
+def _plan(experiment: str) -> list[tuple[str, str | None]]:
+    """The experiment and its parent, behind those whose networks it uses."""
+    parent = PARENTS.get(experiment, "base")
+    return [*(_plan(parent) if parent else []), (experiment, parent)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,28 @@ def test_every_student_of_an_experiment_can_be_made(experiment):
         own = student_config(config, name)
         needs_of(own.generator)
         Judge(own.reward)
+
+
+def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatch):
+    commands = []
+
+    def succeed(command, stdout):
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(laboratory.subprocess, "run", succeed)
+    monkeypatch.setattr(laboratory, "_JOBS", SimpleNamespace(value=1))
+    monkeypatch.setattr(laboratory, "_SET", SimpleNamespace(value=[]))
+    for experiment in "objectives", "short_prompts":
+        laboratory._run(tmp_path, experiment, "3")
+    names = [next(part for part in line if part.startswith("--config=")).partition(":")[2] for line in commands]
+    teachers = [[part for part in line if "teacher.path" in part] for line in commands]
+    assert names == ["base", "objectives", "long_prompts", "short_prompts"]
+    flag = "--config.teacher.path={}/{}/3/teacher".format
+    assert teachers == [[], [flag(tmp_path, "base")], [], [flag(tmp_path, "long_prompts")]]
+    for link, target in {"parent": ".", "encoded": "encoded"}.items():
+        assert (tmp_path / "short_prompts/3" / link).readlink() == tmp_path / "long_prompts/3" / target
+    assert not list((tmp_path / "long_prompts/3").iterdir())
 
 
 def test_curves_are_means_over_seeds(tmp_path):

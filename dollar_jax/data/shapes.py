@@ -1,14 +1,18 @@
 """The shapes world: short captioned videos of one moving shape, rendered on the fly.
 
-The caption names colour, shape and motion; size, speed, position and background are free within it. Lengths below are
-those of 9 frames of 32 x 32 pixels; another resolution or frame count shows the same, scaled.
+The caption names colour, shape and motion, a long one also whether the background is dark or light; size, speed,
+position and grey are free within it. Lengths below are those of 9 frames of 32 x 32 pixels; another resolution or frame
+count shows the same, scaled.
 """
 
 import itertools
 import operator
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+from dollar_jax.importing import UserError
 
 COLOURS = {"red": (0.9, 0.15, 0.15), "green": (0.1, 0.75, 0.2), "blue": (0.2, 0.3, 0.95), "yellow": (0.95, 0.85, 0.1)}
 SHAPES = ("square", "ring", "cross")
@@ -19,16 +23,44 @@ MOTIONS = {  # (x, y) of the unit velocity, y downwards as in an image
     "moving down": (0.0, 1.0),
     "standing still": (0.0, 0.0),
 }
+TONES = ("dark", "light")  # of the background: below and above the middle of what there is
 CAPTIONS = tuple(f"a {' '.join(words)}" for words in itertools.product(COLOURS, SHAPES, MOTIONS))
 
 # Caption -> (colour, shape, motion), indices into the three tables above.
 ATTRIBUTES = dict(zip(CAPTIONS, np.ndindex(len(COLOURS), len(SHAPES), len(MOTIONS)), strict=True))
+
+
+def _lengthened(caption: str, tone: int) -> str:
+    return f"{caption} on a {TONES[tone]} background"
+
+
+# One for each of CAPTIONS, in their order; half of them are dark, evenly over every two of their attributes.
+LONG_CAPTIONS = tuple(_lengthened(caption, sum(indices) % 2) for caption, indices in ATTRIBUTES.items())
+_MEANINGS = {caption: (*indices, -1) for caption, indices in ATTRIBUTES.items()}
+for _tone in range(len(TONES)):
+    _MEANINGS |= {_lengthened(caption, _tone): (*indices, _tone) for caption, indices in ATTRIBUTES.items()}
 
 SIZE = (6.0, 7.0)  # pixels
 TRAVEL = (7.6, 8.4)  # pixels from the first frame to the last: .95 to 1.05 a frame
 JITTER = 1.5  # pixels, of the middle of the path around the middle of the image, each way in x and in y
 BACKGROUND = (0.1, 0.6)  # grey
 RESOLUTION = 32  # pixels a side, in which the lengths above are given
+
+
+def attributes(captions: Sequence[str]) -> Int[np.ndarray, "n 4"]:
+    """What captions say: indices into COLOURS, SHAPES, MOTIONS and TONES, the last one -1 in a short caption.
+
+    Raises:
+      UserError: one is not a caption of the shapes world.
+    """
+    if strangers := set(captions) - _MEANINGS.keys():
+        raise UserError(f"{strangers.pop()!r} is not a caption of the shapes world, such as {CAPTIONS[0]!r}")
+    return np.array([_MEANINGS[caption] for caption in captions])
+
+
+def tone(background: Float[np.ndarray, "*n"] | float) -> Int[np.ndarray, "*n"]:
+    """Index into TONES of a background, grey 0..1."""
+    return np.asarray(background > np.mean(BACKGROUND), int)
 
 
 def coverage(
@@ -89,11 +121,21 @@ def render(
 class ShapesWorld:
     """A random-access source of clips; clip `i` is a pure function of `seed` and `i`.
 
-    Each is {'video': uint8 [frames size size 3], 'caption': str}, the caption drawn evenly from `CAPTIONS`.
+    Each is {'video': uint8 [frames size size 3], 'caption': str}, the caption drawn evenly from `CAPTIONS`; with
+    `long_captions` the same clip says how its background is, too.
     """
 
-    def __init__(self, clips: int, seed: int, frames: int = 9, size: int = RESOLUTION, jitter: float | int = JITTER):
+    def __init__(
+        self,
+        clips: int,
+        seed: int,
+        frames: int = 9,
+        size: int = RESOLUTION,
+        jitter: float | int = JITTER,
+        long_captions: bool = False,
+    ):
         self.clips, self.seed, self.frames, self.size, self.jitter = clips, seed, frames, size, jitter
+        self.long_captions = long_captions
 
     def __len__(self) -> int:
         return self.clips
@@ -109,14 +151,17 @@ class ShapesWorld:
         speed = random.uniform(*TRAVEL) * unit / max(self.frames - 1, 1)
         position = self.size / 2 + random.uniform(-self.jitter, self.jitter, 2) * unit
         velocity = speed * np.array(list(MOTIONS.values())[motion])
+        size, background = random.uniform(*SIZE) * unit, random.uniform(*BACKGROUND)
         video = render(
             list(COLOURS)[colour],
             SHAPES[shape],
-            random.uniform(*SIZE) * unit,
+            size,
             path(position, velocity, self.frames),
-            random.uniform(*BACKGROUND),
+            background,
             self.size,
         )
+        if self.long_captions:
+            caption = _lengthened(caption, int(tone(background)))
         return {"video": np.rint(video * 255).astype(np.uint8), "caption": caption}
 
     def __repr__(self) -> str:

@@ -39,7 +39,7 @@ def measure(
     """The metrics of a model's clips (0..1), as many for each caption. None of them tells enough alone.
 
     Returns:
-      alignment       share of clips that show all their captions say; and of it alone: colour, shape, motion
+      alignment       share of clips that show all their captions say; of it alone: colour, shape, motion, background
       clean_db        PSNR in dB to the nearest valid rendering, mean over clips; rewards blur
       frechet         `distribution.frechet`, percent; 0 is data
       hf              `distribution.hf`; 1 is data
@@ -55,8 +55,8 @@ def measure(
     reading = shapes.read(frames)
     background, position = _spread(reading, captions)
     return {
-        "alignment": agrees["all"],
-        **{name: agrees[name] for name in ("colour", "shape", "motion")},
+        "alignment": agrees.pop("all"),
+        **agrees,
         "clean_db": float(np.mean(reading.clean_db)),
         **general.measure(frames, latents, captions, reference.subspace),
         "spread": (background / reference.background + position / reference.position) / 2,

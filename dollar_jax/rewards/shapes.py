@@ -11,19 +11,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dollar_jax.data.shapes import (
-    ATTRIBUTES,
     BACKGROUND,
-    CAPTIONS,
     COLOURS,
     MOTIONS,
     RESOLUTION,
     SHAPES,
     SIZE,
     TRAVEL,
+    attributes,
     coverage,
     path,
+    tone,
 )
-from dollar_jax.importing import UserError
 
 Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
 Numbers = Float[np.ndarray, "b"]
@@ -110,19 +109,22 @@ def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
 
 
 def alignment(frames: Frames, captions: Sequence[str]) -> dict[str, Flags]:
-    """Whether the clips show what their captions say: 'colour', 'shape', 'motion', and 'all' three.
+    """Whether the clips show what their captions say: 'colour', 'shape', 'motion', 'background', which is right where a
+    short caption does not name it, and 'all' of that.
 
     Raises:
-      UserError: a caption that is not one of `CAPTIONS`.
+      UserError: a caption that is not of the shapes world.
     """
-    strangers = set(captions) - set(CAPTIONS)
-    if strangers:
-        raise UserError(f"{strangers.pop()!r} is not a caption of the shapes world, such as {CAPTIONS[0]!r}")
+    colour, shape, motion, background = attributes(captions).T
     reading = read(frames)
-    wanted = np.array([ATTRIBUTES[caption] for caption in captions]).T
-    names = ("colour", "shape", "motion")
-    agrees = {name: (getattr(reading, name) == want) & reading.found for name, want in zip(names, wanted, strict=True)}
-    return agrees | {"all": agrees["colour"] & agrees["shape"] & agrees["motion"]}
+    agrees = {
+        "colour": reading.colour == colour,
+        "shape": reading.shape == shape,
+        "motion": reading.motion == motion,
+        "background": (tone(reading.background) == background) | (background < 0),
+    }
+    agrees = {name: right & reading.found for name, right in agrees.items()}
+    return agrees | {"all": np.logical_and.reduce(list(agrees.values()))}
 
 
 def _centroids(weights: Float[np.ndarray, "b f h w"]) -> Float[np.ndarray, "b f 2"]:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dollar_jax.checkpoint import Card
 from dollar_jax.data.dataset import Dataset, open_dataset
 from dollar_jax.data.pipeline import batches
-from dollar_jax.data.shapes import CAPTIONS, ShapesWorld
+from dollar_jax.data.shapes import CAPTIONS, LONG_CAPTIONS, ShapesWorld
 from dollar_jax.importing import UserError
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
@@ -36,14 +36,18 @@ def video_source(config: ConfigDict):
                     f"{config.data.path} has {name} {dataset.info[name]:g}, config.video.{name} is {config.video[name]}"
                 )
         return dataset
-    return ShapesWorld(config.data.clips, config.seed, config.video.frames, config.video.height)
+    return _rendered(config, config.data.clips, config.seed, config.data.long_captions)
 
 
 def held_out_source(config: ConfigDict):
     """Videos that nothing was trained on. A user's dataset has none set apart: there they are those of training."""
     if config.data.path:
         return video_source(config)
-    return ShapesWorld(2 * config.report.reference_clips, HELD_OUT, config.video.frames, config.video.height)
+    return _rendered(config, 2 * config.report.reference_clips, HELD_OUT, config.report.long_prompts)
+
+
+def _rendered(config: ConfigDict, clips: int, seed: int, long_captions: bool) -> ShapesWorld:
+    return ShapesWorld(clips, seed, config.video.frames, config.video.height, long_captions=long_captions)
 
 
 def real_clips(config: ConfigDict) -> list[dict]:
@@ -69,7 +73,7 @@ def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np
 def prompts(config: ConfigDict) -> list[str]:
     """Those of the shapes world, or the first `config.report.captions` different ones of the user's data."""
     if not config.data.path:
-        return list(CAPTIONS)
+        return list(LONG_CAPTIONS if config.report.long_prompts else CAPTIONS)
     source = held_out_source(config)
     return list(dict.fromkeys(source[i]["caption"] for i in range(len(source))))[: config.report.captions]
 

@@ -5,9 +5,11 @@ from dollar_jax.data.shapes import (
     ATTRIBUTES,
     CAPTIONS,
     COLOURS,
+    LONG_CAPTIONS,
     MOTIONS,
     SHAPES,
     ShapesWorld,
+    attributes,
     coverage,
     path,
     render,
@@ -113,3 +115,23 @@ def test_another_size_shows_the_same_clip_scaled():
     assert small["caption"] == large["caption"]
     reduced = large["video"][::2].reshape(5, 32, 2, 32, 2, 3).mean((2, 4))
     assert np.abs(reduced - small["video"]).mean() < 1
+
+
+def test_long_captions_name_the_background_of_the_same_clips():
+    short, long = list(ShapesWorld(60, seed=4)), list(ShapesWorld(60, seed=4, long_captions=True))
+    for plain, full in zip(short, long, strict=True):
+        np.testing.assert_array_equal(plain["video"], full["video"])
+        word = "dark" if full["video"][0, 0, 0, 0] < 0.35 * 255 else "light"
+        assert full["caption"] == f"{plain['caption']} on a {word} background"
+    assert attributes(["a red square moving left", "a yellow cross standing still on a light background"]).tolist() == [
+        [0, 0, 0, -1],
+        [3, 2, 4, 1],
+    ]
+
+
+def test_long_prompts_are_the_short_ones_half_of_them_dark():
+    assert [long.partition(" on a ")[0] for long in LONG_CAPTIONS] == list(CAPTIONS)
+    meanings = attributes(LONG_CAPTIONS)
+    for column, count in zip(meanings.T[:3], (4, 3, 5), strict=True):
+        shares = [meanings[column == value, 3].mean() for value in range(count)]
+        np.testing.assert_allclose(shares, 0.5, atol=0.051)

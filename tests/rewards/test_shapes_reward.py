@@ -60,6 +60,7 @@ def test_each_attribute_is_scored_alone(clips):
             "colour": wrong != "colour",
             "shape": wrong != "shape",
             "motion": wrong != "motion",
+            "background": True,  # short captions do not name it
             "all": 0,
         }
 
@@ -140,3 +141,14 @@ def test_other_resolutions_and_lengths():
 def test_a_caption_of_another_world(clips):
     with pytest.raises(UserError, match="a purple cat"):
         alignment(clips[0][:1], ["a purple cat"])
+
+
+def test_a_long_caption_must_be_right_about_the_background(clips):
+    video, captions = clips[0][:20], clips[1][:20]
+    dark = video[:, 0, 0, 0, 0] < 0.35
+    for word, right in (("dark", dark), ("light", ~dark)):
+        agrees = alignment(video, [f"{caption} on a {word} background" for caption in captions])
+        np.testing.assert_array_equal(agrees["background"], right)
+        np.testing.assert_array_equal(agrees["all"], right)
+    with pytest.raises(UserError, match="'a red ring on a dark background' is not a caption"):
+        alignment(video[:1], ["a red ring on a dark background"])
