@@ -52,7 +52,7 @@ def test_bounds():
 def test_progress(capsys, monkeypatch):
     monkeypatch.setattr(estimate, "PATIENCE", 0.05)
     with progress("generator: compiling"):
-        time.sleep(0.2)
+        time.sleep(1)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "generator: compiling ..."
     assert re.fullmatch(r"generator: compiling still, \d+ s", lines[1])

@@ -64,10 +64,10 @@ child = subprocess.Popen(["sleep", "60"])
 open({str(tmp_path / "pids")!r}, "w").write(f"{{os.getpid()}} {{child.pid}}")
 child.wait()
 """
-    reward, start = judge(code, timeout=2), time.monotonic()
-    with pytest.raises(UserError, match="reward program took longer than 2 s"):
+    reward, start = judge(code, timeout=5), time.monotonic()
+    with pytest.raises(UserError, match="reward program took longer than 5 s"):
         reward(FRAMES, CAPTIONS)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     for pid in map(int, (tmp_path / "pids").read_text().split()):
         assert gone(pid)
 
