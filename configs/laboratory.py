@@ -12,7 +12,6 @@ from configs import shapes
 from dollar_jax.data.shapes import LONG_CAPTIONS
 
 WEIGHTS = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
-TEXT = {"channels": 4, "text_width": 32}  # a reward model that reads the caption
 
 
 def get_config(experiment: str = "base") -> ConfigDict:

@@ -89,11 +89,11 @@ def _run(out: Path, experiment: str, seed: str) -> str:
         folder, flag = out / name / seed, []
         folder.mkdir(parents=True, exist_ok=True)
         if parent:
-            run = out / parent / seed
-            for link, target in {"parent": run, "encoded": run / "encoded"}.items():
+            source = out / parent / seed
+            for link, target in {"parent": source, "encoded": source / "encoded"}.items():
                 if not (folder / link).is_symlink():
                     (folder / link).symlink_to(target)
-            flag = [f"--config.teacher.path={run / 'teacher'}"]
+            flag = [f"--config.teacher.path={source / 'teacher'}"]
         command = [sys.executable, "-m", "dollar_jax.main", f"--config=configs/laboratory.py:{name}", *flag]
         command += [f"--workdir={folder}", f"--config.seed={seed}", *(f"--config.{change}" for change in _SET.value)]
         result = subprocess.run(command, stdout=None if _JOBS.value == 1 else subprocess.DEVNULL)
