@@ -132,7 +132,7 @@ def record(study: Study, rater: str, task: Task, choices: Mapping[str, str], tim
     data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
     # Unbuffered: a write cut short by a full disk is seen here, and its piece of a line must not swallow the next one.
     with study.answers.open("a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: other threads and servers see whole lines only
+        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: no other thread or server appends meanwhile
         if size := file.seek(0, os.SEEK_END):
             file.seek(size - 1)
             if file.read(1) != b"\n":

@@ -67,7 +67,7 @@ child.wait()
     reward, start = judge(code, timeout=5), time.monotonic()
     with pytest.raises(UserError, match="reward program took longer than 5 s"):
         reward(FRAMES, CAPTIONS)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 13
     for pid in map(int, (tmp_path / "pids").read_text().split()):
         assert gone(pid)
 
