@@ -1,28 +1,18 @@
-"""Checkpoints. A model is a folder: `config.json`, its card, beside the parameters that the card points to.
+"""Checkpoints. A model is a folder: `config.json`, its card (`dollar_jax.card`), beside all that the card points to.
 
-The folder of a training stage is such a folder, so that what is in training can be sampled at any time. Card:
-
-  role          teacher, student or vae
-  transformer, vae, text_encoder    {architecture, config, path, item}: the parameters are the entry `item` of the orbax
-                checkpoint at `path`, relative to the folder; `path` = checkpoints means the newest. The vae has its
-                scaling_factor too
-  tokenizer     {path, length}, a Hugging Face tokenizer folder
-  velocity, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
-  video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
-                (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
-  lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
-
-A converted component also has its `source`, the config.json that it came with.
+The folder of a training stage is such a folder, so that what is in training can be sampled at any time; the numbered
+checkpoints in it hold each network as an item of its own. Nothing in a folder points outside: it can be moved, and
+handed on. Each checkpoint has checksums (`dollar_jax.checksums`), which whoever loads it verifies.
 """
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
@@ -31,61 +21,68 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from dollar_jax import checksums
+from dollar_jax.card import Card, check, parse
+from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.distributed import is_main
-from dollar_jax.files import require_space, write_atomically
+from dollar_jax.files import inside, new_folder, require_space, write_atomically
 from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
 from dollar_jax.notation import Params
 from dollar_jax.sharding import with_shardings
 
-Card = dict[str, Any]
-COMPONENTS = ("transformer", "vae", "text_encoder")
+SHARED = ("vae", "text_encoder", "tokenizer")  # what a student has in common with its teacher
+NUMBERED = "checkpoints"
 
 
 def write_card(folder: str | os.PathLike, card: Card) -> None:
-    """Writes `folder/config.json`, atomically."""
-    write_atomically(Path(folder) / "config.json", json.dumps(card, indent=2) + "\n")
+    """Writes `folder/config.json`, atomically.
+
+    Raises:
+      UserError: the card would be refused when it is read.
+    """
+    path, content = Path(folder) / "config.json", json.dumps(card, indent=2) + "\n"
+    check(json.loads(content), path)
+    write_atomically(path, content)
+
+
+def root(folder: str | os.PathLike) -> Path:
+    """The model's folder that `folder` means: itself, or what a numbered checkpoint lies in."""
+    folder = Path(folder)
+    return folder.parents[1] if folder.name.isdigit() and folder.parent.name == NUMBERED else folder
 
 
 def read_card(folder: str | os.PathLike) -> Card:
-    """The card of a model's folder, or of one numbered checkpoint in it.
+    """The card of a model's folder, or of one numbered checkpoint in it. Its paths are relative to `root(folder)`.
 
     Raises:
-      UserError: the folder is no model's.
+      UserError: the folder is no model's, or its card is not what a card may be.
     """
-    folder = Path(folder)
+    folder, place = Path(folder), root(folder) / "config.json"
     try:
-        if folder.name.isdigit() and folder.parent.name == "checkpoints":
-            card = json.loads((folder.parents[1] / "config.json").read_text())
-            card = relocate(card, folder.parents[1], folder)
-            own = "vae" if card["role"] == "vae" else "transformer"
-            return card | {own: card[own] | {"path": "."}}
-        return json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no checkpoint here ({error.filename} is missing)") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder}/config.json is not JSON: {error}") from error
+        card = parse(place.read_text(encoding="utf-8"), place)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder}: no checkpoint here ({place} is missing)") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not UTF-8 text") from error
+    if folder == root(folder):
+        return card
+    own = "vae" if card["role"] == "vae" else "transformer"
+    return card | {own: card[own] | {"path": f"{NUMBERED}/{folder.name}"}} if own in card else card
 
 
-def relocate(card: Card, source: str | os.PathLike, target: str | os.PathLike) -> Card:
-    """The same card with its relative paths seen from another folder."""
-
-    def moved(part):
-        return part | {"path": os.path.relpath(Path(source) / part["path"], target)}
-
-    return card | {name: moved(card[name]) for name in (*COMPONENTS, "tokenizer") if name in card}
-
-
-def _item(folder: Path, part: Card) -> Path:
-    """The orbax item that a component's path means."""
-    path = (folder / part["path"]).resolve()
-    if path.name == "checkpoints":
+def _place(folder: str | os.PathLike, part: Card) -> Path:
+    """The checkpoint that a component's path means: a folder with checksums."""
+    path = inside(root(folder), part["path"])
+    if path.name == NUMBERED:
         steps = [int(child.name) for child in path.glob("*") if child.name.isdigit()]
         if not steps:
             raise UserError(f"{path}: no checkpoint was saved here yet")
         path = path / str(max(steps))
-    return path / "state" if path.name.isdigit() else path
+    if not path.is_dir():
+        raise UserError(f"{path} is missing: the checkpoint in {root(folder)} points to it")
+    return path
 
 
 def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Network, Params]:
@@ -93,33 +90,34 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
     (dtype, remat, attention). Under a mesh each device reads its own part of the parameters.
 
     Raises:
-      UserError: nothing is stored there, or what is stored has other shapes than the card says.
+      UserError: nothing is stored there, it is damaged, or has other shapes than the card says.
     """
     network = build(part["architecture"], part["config"], **options)
     target = jax.eval_shape(network.init, jax.random.key(0))
-    path = _item(Path(folder), part)
-    if not path.exists():
-        raise UserError(f"{path} is missing: the checkpoint in {folder} points to it")
-    item = part["item"]
+    path, item = _place(folder, part), part["item"]
+    if item and not (path / item).is_dir():
+        items = sorted(child.name for child in path.iterdir() if child.is_dir())
+        raise UserError(f"{path} holds no {item!r}, but {', '.join(map(repr, items))}")
+    if fault := _fault(path, item):
+        raise UserError(f"{path} is damaged ({fault}): copy it again, or take another checkpoint")
     with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(path).item_metadata.tree
-        if item and item not in stored:
-            raise UserError(f"{path} holds no {item!r}, but {', '.join(map(repr, stored))}")
-        stored = stored[item] if item else stored
+        stored = reader.metadata(path / item).item_metadata.tree
         shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
         if shapes[0] != shapes[1]:
-            raise UserError(f"{path} holds another network than {folder}/config.json describes")
+            raise UserError(f"{path} holds another network than {root(folder)}/config.json describes")
         wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
         if not (mesh := jax.sharding.get_mesh()).empty:
             wanted = with_shardings(wanted, mesh)
-        wanted = {item: wanted} if item else wanted
-        restored = reader.restore(
-            path,
-            ocp.args.PyTreeRestore(
-                item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-            ),
-        )
-    return network, restored[item] if item else restored
+        arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+        return network, reader.restore(path / item, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
+
+
+def _fault(path: Path, item: str = "") -> str:
+    """What `checksums.fault` says. Processes share the reading, and agree."""
+    found = checksums.fault(path, item, jax.process_index(), jax.process_count())
+    if jax.process_count() == 1 or not multihost_utils.process_allgather(np.array(bool(found))).any():
+        return found
+    return found or "another process says so"
 
 
 def save_params(folder: str | os.PathLike, params: Params) -> None:
@@ -129,8 +127,63 @@ def save_params(folder: str | os.PathLike, params: Params) -> None:
     numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False, use_ocdbt=False)
-    with ocp.Checkpointer(handler) as writer:
+    with ocp.Checkpointer(handler, temporary_path_class=_Sealed) as writer:
         writer.save(Path(folder).resolve(), jax.tree.map(np.asarray, params), force=True)
+
+
+def bring(card: Card, source: str | os.PathLike, folder: str | os.PathLike, names: Sequence[str] = SHARED) -> Card:
+    """These parts of the card of the model in `source`, which is not in training, as parts of one in `folder`.
+
+    The folder gets files of its own: hard links where the disk has them, which take no room, else copies.
+
+    Raises:
+      UserError: a part is missing, or points outside `source`.
+    """
+    brought = {}
+    for name in names:
+        brought[name] = card[name] | {"path": name}
+        if is_main():
+            (_bring_tokenizer if name == "tokenizer" else _bring_network)(source, card[name], Path(folder) / name)
+    multihost_utils.sync_global_devices(f"parts of {folder}")
+    return brought
+
+
+def _bring_tokenizer(source: str | os.PathLike, part: Card, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    with new_folder(target) as temporary:
+        copy_tokenizer(inside(root(source), part["path"]), temporary)
+
+
+def _bring_network(source: str | os.PathLike, part: Card, target: Path) -> None:
+    path = _place(source, part)
+    if part["item"]:
+        raise UserError(f"{path} is in training: a finished one is needed here")
+    try:
+        files = checksums.listed(path)
+    except UserError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again") from error
+    if stray := checksums.strays(path, set(files)):
+        raise UserError(f"{path}: {stray}")
+    if (target / checksums.NAME).exists() and checksums.listed(target) == files:
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    with new_folder(target) as temporary:
+        shutil.copytree(path, temporary, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copyfile(source, target)
+
+
+class _Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """Where a checkpoint is written until it is complete, checksums last."""
+
+    async def finalize(self) -> None:
+        checksums.write(self.get())
+        await super().finalize()
 
 
 class _Manager(ocp.CheckpointManager):
@@ -146,18 +199,23 @@ class Checkpoints:
       folder: of the stage; they are in `folder/checkpoints`.
       keep: so many of the newest stay.
       best: a metric; the checkpoint where it was largest stays too. With a minus in front: smallest. '' for none.
+      networks: fields of the state that can be loaded alone, each an item of its own; all others are in one, `state`.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int, best: str = ""):
+    def __init__(self, folder: str | os.PathLike, keep: int, best: str = "", networks: Collection[str] = ()):
+        self._networks = networks
         self._metric, self._sign = best.removeprefix("-"), -1 if best.startswith("-") else 1
         kept = [LatestN(keep)]
         if best:
             kept.append(BestN(get_metric_fn=itemgetter("value"), n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(kept), enable_async_checkpointing=True
+            preservation_policy=AnyPreservationPolicy(kept),
+            enable_async_checkpointing=True,
+            temporary_path_class=_Sealed,
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
-        path = (Path(folder) / "checkpoints").resolve()
+        handlers = {name: ocp.StandardCheckpointHandler() for name in (*networks, "state")}
+        handlers["data"] = ocp.JsonCheckpointHandler()
+        path = (Path(folder) / NUMBERED).resolve()
         self._manager = _Manager(path, options=options, item_handlers=handlers)
 
     @property
@@ -175,7 +233,8 @@ class Checkpoints:
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
         require_space(self._manager.directory, needed)
-        items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(batches.get_state())}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in self._items(state).items()}
+        items["data"] = ocp.args.JsonSave(batches.get_state())
         value = None
         if self._metric and metrics:
             if self._metric not in metrics:
@@ -190,9 +249,13 @@ class Checkpoints:
         Raises:
           UserError: none can be read, or the newest is of another network.
         """
-        items = {"state": ocp.args.StandardRestore(state), "data": ocp.args.JsonRestore()}
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in self._items(state).items()}
+        items["data"] = ocp.args.JsonRestore()
         damaged = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            if fault := _fault(Path(self._manager.directory) / str(step)):
+                damaged[step] = fault
+                continue
             try:
                 self._require_same(step, state)
                 restored = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -210,7 +273,7 @@ class Checkpoints:
         if damaged:
             self._set_aside(damaged, step)
         batches.set_state(restored["data"])
-        return step, restored["state"]
+        return step, restored["state"] | {name: restored[name] for name in self._networks}
 
     def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
         for number, reason in damaged.items():
@@ -222,16 +285,21 @@ class Checkpoints:
         self._manager.reload()
 
     def _require_same(self, step: int, state: Mapping) -> None:
-        stored = self._manager.item_metadata(step)["state"]
-        there, here = (_shapes(tree) for tree in (stored, state))
-        if not there:
-            raise FileNotFoundError("its metadata is gone")
+        stored = self._manager.item_metadata(step)
+        here, there = _shapes(state), _shapes(stored["state"])
+        for network in self._networks:
+            if network in stored:
+                there |= {f"{network}/{name}": shape for name, shape in _shapes(stored[network]).items()}
         if different := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
             name = different[0]
             raise UserError(
                 f"{self._manager.directory / str(step)} is of another network: {name} is {there.get(name)} there,"
                 f" {here.get(name)} here ({len(different)} in all); take another --workdir"
             )
+
+    def _items(self, state: Mapping) -> dict[str, Mapping]:
+        rest = {name: tree for name, tree in state.items() if name not in self._networks}
+        return {"state": rest} | {name: state[name] for name in self._networks}
 
     @contextmanager
     def finished_on_error(self) -> Iterator[None]:

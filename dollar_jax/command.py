@@ -1,8 +1,10 @@
 """What the commands share: flags in, one line and exit status 2 for a mistake of the user's."""
 
 import errno
+import math
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,9 +12,16 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
-from dollar_jax.importing import UserError
+from dollar_jax.importing import UserError, trust
 
 FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+# What the user's paths can do wrong, whatever touches them first.
+PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+READ_ONLY = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+
+_TRUST = flags.DEFINE_multi_string(
+    "trust", [], "Module of a network from outside that a checkpoint may name, as in my_fork.nets: it runs. Repeatable."
+)
 
 
 def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
@@ -22,19 +31,35 @@ def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
       main: called with what stands on the command line beside the flags.
       arguments: the names of these.
     """
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_TRUST.name])  # for --help
+    threading.excepthook = _in_a_thread
     try:
         app.run(lambda argv: main(*argv[1:]), flags_parser=partial(_parse, arguments))
     except UserError as error:
         _stop(str(error))
     except Exception as error:
-        # Writers of several libraries report a full disk, each in its own class, often as the cause of another error.
-        if not any(words in "".join(traceback.format_exception(error)) for words in FULL):
-            raise
-        _stop("the disk is full: what was complete is kept; free some space and run the same command again")
+        if _says_full(error):
+            _stop("the disk is full: what was complete is kept; free some space and run the same command again")
+        if isinstance(error, PATHS) or getattr(error, "errno", None) in READ_ONLY:
+            _stop(f"{error.filename or 'a path'}: {error.strerror or error}; check the path and who may write there")
+        raise
+
+
+def _says_full(error: BaseException) -> bool:
+    # Writers of several libraries report a full disk, each in its own class, often as the cause of another error.
+    return any(words in "".join(traceback.format_exception(error)) for words in FULL)
+
+
+def _in_a_thread(arguments: threading.ExceptHookArgs) -> None:
+    """A library's thread that cannot write need not say so, too: the command says it."""
+    if not _says_full(arguments.exc_value):
+        threading.__excepthook__(arguments)
 
 
 def _stop(reason: str) -> NoReturn:
-    print(f"error: {reason}", file=sys.stderr)
+    # Parts of it may be a stranger's: one line, and nothing that a terminal obeys.
+    words = "".join(letter if letter.isprintable() else " " for letter in reason)
+    print(f"error: {words}", file=sys.stderr)
     # A library's thread that still tries to write must not turn this into another exit status.
     sys.stderr.flush()
     os._exit(2)
@@ -51,6 +76,10 @@ def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.ERROR)
     try:
         rest = flags.FLAGS(argv)[1:]
+        for name, flag in flags.FLAGS.flag_values_dict().items():
+            if isinstance(flag, float) and not math.isfinite(flag):
+                raise UserError(f"--{name}={flag} is not a finite number")
+        trust(_TRUST.value)
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
             flags.FLAGS.config.get  # noqa: B018 a config that could not be loaded raises when it is touched
     except OSError as error:
@@ -60,6 +89,8 @@ def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
         raise UserError(f"the config has no field {field}") from error
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(str(error).splitlines()[0]) from error
+    except SyntaxError as error:
+        raise UserError(f"--config: {error.filename}, line {error.lineno}: {error.msg}") from error
     if rest and not arguments:
         raise UserError(f"{rest[0]}: not a flag; did you mean --{rest[0]}?")
     if len(rest) != len(arguments):

@@ -33,6 +33,7 @@ def main() -> None:
     import jax  # after what can be refused without it
 
     from dollar_jax import distributed
+    from dollar_jax.check import check
     from dollar_jax.sharding import make_mesh
     from dollar_jax.train import Preempted
     from dollar_jax.watch import alone
@@ -41,6 +42,7 @@ def main() -> None:
     if jax.process_count() == 1:  # several must agree, in `train`
         signal.signal(signal.SIGTERM, _stop)
     mesh = make_mesh(config.mesh)
+    check(config, mesh)
     with alone(workdir) if distributed.is_main() else nullcontext(), jax.set_mesh(mesh):
         claim(workdir, json.loads(config.to_json()))
         try:
@@ -50,8 +52,9 @@ def main() -> None:
             print(saved, flush=True)
             raise SystemExit(_STOP_STATUS.value) from None
         except UserError:
-            # Refused before anything was done: the corrected command shall not meet its own mistake here.
-            if distributed.is_main() and {path.name for path in workdir.iterdir()} == {"config.json", ".lock"}:
+            # Refused before anything was trained: the corrected command shall not meet its own mistake here.
+            made = [*workdir.glob("*/checkpoints/*"), *workdir.glob("encoded/data")]
+            if distributed.is_main() and not made:
                 (workdir / "config.json").unlink()
             raise
 
@@ -70,10 +73,14 @@ def claim(workdir: Path, config: dict) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        before, now = (
-            flatten({name: value for name, value in fields.items() if name not in MACHINE})
-            for fields in (json.loads(path.read_text()), config)
-        )
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8"))
+            before, now = (
+                flatten({name: value for name, value in fields.items() if name not in MACHINE})
+                for fields in (noted, config)
+            )
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): remove it if this is the run's own config") from error
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             key = changed[0]

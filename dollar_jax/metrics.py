@@ -19,18 +19,31 @@ from tqdm import tqdm
 
 from dollar_jax import pictures
 from dollar_jax.distributed import is_main
-from dollar_jax.files import write_atomically
+from dollar_jax.files import read_lines, write_atomically
+from dollar_jax.importing import UserError
 
 QUIET = 10.0  # seconds between two lines of progress where there is no terminal
+# What tells most of a student on the way; the file has all of it.
+SHOWN = [f"held_out/{name}" for name in ("reward", "alignment", "frechet", "spread", "vendi", "hf")]
 
 
 def read(folder: str | os.PathLike) -> list[dict]:
-    """The lines of `folder/metrics.jsonl`, oldest first, without one that a crash cut short; [] if there is no file."""
+    """The lines of `folder/metrics.jsonl`, oldest first, without one that a crash cut short; [] if there is no file.
+
+    Raises:
+      UserError: a complete line is damaged.
+    """
     path = Path(folder) / "metrics.jsonl"
-    if not path.exists():
+    if not path.is_file():
         return []
-    complete = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in complete.splitlines()]
+    lines = []
+    for number, line in enumerate(read_lines(path)[:-1], 1):
+        try:
+            lines.append(json.loads(line))
+            lines[-1]["step"] < 0  # noqa: B015 what every line has
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is damaged: remove it to go on without it") from error
+    return lines
 
 
 class Logger:
@@ -93,8 +106,9 @@ class Logger:
             self._first, self._window = ((number, clock + seconds) for number, clock in (self._first, self._window))
         if self._writes:
             self._append(step, values)
-            shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-            print(f"{self._stage} {step + 1}/{self._total}  {shown}", flush=True)
+            known = [name for name in SHOWN if name in values] or list(values)
+            shown = " ".join(f"{name.rpartition('/')[2]} {values[name]:.4g}" for name in known[:5])
+            print(f"{self._stage} {step + 1}/{self._total}  held out: {shown}", flush=True)
 
     def alarm(self, step: int, words: str) -> None:
         """Says what is wrong after a step on stderr and under TensorBoard's texts."""

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from dollar_jax import checkpoint, diffusion, sampling
-from dollar_jax.checkpoint import Card
+from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Schedule
+from dollar_jax.files import inside
 from dollar_jax.importing import UserError
 from dollar_jax.models import build, independent_chunks
 from dollar_jax.models.network import Network
@@ -32,7 +32,7 @@ class Pipeline:
     """The networks of a card, and what one does with them. Arrays in and out are NumPy's; work is done in batches.
 
     Attributes:
-      card: see `dollar_jax.checkpoint`.
+      card: see `dollar_jax.card`.
       networks: (network, parameters) by component; no parameters where each call brings its own.
       tokenizer: a Hugging Face tokenizer.
       tiled: whether the VAE works in tiles, see `dollar_jax.models.tiling`.
@@ -205,17 +205,17 @@ def noise_at(card: Card, seed: int, prompt: Int[Array, " n"], video: Int[Array, 
     return np.asarray(sampling.normal(keys, card["latent_shape"])), sampling.fold(keys, 1)
 
 
-def load(folder: str | os.PathLike, parts: Sequence[str] = checkpoint.COMPONENTS, tiled: bool = False) -> Pipeline:
+def load(folder: str | os.PathLike, parts: Sequence[str] = COMPONENTS, tiled: bool = False) -> Pipeline:
     """Reads a model's folder, or one numbered checkpoint in it.
 
     Raises:
       UserError: what is missing or does not fit.
     """
     card = checkpoint.read_card(folder)
-    if missing := [part for part in parts if part not in card]:
-        raise UserError(f"{folder}: this checkpoint has no {missing[0]}")
+    require(card, [*parts, *(SAMPLED if "transformer" in parts else ())], folder)
     networks = {part: checkpoint.load_component(folder, card[part]) for part in parts}
     tokenizer = None
     if "text_encoder" in parts:
-        tokenizer = load_tokenizer(Path(folder) / card["tokenizer"]["path"])
+        require(card, ("tokenizer",), folder)
+        tokenizer = load_tokenizer(inside(checkpoint.root(folder), card["tokenizer"]["path"]))
     return Pipeline(card, networks, tokenizer, tiled)

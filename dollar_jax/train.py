@@ -95,7 +95,8 @@ def train(
       UserError: the updates of a network are no longer finite.
     """
     guarded = measure is not None and bool(config.guard.metric)
-    checkpoints = Checkpoints(folder, config.keep, guard.PREFIX + "score" if guarded else config.best)
+    best = guard.PREFIX + "score" if guarded else config.best
+    checkpoints = Checkpoints(folder, config.keep, best, list(networks(vars(state))))
     start = 0
     if checkpoints.latest is not None:
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), vars(state))
@@ -126,8 +127,9 @@ def train(
         Heartbeat(folder) as heartbeat,
         Preemption() as preemption,
     ):
-        if measure and not history:
-            look(0)
+        # A run that was asked to stop at its last update saved it unmeasured.
+        if measure and (not history or start == config.iterations != history[-1]["step"] + 1):
+            look(start)
         if checkpoints.latest is None and (guarded or not config.iterations):
             # The start may turn out to be the best, or is all that is asked for.
             value = {guard.PREFIX + "score": history[0][guard.REWARD]} if guarded else {}
@@ -155,8 +157,15 @@ def train(
                 raise Preempted(f"{folder.name}: saved at step {done} and stopped; the same command goes on from there")
             if show and config.show_every and (done % config.show_every == 0 or done == config.iterations):
                 log.videos(done, "samples", *show(state))
-    checkpoints.close()
+        checkpoints.close()
+        if preemption.requested():
+            raise Preempted(f"{folder.name}: finished and stopped; the same command goes on from there")
     return verdict()
+
+
+def networks(state: Mapping) -> dict[str, Any]:
+    """The fields of a state that are the parameters of a network."""
+    return {name: tree for name, tree in state.items() if isinstance(tree, dict) and name != "optimizers"}
 
 
 class Skips:
@@ -187,10 +196,10 @@ class Skips:
 
 def _describe(folder: Path, state: Mapping) -> None:
     """Says how large each network is, and leaves the table of all parameters in `parameters.txt`."""
-    networks = {name: tree for name, tree in state.items() if isinstance(tree, dict) and name != "optimizers"}
+    found = networks(state)
     tables = {
-        name: parameter_overview.get_parameter_overview(tree, include_stats=False) for name, tree in networks.items()
+        name: parameter_overview.get_parameter_overview(tree, include_stats=False) for name, tree in found.items()
     }
     write_atomically(folder / "parameters.txt", "".join(f"{name}\n{table}\n\n" for name, table in tables.items()))
-    sizes = ", ".join(f"{name} {parameter_overview.count_parameters(tree):,}" for name, tree in networks.items())
+    sizes = ", ".join(f"{name} {parameter_overview.count_parameters(tree):,}" for name, tree in found.items())
     print(f"{folder.name}: parameters: {sizes}", flush=True)

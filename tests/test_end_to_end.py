@@ -104,8 +104,11 @@ def workdir(tmp_path_factory, dataset, environment):
 
 def final_state(workdir, name):
     steps = [int(path.name) for path in (workdir / name / "checkpoints").iterdir()]
+    folder = workdir / name / "checkpoints" / str(max(steps))
+    items = sorted(path.parent.name for path in folder.glob("*/manifest.ocdbt"))
     with ocp.StandardCheckpointer() as reader:
-        state = reader.restore(workdir / name / "checkpoints" / str(max(steps)) / "state")
+        state = {item: reader.restore(folder / item) for item in items}
+    assert "ema" in state
     return jax.tree.map(np.asarray, state)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from dollar_jax import metrics
+from dollar_jax.importing import UserError
 
 
 def train(folder, start, stop, every=5, total=20):
@@ -154,3 +155,23 @@ def test_videos_are_animated_with_their_captions(tmp_path):
 def test_tensorflow_is_not_imported():
     code = "import sys; sys.modules['torch'] = None; import dollar_jax.metrics; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"loss": 1}', "[" * 100_000])
+def test_a_damaged_line_is_named(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2 is damaged") as refusal:
+        metrics.read(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_was_measured_is_a_short_line(tmp_path, capsys):
+    """Five that matter; the file has all."""
+    values = {
+        f"held_out/{name}": 1.0 for name in ("colour", "clean_db", "frechet", "alignment", "vendi", "hf", "spread")
+    }
+    with metrics.Logger(tmp_path, "student", 10) as log:
+        log.measured(4, values | {"collapse/grain": 1.0}, 0.1)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "student 5/10  held out: alignment 1 frechet 1 spread 1 vendi 1 hf 1"
+    assert metrics.read(tmp_path)[0].keys() >= values.keys()

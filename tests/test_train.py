@@ -1,8 +1,78 @@
-import jax.numpy as jnp
-import pytest
+import os
+import signal
 
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dollar_jax.config import stage
 from dollar_jax.importing import UserError
-from dollar_jax.train import SKIPS, Skips
+from dollar_jax.metrics import read
+from dollar_jax.sharding import make_mesh
+from dollar_jax.train import SKIPS, Preempted, Skips, train
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    ema: dict
+
+
+def loop(folder, iterations=3, show=None, measure=None, metric=""):
+    """Runs a stage that counts, and says at which updates it was."""
+    source = [{"x": np.float32(i), "caption": "a cat"} for i in range(8)]
+    batches = iter(grain.MapDataset.source(source).repeat().batch(2).to_iter_dataset())
+    guard = ConfigDict({"metric": metric, "tolerance": 0.05, "patience": 2})
+    config = stage(iterations, 2, guard=guard, save_every=2, log_every=1, show_every=1)
+    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "context": 1}), jax.devices()[:1])
+    done = []
+
+    def update(state, batch, captions, number):
+        done.append(number)
+        return state.replace(step=state.step + 1, ema={"w": state.ema["w"] + 1}), {"loss": 1.0}
+
+    with jax.set_mesh(mesh):
+        state = jax.tree.map(jax.device_put, State(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}))
+        train(folder, state, update, batches, config, mesh, show, measure)
+    return done
+
+
+def test_a_signal_at_the_last_update_is_not_lost(tmp_path):
+    """It came when the loop had looked for the last time: everything is saved, and the next stage does not begin."""
+
+    def show(state):
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return np.zeros((1, 2, 4, 4, 3), np.uint8), ["a cat"]
+
+    with pytest.raises(Preempted, match="finished and stopped"):
+        loop(tmp_path, show=show)
+    assert loop(tmp_path, show=show) == []
+
+
+def test_what_was_stopped_at_its_last_update_is_measured_later(tmp_path):
+    """Or a guard could not choose it."""
+    asked = iter([True])
+
+    def measure(state):
+        return {"held_out/reward": float(state.step), "held_out/alignment": 1.0}
+
+    def show(state):
+        if state.step == 2 and next(asked, False):  # before the last update looks
+            os.kill(os.getpid(), signal.SIGTERM)
+        return np.zeros((1, 2, 4, 4, 3), np.uint8), ["a cat"]
+
+    with pytest.raises(Preempted, match="saved at step 3"):
+        loop(tmp_path, show=show, measure=measure, metric="alignment")
+    steps = [line["step"] for line in read(tmp_path) if "held_out/reward" in line]
+    assert steps == [-1, 1]
+    assert loop(tmp_path, show=show, measure=measure, metric="alignment") == []
+    steps = [line["step"] for line in read(tmp_path) if "held_out/reward" in line]
+    assert steps == [-1, 1, 2]
 
 
 def take(skips, start, values):

@@ -27,11 +27,11 @@ CARD = {
 }
 
 
-def transformer():
+def transformer() -> Network:
     return toy.TRANSFORMER
 
 
-def vae():
+def vae() -> Network:
     """Eight pixels for each latent."""
 
     def decode(params, latents, method):
@@ -41,7 +41,7 @@ def vae():
     return Network(lambda key: {"shift": 0.1 * jax.random.normal(key)}, decode)
 
 
-def text_encoder():
+def text_encoder() -> Network:
     return Network(
         lambda key: {"embedding": jax.random.normal(key, (32, 2))}, lambda params, tokens: params["embedding"][tokens]
     )

@@ -1,6 +1,5 @@
-"""PyTorch folders and files to our checkpoints."""
+"""PyTorch folders and files to our checkpoints. They may be strangers': nothing in them runs or leads out of them."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,33 @@ import jax
 
 from dollar_jax.checkpoint import Card, save_params, write_card
 from dollar_jax.convert import aesthetic, clip, schedulers
-from dollar_jax.convert.architectures import of_folder, read_json
+from dollar_jax.convert.architectures import describing, of_folder, plain, word
 from dollar_jax.convert.tables import Rule, convert
 from dollar_jax.convert.tensors import Tensors, open_file, open_folder
-from dollar_jax.files import new_folder, require_space
+from dollar_jax.data.text import copy_tokenizer
+from dollar_jax.files import inside, new_folder, require_space
 from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size
+from dollar_jax.reading import read_json, require_schema, within
 
 PIPELINE = "CogVideoXPipeline"
 GUIDANCE = 5.0  # the paper's w; the stock pipeline's guidance_scale of 6
 LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
+_BETA = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_SCHEDULER = {
+    "properties": {
+        "num_train_timesteps": {"type": "integer", "minimum": 1, "maximum": 100_000},
+        "beta_start": _BETA,
+        "beta_end": _BETA,
+        "rescale_betas_zero_snr": {"type": "boolean"},
+        "snr_shift_scale": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
+    }
+}
+_SCALE = {
+    "required": ["scaling_factor"],
+    "properties": {"scaling_factor": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}},
+}
 
 
 def from_torch(source: Path, target: Path) -> Card:
@@ -41,7 +56,7 @@ def from_torch(source: Path, target: Path) -> Card:
         elif (source / "model_index.json").exists():
             card = _pipeline(source, folder)
         else:
-            part, component = _component(source, folder)
+            part, component = _component(source, "", folder)
             card = {"role": component, component: part}
         write_card(folder, card)
     return card
@@ -49,26 +64,29 @@ def from_torch(source: Path, target: Path) -> Card:
 
 def _pipeline(source: Path, folder: Path) -> Card:
     """A teacher, with all that its folder says."""
-    kind = read_json(source / "model_index.json").get("_class_name")
+    kind = read_json(within(source, "model_index.json")).get("_class_name")
     if kind != PIPELINE:
         raise UserError(
-            f"{source} holds a {kind}, which is neither sampled nor distilled here (a {PIPELINE} is); to convert its"
-            " networks alone name their folders"
+            f"{source} holds a {word(kind)}, which is neither sampled nor distilled here (a {PIPELINE} is); to convert"
+            " its networks alone name their folders"
         )
     _refuse_lora(source)
-    card: Card = {"role": "teacher"} | schedulers.to_card(read_json(source / "scheduler" / "scheduler_config.json"))
+    path = within(source, "scheduler/scheduler_config.json")
+    scheduler = read_json(path)
+    require_schema(scheduler, _SCHEDULER, path, "no such scheduler can be converted")
+    card: Card = {"role": "teacher"} | schedulers.to_card(scheduler)
     card["guidance"] = GUIDANCE
     for name in ("transformer", "vae", "text_encoder"):
-        part, component = _component(source / name, folder)
+        part, component = _component(source, name, folder)
         if component != name:
             raise UserError(f"{source / name} holds a {component}")
         card[name] = part
-    network = card["transformer"]["config"]
     if not (source / "tokenizer").is_dir():
         raise UserError(f"{source}/tokenizer is missing")
-    shutil.copytree(source / "tokenizer", folder / "tokenizer")
-    card["tokenizer"] = {"path": "tokenizer", "length": network["max_text_seq_length"]}
-    return _at_own_size(card)
+    copy_tokenizer(inside(source, "tokenizer"), folder / "tokenizer")
+    card["tokenizer"] = {"path": "tokenizer", "length": card["transformer"]["config"]["max_text_seq_length"]}
+    with describing(source / "transformer" / "config.json"):
+        return _at_own_size(card)
 
 
 def _at_own_size(card: Card) -> Card:
@@ -86,42 +104,58 @@ def _at_own_size(card: Card) -> Card:
     return card
 
 
-def _component(source: Path, folder: Path) -> tuple[Card, str]:
-    """Converts a model folder into `folder/component`: its part of a card, and the component's name."""
-    _refuse_lora(source)
-    architecture, theirs = of_folder(source)
-    config = architecture.keys.config(theirs)
-    component, table = architecture.component, architecture.keys.table(config)
-    tensors = open_folder(source)
+def _component(source: Path, name: str, folder: Path) -> tuple[Card, str]:
+    """Converts the model folder `source/name` into `folder/component`: its part of a card, and the component's name."""
+    place = source / name
+    _refuse_lora(place)
+    architecture, theirs = of_folder(source, name)
+    component = architecture.component
+    if component == "vae":
+        require_schema(theirs, _SCALE, place / "config.json", "is it an AutoencoderKLCogVideoX?")
+    with describing(place / "config.json"):
+        config = architecture.keys.config(theirs)
+        table = architecture.keys.table(config)
+    tensors = open_folder(source, name)
     if component == "clip":
         tensors = tensors.without(clip.IGNORED)
-    part = _save(folder, component, architecture.network, config, table, tensors)
+    part = _save(place, folder, component, architecture.network, config, table, tensors)
     scale = {"scaling_factor": theirs["scaling_factor"]} if component == "vae" else {}
-    return part | scale | {"source": theirs}, component
+    return part | scale | {"source": plain(theirs)}, component
 
 
 def _file(source: Path, folder: Path) -> Card:
     """A file without a config: its tensors say what it is."""
     tensors = open_file(source)
     if "visual.conv1.weight" in tensors:
-        config = clip.open_clip_config(tensors.shapes)
-        part = _save(folder, "clip", "clip", config, clip.open_clip_table(config), clip.split_fused(tensors))
-        return {"role": "clip", "clip": part}
+        with describing(source):
+            config = clip.open_clip_config(tensors.shapes)
+            table, split = clip.open_clip_table(config), clip.split_fused(tensors)
+        return {"role": "clip", "clip": _save(source, folder, "clip", "clip", config, table, split)}
     if tensors.keys() <= {"weight", "bias"} or "layers.0.weight" in tensors:
-        config = aesthetic.config(tensors.shapes)
-        part = _save(folder, "aesthetic", "aesthetic", config, aesthetic.table(config), tensors)
+        with describing(source):
+            config = aesthetic.config(tensors.shapes)
+            table = aesthetic.table(config)
+        part = _save(source, folder, "aesthetic", "aesthetic", config, table, tensors)
         return {"role": "aesthetic", "aesthetic": part}
     raise UserError(f"{source} holds neither an open_clip model nor an aesthetic predictor; folders have a config.json")
 
 
 def _save(
-    folder: Path, component: str, network: str, config: Mapping[str, Any], table: list[Rule], tensors: Tensors
+    source: Path,
+    folder: Path,
+    component: str,
+    network: str,
+    config: Mapping[str, Any],
+    table: list[Rule],
+    tensors: Tensors,
 ) -> Card:
     """Converts and writes one network, and returns its part of a card."""
     require_space(folder, tensors.nbytes)
     print(f"{component}: {len(tensors)} tensors, {tensors.nbytes / 1e6:,.1f} MB", flush=True)
-    target = jax.eval_shape(build(network, config).init, jax.random.key(0))
-    save_params(folder / component, convert(table, tensors, target))
+    with describing(source):
+        target = jax.eval_shape(build(network, config).init, jax.random.key(0))
+        params = convert(table, tensors, target)
+    save_params(folder / component, params)
     return {"architecture": network, "config": dict(config), "path": component, "item": ""}
 
 

@@ -1,6 +1,8 @@
 """Tensors in PyTorch's files: read one at a time from safetensors or weights-only pickles, written as safetensors."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dollar_jax.importing import UserError
+from dollar_jax.reading import read_json, within
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers, of transformers, of both in the past
 SHARD_BYTES = 2 * 10**9  # one is in memory beside the network
+SHARD = re.compile(r"\w[\w.-]{0,200}\.(safetensors|bin)")
+KEY = re.compile(r"[\w./-]{1,300}")
+DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # of safetensors; NumPy has no others
+TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
 @dataclass(frozen=True)
@@ -47,30 +54,34 @@ class Tensors(Mapping[str, np.ndarray]):
         return len(self.readers)
 
 
-def open_folder(folder: Path) -> Tensors:
+def open_folder(root: Path, folder: str = "") -> Tensors:
     """The weights of a diffusers or transformers model folder, in one file or in several with an index.
 
+    Args:
+      root: what was handed over; links may lead to files anywhere in it.
+      folder: the model's, in it.
     Raises:
-      UserError: there are none, some are missing, or they cannot be read.
+      UserError: there are none, some are missing or outside, or they cannot be read.
     """
     names = [f"{stem}.{end}" for end in ("safetensors", "bin") for stem in STEMS]
+    place = Path(root) / folder
     for name in names:
-        if (folder / name).exists():
-            return open_file(folder / name)
-        if (index := folder / f"{name}.index.json").exists():
-            return _open_shards(index)
-    raise UserError(f"{folder} has no weights: there is none of {', '.join(names)}, nor an index of one")
+        if (place / name).exists():
+            return open_file(within(root, os.path.join(folder, name)))
+        if (place / f"{name}.index.json").exists():
+            return _open_shards(root, os.path.join(folder, f"{name}.index.json"))
+    raise UserError(f"{place} has no weights: there is none of {', '.join(names)}, nor an index of one")
 
 
-def _open_shards(index: Path) -> Tensors:
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{index} is no index of weights: {error}") from error
-    shards = {name: open_file(index.parent / name) for name in sorted(set(places.values()))}
+def _open_shards(root: Path, name: str) -> Tensors:
+    index, folder = within(root, name), os.path.dirname(name)
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(x, str) and SHARD.fullmatch(x) for x in places.values()):
+        raise UserError(f"{index} is no index of weights: weight_map names a file beside it for each tensor")
+    shards = {name: open_file(within(root, os.path.join(folder, name))) for name in sorted(set(places.values()))}
     for key, name in places.items():
         if key not in shards[name]:
-            raise UserError(f"{index} says that {key} is in {name}, where it is not")
+            raise UserError(f"{index} says that {key!r:.300} is in {name}, where it is not")
     return Tensors(
         {key: reader for shard in shards.values() for key, reader in shard.readers.items()},
         {key: shape for shard in shards.values() for key, shape in shard.shapes.items()},
@@ -82,23 +93,34 @@ def open_file(path: Path) -> Tensors:
     """The tensors of one file: safetensors, or a pickle that holds tensors only.
 
     Raises:
-      UserError: it is missing, cut off, or wants to run code.
+      UserError: it is missing, cut off, wants to run code, or holds what is no tensor of a network.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing")
-    return (_open_safetensors if path.suffix == ".safetensors" else _open_pickle)(path)
+    tensors = (_open_safetensors if path.suffix == ".safetensors" else _open_pickle)(path)
+    if odd := [key for key in tensors if not KEY.fullmatch(key)]:
+        raise UserError(f"{path} has a tensor with the odd name {odd[0]!r:.100}: is it a file of weights?")
+    return tensors
 
 
 def _open_safetensors(path: Path) -> Tensors:
     try:
         file = safe_open(path, "np", backend="pread")  # what is mapped counts as memory
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, copy it again: {error}") from error
+        raise UserError(f"{path} is damaged, copy it again: {str(error).splitlines()[0][:200]}") from error
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 it is no dict
+    for key, part in slices.items():
+        _require_dtype(path, key, part.get_dtype(), DTYPES)
     return Tensors(
-        {key: lambda key=key: file.get_tensor(key) for key in file.keys()},  # noqa: SIM118 it is no dict
-        {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()},  # noqa: SIM118
+        {key: lambda key=key: file.get_tensor(key) for key in slices},
+        {key: tuple(part.get_shape()) for key, part in slices.items()},
         path.stat().st_size,
     )
+
+
+def _require_dtype(path: Path, key: str, dtype: str, known: tuple[str, ...]) -> None:
+    if dtype not in known:
+        raise UserError(f"{path} holds {key!r:.300} as {dtype}: only {', '.join(known)} can be converted")
 
 
 def _open_pickle(path: Path) -> Tensors:
@@ -117,9 +139,16 @@ def _open_pickle(path: Path) -> Tensors:
         raise UserError(f"{path} is damaged, or holds more than tensors and was not run: {reason}") from error
     # Training scripts of open_clip put the weights beside their optimizer's.
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {key: tensor for key, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {key: x.detach() for key, x in named if isinstance(key, str) and isinstance(x, torch.Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors by name")
+    for key, tensor in tensors.items():
+        _require_dtype(path, key, str(tensor.dtype).removeprefix("torch."), TORCH_DTYPES)
+        # Strides of zero would make terabytes of a few bytes.
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path} holds {key!r:.300}, which is no dense tensor")
 
     def read(tensor):
         tensor = tensor.contiguous()

@@ -1,6 +1,7 @@
 """Our checkpoints to folders that stock diffusers loads."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from dollar_jax.checkpoint import COMPONENTS, Card, load_component, read_card
+from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
+from dollar_jax.checkpoint import load_component, read_card, root
 from dollar_jax.convert import schedulers
-from dollar_jax.convert.architectures import by_network, describe
+from dollar_jax.convert.architectures import by_network, describe, read_json
 from dollar_jax.convert.tables import restore
 from dollar_jax.convert.tensors import write_folder
-from dollar_jax.files import new_folder, require_space
+from dollar_jax.data.text import copy_tokenizer
+from dollar_jax.files import inside, new_folder, require_space
+from dollar_jax.importing import UserError
 
 SCHEDULER_FILE = Path(__file__).with_name("dollar_scheduler.py")
 
@@ -31,15 +35,19 @@ def to_torch(source: Path, target: Path, item: str = "") -> None:
     own = card["role"] if card["role"] in card else "transformer"
     if item:
         card[own] = card[own] | {"item": item}
+    require(card, (own,), source)
+    alone = own != "transformer" or "vae" not in card
+    if not alone:
+        require(card, SAMPLED, source)
     with new_folder(target) as folder:
-        if own != "transformer" or "vae" not in card:
+        if alone:
             _component(source, card[own], folder)
             return
         index = {"_class_name": "CogVideoXPipeline"}
         for name in COMPONENTS:
             (folder / name).mkdir()
             index[name] = _component(source, card[name], folder / name)
-        shutil.copytree(Path(source) / card["tokenizer"]["path"], folder / "tokenizer")
+        copy_tokenizer(inside(root(source), card["tokenizer"]["path"]), folder / "tokenizer")
         index["tokenizer"] = ["transformers", _tokenizer_class(folder / "tokenizer")]
         index["scheduler"] = _scheduler(card, folder / "scheduler")
         _write_json(folder / "model_index.json", index)
@@ -70,7 +78,11 @@ def _scheduler(card: Card, folder: Path) -> list[str]:
 
 
 def _tokenizer_class(folder: Path) -> str:
-    return json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+    name = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    # The pipeline's index names the class that transformers imports.
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w{0,80}", name):
+        raise UserError(f"the tokenizer is a {name!r}, which is no class of transformers")
+    return name
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -93,7 +105,7 @@ def _readme(card: Card, target: Path, own_scheduler: bool) -> str:
         "```python",
         "from diffusers import CogVideoXPipeline",
         "",
-        f'pipe = CogVideoXPipeline.from_pretrained("{target.name}"{trust})',
+        f"pipe = CogVideoXPipeline.from_pretrained({json.dumps(target.name)}{trust})",
     ]
     if chunk := video["independent_chunk"]:
         latents = card["latent_shape"][0] * chunk // video["frames"]

@@ -5,8 +5,8 @@
     python -m dollar_jax.data ... --encode --teacher=CHECKPOINT
 
 captions.jsonl has a line {"file": "cat.mp4", "caption": "a cat asleep on a piano"} for each
-file, relative to --videos. Whatever PyAV decodes will do (mp4, webm, mkv, gif), and png, jpg,
-webp and bmp images, which become videos of one frame. Of each video the first --frames frames
+file, in the folder --videos. Videos are mp4, mov, webm, mkv, avi, gif, mpg, ts, flv, ogg or wmv;
+png, jpg, webp and bmp images become videos of one frame. Of each video the first --frames frames
 at --fps are kept, scaled to cover --height x --width and cropped around the middle. With
 --encode the teacher's VAE and text encoder turn them into latents and text embeddings.
 """
@@ -20,15 +20,17 @@ from tqdm import tqdm
 from dollar_jax.command import required, run
 from dollar_jax.importing import UserError
 
+MOST = 100_000  # what a model's card takes
+
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder of the files.")
 _CAPTIONS = flags.DEFINE_string("captions", None, "captions.jsonl.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write, which must not exist yet.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Takes the sizes below from config.video.")
 _SIZE = {
-    "frames": flags.DEFINE_integer("frames", None, "Frames of a video.", lower_bound=1),
-    "height": flags.DEFINE_integer("height", None, "Pixels.", lower_bound=1),
-    "width": flags.DEFINE_integer("width", None, "Pixels.", lower_bound=1),
-    "fps": flags.DEFINE_float("fps", None, "Frames a second.", lower_bound=0.001),
+    "frames": flags.DEFINE_integer("frames", None, "Frames of a video.", lower_bound=1, upper_bound=MOST),
+    "height": flags.DEFINE_integer("height", None, "Pixels.", lower_bound=1, upper_bound=MOST),
+    "width": flags.DEFINE_integer("width", None, "Pixels.", lower_bound=1, upper_bound=MOST),
+    "fps": flags.DEFINE_float("fps", None, "Frames a second.", lower_bound=0.001, upper_bound=1000),
 }
 _SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out, and name, files that cannot be decoded or are too short.")
 _ENCODE = flags.DEFINE_bool("encode", False, "Store latents and text embeddings.")

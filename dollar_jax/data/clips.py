@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,34 +11,40 @@ from tqdm import tqdm
 
 from dollar_jax.data.dataset import Dataset, Example
 from dollar_jax.data.video import is_image, read_clip
+from dollar_jax.files import read_lines
 from dollar_jax.importing import UserError
+from dollar_jax.reading import within
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # printed with a message, they could say anything in its place
 
 
 def read_captions(path: str | os.PathLike, videos: str | os.PathLike) -> list[tuple[Path, str]]:
-    """(file, caption) of each line {"file": ..., "caption": ...}; files are relative to the folder `videos`.
+    """(file, caption) of each line {"file": ..., "caption": ...}; files are in the folder `videos`, or in others in it.
 
     Raises:
-      UserError: names the first line that is wrong, or whose file is missing.
+      UserError: names the first line that is wrong, or whose file is missing or outside the folder.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text") from error
     records = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is not JSON: {error}") from error
         if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("file", "caption")):
             raise UserError(f'{path}, line {number}: give {{"file": "...", "caption": "..."}}, both strings')
-        file = Path(videos) / record["file"]
-        if not file.is_file():
+        if CONTROL.search(record["file"]):
+            raise UserError(f"{path}, line {number}: the file's name has control characters; rename the file")
+        try:
+            file = within(videos, record["file"])
+            record["caption"].encode()
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+        except UnicodeEncodeError as error:  # JSON can escape half a character
+            raise UserError(f"{path}, line {number}: the caption is no text: {error.reason}") from error
+        if not os.path.isfile(file):
             raise UserError(f"{path}, line {number}: there is no file {file}")
         records.append((file, record["caption"]))
     if not records:

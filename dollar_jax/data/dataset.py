@@ -2,6 +2,9 @@
 
 Any TFDS reader opens it (`tfds.builder_from_directory`). Videos and images have different frame counts, so they are two
 splits; `dollar_jax.data.pipeline` never mixes them in a batch. TFDS takes a second to import, hence inside functions.
+
+A dataset may be a stranger's. TFDS imports any module that its files name and opens any file, so that they are checked
+first: they may say what `write_dataset` writes, and nothing else.
 """
 
 import bisect
@@ -15,10 +18,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dollar_jax.files import new_folder
+from dollar_jax.files import inside, new_folder
 from dollar_jax.importing import UserError
+from dollar_jax.reading import read_json, require_schema
 
 SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # in a file, in memory
+NAME, VERSION = "captioned_videos", "1.0.0"
+_ORIGIN = "only what python -m dollar_jax.data writes is opened"
 
 Example = Mapping[str, np.ndarray | str]
 
@@ -52,7 +58,7 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
         if first is None:
             raise UserError(f"{folder}: nothing to write")
         identity = tfds.core.dataset_info.DatasetIdentity(
-            name="captioned_videos", version=tfds.core.Version("1.0.0"), data_dir=str(temporary), module_name=__name__
+            name=NAME, version=tfds.core.Version(VERSION), data_dir=str(temporary), module_name=__name__
         )
         features = tfds.features.FeaturesDict({name: _feature(name, value) for name, value in first.items()})
         writer = tfds.core.SequentialWriter(
@@ -106,25 +112,103 @@ def open_dataset(folder: str | os.PathLike) -> Dataset:
     """
     import tensorflow_datasets as tfds
 
-    if not (Path(folder) / "dataset_info.json").is_file():
+    folder = Path(folder)
+    if not (folder / "dataset_info.json").is_file():
         raise UserError(f"{folder}: no dataset here; write one with python -m dollar_jax.data")
-    builder = tfds.builder_from_directory(folder)
-    splits = [name for name in ("videos", "images") if name in builder.info.splits]
-    return Dataset([_Split(builder.as_data_source(name)) for name in splits], builder.info.metadata)
+    for name, schema in _FILES.items():
+        require_schema(read_json(inside(folder, name)), schema, folder / name, _ORIGIN)
+    with _reading(folder):
+        builder = tfds.builder_from_directory(folder)
+        splits = {name: builder.info.splits[name] for name in ("videos", "images") if name in builder.info.splits}
+        for split in splits.values():
+            for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+                _require_records(inside(folder, path.name), length)
+        parts = [_Split(folder, name, builder.as_data_source(name)) for name in splits]
+    return Dataset(parts, read_json(inside(folder, "metadata.json")))
 
 
 class _Split:
     """One split, its strings decoded."""
 
-    def __init__(self, source: Source):
-        self._source = source
+    def __init__(self, folder: Path, name: str, source: Source):
+        self._folder, self._name, self._source = folder, name, source
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
-        example = self._source[index]
-        return {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+        with _reading(f"{self._folder}: example {index} of the {self._name}"):
+            example = self._source[index]
+            return {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
+
+
+def _object(required: Sequence[str] = (), **properties) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
+
+
+def _feature_schema(name: str, content: str, **properties) -> dict[str, Any]:
+    kind = {"const": f"tensorflow_datasets.core.features.{name}"}
+    return _object(("pythonClassName", content), pythonClassName=kind, **{content: _object(**properties)})
+
+
+_COUNT = {"type": "string", "pattern": r"^\d{1,15}\Z"}
+_TENSOR = _feature_schema(
+    "tensor_feature.Tensor",
+    "tensor",
+    dtype={"type": "string", "pattern": r"^(bool|bfloat16|u?int(8|16|32|64)|float(16|32|64))\Z"},
+    encoding={"const": "bytes"},
+    shape=_object(dimensions={"type": "array", "items": {"type": "string", "pattern": r"^(-1|\d{1,9})\Z"}}),
+)
+_TEXT = _feature_schema("text_feature.Text", "text")
+_FEATURES = {
+    "type": "object",
+    "propertyNames": {"pattern": r"^\w{1,100}\Z"},
+    "additionalProperties": {"if": {"required": ["tensor"]}, "then": _TENSOR, "else": _TEXT},
+    "required": ["caption"],
+    "anyOf": [{"required": ["video"]}, {"required": ["latents", "text", "text_mask"]}],
+}
+_SPLIT = _object(
+    ("name", "filepathTemplate", "shardLengths"),
+    name={"enum": ["videos", "images"]},
+    filepathTemplate={"const": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"},
+    numBytes=_COUNT,
+    shardLengths={"type": "array", "items": _COUNT, "minItems": 1},
+)
+_FILES = {
+    "dataset_info.json": _object(
+        ("fileFormat", "name", "splits", "version"),
+        fileFormat={"const": "array_record"},
+        moduleName={"const": __name__},
+        name={"const": NAME},
+        splits={"type": "array", "items": _SPLIT, "minItems": 1, "maxItems": 2},
+        version={"const": VERSION},
+    ),
+    "features.json": _feature_schema("features_dict.FeaturesDict", "featuresDict", features=_FEATURES),
+    "metadata.json": {"properties": {name: {"type": "number"} for name in ("frames", "height", "width", "fps")}},
+}
+
+
+def _require_records(path: Path, count: int) -> None:
+    """Raises RuntimeError if an ArrayRecord file has another number of records: one that is cut off may have none."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    found = reader.num_records()
+    reader.close()
+    if found != count:
+        raise RuntimeError(f"{path.name} has {found} of {count} examples")
+
+
+@contextmanager
+def _reading(place: str | os.PathLike) -> Iterator[None]:
+    """What reading raises becomes one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # TFDS, protobuf and ArrayRecord have classes of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{place}: damaged, copy the dataset again ({reason})") from error
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Prompt files: a prompt a line."""
 
 import os
-from pathlib import Path
 
+from dollar_jax.files import read_lines
 from dollar_jax.importing import UserError
 
 
@@ -16,9 +16,9 @@ def read_prompts(path: str | os.PathLike, flag: str = "prompts") -> list[str]:
       UserError: no file, not text, or no prompt in it.
     """
     try:
-        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--{flag}={path}: {error}") from error
+        prompts = [line.strip() for line in read_lines(path) if line.strip()]
+    except UserError as error:
+        raise UserError(f"--{flag}={error}") from error
     if not prompts:
         raise UserError(f"--{flag}={path} has no prompt; write one a line")
     return prompts

@@ -1,7 +1,12 @@
-"""Video files and images: read, resampled to a frame count, rate and size, checked against a VAE's factors, written."""
+"""Video files and images: read, resampled to a frame count, rate and size, checked against a VAE's factors, written.
+
+Files may be a stranger's. FFmpeg and Pillow choose a reader by a file's content, and some readers open other files, ask
+the network or run programs: only the formats below are read, and only from the file itself.
+"""
 
 import itertools
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +21,16 @@ from PIL import Image, ImageOps
 from dollar_jax.importing import UserError
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+PIXELS = Image.MAX_IMAGE_PIXELS  # a frame of more would fill the memory
+OPTIONS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf",
+    "protocol_whitelist": "file",
+    "enable_drefs": "0",  # QuickTime's references to other files
+    "use_absolute_path": "0",
+    "max_pixels": str(PIXELS),
+}
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # Pillow itself takes twice as many
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 
@@ -34,7 +49,7 @@ def read_clip(path: str | os.PathLike, frames: int, height: int, width: int, fps
       UserError: the file is missing, cannot be decoded, or is too short.
     """
     if is_image(path):
-        with _decoding(path), Image.open(path) as image:
+        with _decoding(path), Image.open(path, formats=IMAGE_FORMATS) as image:
             return _cover(ImageOps.exif_transpose(image).convert("RGB"), height, width)[None]
     clip = []
     with _decoding(path):
@@ -55,7 +70,7 @@ def read_video(path: str | os.PathLike) -> tuple[Frames, float]:
     """
     with _decoding(path):
         frames = np.stack([_rgb(frame) for frame in _decode(path)])
-        with av.open(os.fspath(path)) as container:
+        with _open(path) as container:
             return frames, float(container.streams.video[0].average_rate)
 
 
@@ -90,15 +105,26 @@ def _decoding(path: str | os.PathLike) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (av.FFmpegError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except Exception as error:  # each format's reader raises what it meets in a damaged file
+        reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path}: cannot be decoded ({reason}); convert it, or leave it out") from error
 
 
+def _open(path: str | os.PathLike) -> av.container.InputContainer:
+    # A file may be called http:HOST or concat:FILE.
+    return av.open(f"file:{os.path.abspath(path)}", options=OPTIONS)
+
+
 def _decode(path: str | os.PathLike) -> Iterator[av.VideoFrame]:
-    with av.open(os.fspath(path)) as container:
+    with _open(path) as container:
         if not container.streams.video:
             raise ValueError("it has no video")
+        codec = container.streams.video[0].codec_context
+        if codec is None:
+            raise ValueError("its codec is not known")
+        if not 0 < codec.width * codec.height <= PIXELS:
+            raise ValueError(f"its frames have no size, or more than {PIXELS:,} pixels")
+        codec.options = {"max_pixels": str(PIXELS)}  # later frames may be larger
         empty = True
         for frame in container.decode(video=0):
             if frame.time is None:

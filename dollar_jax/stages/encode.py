@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dollar_jax.checkpoint import Card, read_card, relocate, save_params, write_card
+from dollar_jax.card import Card
+from dollar_jax.checkpoint import bring, read_card, save_params, write_card
 from dollar_jax.data.dataset import write_dataset
 from dollar_jax.data.encoding import encode as encode_examples
 from dollar_jax.data.pipeline import in_order
@@ -34,10 +35,11 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if "latents" in source[0]:  # `python -m dollar_jax.data --encode` was here
         return
     if config.teacher.path:
-        card = relocate(read_card(config.teacher.path), config.teacher.path, folder)
+        card = bring(read_card(config.teacher.path), config.teacher.path, folder)
     else:
-        card = relocate(read_card(workdir / "vae"), workdir / "vae", folder) | _text_encoder(config, folder, source)
-    card = at_size(card, config.video.to_dict())
+        card = bring(read_card(workdir / "vae"), workdir / "vae", folder, ("vae",))
+        card |= _text_encoder(config, folder, source)
+    card = at_size({"role": "vae"} | card, config.video.to_dict())
     write_card(folder, card)
     model = load(folder, parts=("vae", "text_encoder"))
     examples = encode_examples(in_order(source), model.encode_video, model.encode_text, BATCH_SIZE)

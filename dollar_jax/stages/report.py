@@ -79,6 +79,8 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         )
     if not is_main():
         return
+    picture = pictures.montage({name: videos[::3] for name, videos in clips.items()}, [captions[i] for i in shown[::3]])
+    write_atomically(folder / "montage.png", picture)
     stages = ["vae", "teacher", *config.students]
     write_report(
         folder,
@@ -97,8 +99,6 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             },
         },
     )
-    picture = pictures.montage({name: videos[::3] for name, videos in clips.items()}, [captions[i] for i in shown[::3]])
-    write_atomically(folder / "montage.png", picture)
     print(f"report: {folder / 'index.html'}")
 
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax import diffusion
-from dollar_jax.checkpoint import read_card, relocate, write_card
+from dollar_jax.checkpoint import bring, read_card, write_card
 from dollar_jax.models import build
 from dollar_jax.stages.common import encoded_source, host_batches, network_options, open_view
 from dollar_jax.steps.common import init_state
@@ -21,8 +21,11 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     folder, stage = workdir / "teacher", config.teacher
     schedule = diffusion.make_schedule(**stage.schedule)
     diffusion.check_velocity(stage.velocity, schedule)
-    card = relocate(read_card(workdir / "encoded"), workdir / "encoded", folder) | {
+    encoded = read_card(workdir / "encoded")
+    card = bring(encoded, workdir / "encoded", folder) | {
         "role": "teacher",
+        "video": encoded["video"],
+        "latent_shape": encoded["latent_shape"],
         "transformer": {
             "architecture": stage.architecture,
             "config": stage.network.to_dict(),

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dollar_jax.checkpoint import read_card, write_card
+from dollar_jax.checkpoint import read_card, save_params, write_card
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size, load, to_uint8
 from dollar_jax.stages.common import host_batches, video_source
@@ -20,7 +20,9 @@ MEASURED_CLIPS = 256  # enough for a standard deviation to 1 %
 
 
 def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """Reconstruction with a weak KL; at the end the card learns the factor that scales latents to unit variance."""
+    """Reconstruction with a weak KL; at the end its average becomes the folder's VAE, and the card learns the
+    factor that scales latents to unit variance.
+    """
     folder, stage = workdir / "vae", config.vae
     if (folder / "config.json").exists() and read_card(folder)["vae"]["scaling_factor"]:
         return
@@ -62,5 +64,6 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     trained = load(folder, parts=("vae",))
     clips = [source[i]["video"] for i in range(min(MEASURED_CLIPS, len(source)))]
     latents = [trained.encode_mean(np.stack(clips[i : i + 32])) for i in range(0, len(clips), 32)]
-    card["vae"]["scaling_factor"] = float(1 / np.concatenate(latents).std())
-    write_card(folder, card)
+    save_params(folder / "vae", trained.networks["vae"][1])
+    scale = float(1 / np.concatenate(latents).std())
+    write_card(folder, card | {"vae": card["vae"] | {"scaling_factor": scale, "path": "vae", "item": ""}})

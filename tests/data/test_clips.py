@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -47,19 +48,61 @@ def test_captions_are_read_in_order(folder):
     ("lines", "fault"),
     [
         ([record("0.mp4"), '{"file": '], "line 2 is not JSON"),
-        ([record("0.mp4"), "", {"file": "1.mp4"}], 'line 3: give {"file": "...", "caption": "..."}'),
+        ([record("0.mp4"), "", {"file": "1.mp4"}], 'line 3: give {"file": "...", "caption": "..."}, both'),
         ([{"file": "0.mp4", "caption": 5}], "line 1: give"),
         (["[1, 2]"], "line 1: give"),
         ([record("0.mp4"), record("9.mp4")], "line 2: there is no file"),
         ([record("")], "line 1: there is no file"),
+        ([{"file": "../outside.mp4", "caption": ""}], "line 1: .* points to '../outside.mp4', outside itself"),
+        ([record("0.mp4"), record("/etc/passwd")], "line 2: .* points to '/etc/passwd', outside itself"),
+        ([record("folder/../../outside.mp4")], "line 1: .* outside itself"),
+        ([record("link.mp4")], "line 1: .* points to 'link.mp4', outside itself"),
+        ([record("0.mp4\0")], "line 1: the file's name has control characters"),
+        ([record("a\n\x1b[2J.mp4")], "line 1: the file's name has control characters"),
+        ([record("\ud800.mp4")], "line 1: .* which is no path"),
+        ([record("a" * 5000)], "line 1: there is no file"),
+        ([record("loop.mp4")], "line 1: .* which is no path"),
+        ([record("pipe.mp4")], "line 1: there is no file"),
+        ([record("0.mp4") | {"caption": "half \ud800 a pair"}], "line 1: the caption is no text: surrogates"),
+        (["[" * 100_000], "line 1 is not JSON"),
+        (['{"file": ' + "9" * 5000 + "}"], "line 1 is not JSON"),
         (["", " "], "names no videos"),
     ],
 )
 def test_wrong_captions_are_named(folder, lines, fault):
-    with pytest.raises(UserError) as caught:
+    (folder.parent / "outside.mp4").touch()
+    (folder / "link.mp4").symlink_to(folder.parent / "outside.mp4")
+    (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+    os.mkfifo(folder / "pipe.mp4")  # opening it would never end
+    with pytest.raises(UserError, match=fault) as caught:
         captions(folder, *lines)
-    assert fault in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_lines_end_at_line_feeds_alone(folder):
+    """With or without a byte order mark; editors and other systems write the rest."""
+    caption = "one\u2028two\x0bthree\x85four"
+    lines = [json.dumps(record("0.mp4") | {"caption": caption}, ensure_ascii=False), json.dumps(record("1.mp4"))]
+    (folder / "captions.jsonl").write_bytes("\r\n".join(lines).replace("\\u000b", "\x0b").encode("utf-8-sig"))
+    with pytest.raises(UserError, match="line 1 is not JSON: Invalid control character"):
+        read_captions(folder / "captions.jsonl", folder)
+    (folder / "captions.jsonl").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    assert read_captions(folder / "captions.jsonl", folder) == [
+        (folder / "0.mp4", caption),
+        (folder / "1.mp4", "caption of 1.mp4"),
+    ]
+
+
+def test_links_that_stay_inside_keep_their_names(folder):
+    """Videos as the cache of the Hub has them: an image is one by the name of the link."""
+    blobs, snapshot = folder / "datasets--x" / "blobs", folder / "datasets--x" / "snapshots" / "0a1b"
+    blobs.mkdir(parents=True)
+    (snapshot / "more").mkdir(parents=True)
+    (folder / "2.png").rename(blobs / "c3f0")
+    (snapshot / "more" / "2.png").symlink_to("../../../blobs/c3f0")
+    (folder / "captions.jsonl").write_text(json.dumps(record("more/2.png")))
+    records = read_captions(folder / "captions.jsonl", snapshot)
+    assert open_clips(records, SIZE, skip_bad=False)[0]["video"].shape == (1, 32, 32, 3)
 
 
 def test_no_captions(folder):

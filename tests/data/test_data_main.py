@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dollar_jax.data.dataset import open_dataset
 from dollar_jax.data.shapes import ShapesWorld
@@ -32,6 +33,12 @@ def folder(tmp_path_factory):
     (folder / "bad.mp4").write_bytes(b"nothing")
     (folder / "bad.jsonl").write_text("\n".join([*lines, '{"file": "bad.mp4", "caption": "none"}']))
     (folder / "broken.jsonl").write_text(lines[0] + "\n{")
+    (folder / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n0.mp4\n#EXT-X-ENDLIST\n")
+    Image.new("1", (12_000, 12_000)).save(folder / "bomb.png")
+    (folder / "bomb.jpg").write_bytes((folder / "bomb.png").read_bytes()[:1000])
+    for name in ("list.m3u8", "bomb.png", "bomb.jpg", "../0.mp4"):
+        line = json.dumps({"file": name, "caption": "none"})
+        (folder / f"{Path(name).stem}-{Path(name).suffix[1:]}.jsonl").write_text(line)
     return folder
 
 
@@ -58,6 +65,13 @@ def test_files_become_a_dataset(folder, tmp_path):
         ({"captions": "none.jsonl", "sizes": SIZES}, "none.jsonl: No such file"),
         ({"captions": "captions.jsonl", "sizes": ["--config=none.py"]}, "No such file or directory: 'none.py'"),
         ({"captions": "captions.jsonl", "sizes": [*SIZES, "--frames=0"]}, "flag --frames=0"),
+        ({"captions": "captions.jsonl", "sizes": [*SIZES, "--frames=100001"]}, "flag --frames=100001"),
+        ({"captions": "captions.jsonl", "sizes": [*SIZES, "--fps=inf"]}, "flag --fps=inf"),
+        ({"captions": "captions.jsonl", "sizes": [*SIZES, "--fps=nan"]}, "--fps=nan is not a finite number"),
+        ({"captions": "list-m3u8.jsonl", "sizes": SIZES}, "list.m3u8: cannot be decoded"),
+        ({"captions": "bomb-png.jsonl", "sizes": SIZES}, "bomb.png: cannot be decoded (Image size"),
+        ({"captions": "bomb-jpg.jsonl", "sizes": SIZES}, "bomb.jpg: cannot be decoded"),
+        ({"captions": "0-mp4.jsonl", "sizes": SIZES}, "points to '../0.mp4', outside itself"),
         (
             {"captions": "captions.jsonl", "sizes": [*SIZES, "--encode"]},
             "--encode and --teacher=CHECKPOINT go together",

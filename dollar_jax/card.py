@@ -1,0 +1,138 @@
+"""A model's card, `config.json`: what its fields may be, checked in one place. Cards come from strangers.
+
+  role          teacher, student, vae, or what a single converted network is
+  transformer, vae, text_encoder, clip, aesthetic    {architecture, config, path, item}: a network and its parameters,
+                the entry `item` of the checkpoint at `path`; `path` = checkpoints means the newest. The vae has its
+                scaling_factor too
+  tokenizer     {path, length}, a Hugging Face tokenizer folder
+  velocity, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
+  video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
+                (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
+  lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
+  objectives    what a student was trained for, with weights
+
+Paths are relative to the card's folder and stay inside it. A converted network also has its `source`, the config.json
+that it came with.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from dollar_jax.importing import UserError
+
+Card = dict[str, Any]
+COMPONENTS = ("transformer", "vae", "text_encoder")
+NETWORKS = (*COMPONENTS, "clip", "aesthetic")
+SAMPLED = (*COMPONENTS, "tokenizer", "velocity", "schedule", "times", "sampler", "guidance", "video", "latent_shape")
+
+
+def _object(required: tuple[str, ...] | list[str] = (), **properties) -> dict:
+    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
+
+
+def _integer(low: int, high: int) -> dict:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _number(low: float | int, high: float | int) -> dict:
+    return {"type": "number", "minimum": low, "maximum": high}
+
+
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
+_WORD = {"type": "string", "maxLength": 100}
+# No absolute path, no `..`, nothing hidden.
+_PATH = {"type": "string", "pattern": r"^(\.|[\w][\w.-]*(/[\w][\w.-]*)*)\Z", "maxLength": 200}
+_SIZE = {"anyOf": [{"type": ["boolean", "null"]}, _number(-1e6, 1e6), _WORD]}
+_SIZES = {"anyOf": [*_SIZE["anyOf"], {"type": "array", "items": _SIZE, "maxItems": 100}]}
+_NETWORK = _object(
+    ("architecture", "config", "path", "item"),
+    architecture={"type": "string", "pattern": r"^\w+(\.\w+)*(:\w+)?\Z", "maxLength": 200},
+    config={
+        "type": "object",
+        "additionalProperties": {"anyOf": [*_SIZES["anyOf"], {"type": "object", "additionalProperties": _SIZES}]},
+    },
+    path=_PATH,
+    item={"type": "string", "pattern": r"^\w*\Z", "maxLength": 100},
+    scaling_factor={"anyOf": [{"type": "null"}, _POSITIVE]},
+    source={"type": "object"},
+)
+_SCHEDULES = [
+    _object(
+        ("kind",),
+        kind={"const": "ddpm"},
+        steps=_integer(1, 100_000),
+        betas={"enum": ["linear", "scaled_linear"]},
+        beta_start={"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        beta_end={"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        zero_snr={"type": "boolean"},
+        snr_shift=_POSITIVE,
+    ),
+    _object(("kind",), kind={"const": "flow"}, steps=_integer(1, 100_000), shift=_POSITIVE),
+]
+SCHEMA = _object(
+    ("role",),
+    role={"enum": ["teacher", "student", *NETWORKS]},
+    **dict.fromkeys(NETWORKS, _NETWORK),
+    tokenizer=_object(("path", "length"), path=_PATH, length=_integer(1, 100_000)),
+    velocity={"enum": ["conjugate", "v", "eps", "flow", "x0"]},
+    schedule={"type": "object", "required": ["kind"], "oneOf": _SCHEDULES},
+    times={"type": "array", "items": _integer(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
+    sampler={"enum": ["ddim", "ancestral", "renoise"]},
+    guidance=_number(-1, 1000),
+    video=_object(
+        ("frames", "height", "width", "fps", "independent_chunk"),
+        frames=_integer(1, 100_000),
+        height=_integer(1, 100_000),
+        width=_integer(1, 100_000),
+        fps={"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
+        independent_chunk=_integer(0, 100_000),
+    ),
+    latent_shape={"type": "array", "items": _integer(1, 100_000), "minItems": 4, "maxItems": 4},
+    lead=_integer(0, 1000),
+    objectives={"type": "object", "additionalProperties": _number(-1e9, 1e9)},
+)
+_VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def parse(text: str, place: str | Path) -> Card:
+    """A card from its JSON.
+
+    Args:
+      place: where it is, for the message.
+    Raises:
+      UserError: it is no JSON, or a field is missing, unknown, of another type or out of its range.
+    """
+    try:
+        card = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not JSON: {str(error)[:200]}") from error
+    check(card, place)
+    return card
+
+
+def check(card: Any, place: str | Path) -> None:
+    """Raises UserError where `parse` does."""
+    fault = jsonschema.exceptions.best_match(_VALIDATOR.iter_errors(card))
+    if fault is not None:
+        name = ".".join(map(str, fault.absolute_path))
+        words = fault.message if len(fault.message) <= 200 else f"{fault.message[:200]} ..."
+        raise UserError(f"{place}: {name or 'the card'}: {' '.join(words.split())}")
+    if {"times", "schedule"} <= card.keys():
+        steps = card["schedule"].get("steps", 1000)
+        if max(card["times"]) >= steps:
+            raise UserError(f"{place}: times: {max(card['times'])} is none of its schedule, 0 to {steps - 1}")
+    if {"lead", "latent_shape"} <= card.keys() and card["lead"] >= card["latent_shape"][0]:
+        raise UserError(f"{place}: lead: {card['lead']} of {card['latent_shape'][0]} latent frames leaves none")
+
+
+def require(card: Card, names: tuple[str, ...] | list[str], place: str | Path) -> None:
+    """Raises UserError if the card lacks one of these fields."""
+    if missing := [name for name in names if name not in card]:
+        raise UserError(f"{place}: this checkpoint has no {missing[0]}")
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is no number of JSON")

@@ -1,0 +1,151 @@
+"""What of a config is refused before a run begins: hours later it would cost what was trained until then."""
+
+import importlib
+import json
+from typing import Any
+
+import jsonschema
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dollar_jax.checkpoint import read_card
+from dollar_jax.importing import UserError, trust
+from dollar_jax.rewards.judge import Judge
+from dollar_jax.sharding import check_batch
+from dollar_jax.stages.common import held_out_source, video_source
+from dollar_jax.stages.distill import needs_of, student_config
+
+
+def _fields(**properties) -> dict:
+    return {"type": "object", "properties": properties}
+
+
+_COUNT, _SIZE = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 1}
+_RATE, _SHARE = {"type": "number", "exclusiveMinimum": 0}, {"type": "number", "minimum": 0, "maximum": 1}
+_DECAY = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+_SAMPLER = {"enum": ["ddim", "ancestral", "renoise"]}
+_OPTIMIZER = _fields(
+    learning_rate=_RATE,
+    warmup=_COUNT,
+    decay_from=_SHARE,
+    clip=_RATE,
+    b1=_DECAY,
+    b2=_DECAY,
+    weight_decay={"type": "number", "minimum": 0},
+    moment={"enum": ["float32", "bfloat16"]},
+)
+_LOOP = {
+    **dict.fromkeys(("batch_size", "accumulate", "save_every", "log_every", "keep"), _SIZE),
+    **dict.fromkeys(("iterations", "show_every"), _COUNT),
+    "optimizer": _OPTIMIZER,
+    "ema": _DECAY,
+}
+# Fields that a fork adds are its own business; those that are here have these types and ranges.
+SCHEMA = _fields(
+    seed={"type": "integer", "minimum": 0, "maximum": 2**31 - 2},
+    stages={"type": "array", "items": {"type": "string"}, "minItems": 1},
+    dtype={"enum": ["float32", "bfloat16", "float16"]},
+    video=_fields(frames=_SIZE, height=_SIZE, width=_SIZE, fps=_RATE, independent_chunk=_COUNT),
+    data=_fields(path={"type": "string"}, clips=_SIZE),
+    show_captions={"type": "array", "items": {"type": "string"}, "minItems": 1},
+    vae=_fields(**_LOOP, kl={"type": "number", "minimum": 0}),
+    text=_fields(length=_SIZE),
+    teacher=_fields(
+        **_LOOP, steps=_SIZE, sampler=_SAMPLER, guidance={"type": "number", "minimum": 0}, caption_dropout=_SHARE
+    ),
+    generator=_fields(
+        **_LOOP,
+        objectives={"type": "object", "additionalProperties": {"type": "number"}},
+        times={"type": "array", "items": _COUNT, "minItems": 1, "uniqueItems": True},
+        rollout={"enum": ["data", "simulate"]},
+        matched_times={"enum": ["all", "segment"]},
+        sampler=_SAMPLER,
+        guidance={"type": "number", "minimum": 0},
+        guard=_fields(tolerance={"type": "number", "minimum": 0}, patience=_SIZE),
+    ),
+    fake_score=_fields(updates=_SIZE, optimizer=_OPTIMIZER),
+    reward=_fields(
+        **dict.fromkeys(("frames", "replay", "pretrain"), _COUNT),
+        batch_size=_SIZE,
+        timeout={"type": "number", "minimum": 0},
+        step={"enum": ["joint", "separate"]},
+        optimizer=_OPTIMIZER,
+    ),
+    held_out=_fields(videos_per_caption=_COUNT),
+    report=_fields(
+        **dict.fromkeys(("captions", "videos_per_caption", "reference_clips", "clips", "batch_size", "repeats"), _SIZE),
+        fewer_steps={"type": "array", "items": _SIZE},
+    ),
+)
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Looks at everything that does not need a trained network: ranges, names, data, teacher, rewards.
+
+    Raises:
+      UserError: the first fault.
+    """
+    # The user's own config may name networks of his own; so may then the cards that it leads to.
+    parts = [config[name] for name in ("vae", "text", "teacher", "reward") if name in config]
+    architectures = [part.architecture for part in parts if "architecture" in part]
+    trust(name.partition(":")[0] for name in architectures if ":" in name)
+    students = {f"students.{name}.": student_config(config, name) for name in config.get("students", {})}
+    for place, changed in {"": config, **students}.items():
+        _check_ranges(changed, place)
+    trained = [config[part] for part in ("vae", "teacher") if part in config.stages]
+    if "distill" in config.stages:
+        trained += [student.generator for student in students.values()]
+    for stage in trained:
+        check_batch(stage.batch_size, mesh, stage.accumulate)
+    _check_data(config, max((stage.batch_size for stage in trained), default=1))
+    for place, student in students.items():
+        _check_student(student, place)
+
+
+def _check_ranges(config: ConfigDict, place: str) -> None:
+    try:
+        fields = json.loads(config.to_json(), parse_constant=_refuse)
+    except ValueError as error:
+        raise UserError(f"the config: {error}") from error
+    fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(fields))
+    if fault is not None:
+        raise UserError(f"config.{place}{'.'.join(map(str, fault.absolute_path))}: {fault.message[:200]}")
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
+
+
+def _check_data(config: ConfigDict, batch_size: int) -> None:
+    if not config.data.path and "clips" not in config.data:
+        raise UserError("there is no data: set --config.data.path=FOLDER, what python -m dollar_jax.data wrote")
+    source = video_source(config)
+    parts = getattr(source, "parts", [source])
+    if (least := min(map(len, parts))) < batch_size:
+        raise UserError(f"{least} examples are too few for a batch of {batch_size}: give more, or smaller batches")
+    if "report" in config.stages or config.get("held_out", {}).get("videos_per_caption"):
+        needed = getattr(importlib.import_module(config.report.measures), "LEAST_CLIPS", 1)
+        count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2)
+        if count < needed:
+            raise UserError(
+                f"{config.report.measures} compares with {needed} real clips or more, here are {count}: raise"
+                " report.reference_clips, or give more data"
+            )
+
+
+def _check_student(config: ConfigDict, place: str) -> None:
+    if config.teacher.path:
+        steps = read_card(config.teacher.path).get("schedule", {}).get("steps", 1000)
+    else:
+        steps = config.teacher.get("schedule", {}).get("steps", 1000)
+    if max(config.generator.times) >= steps:
+        raise UserError(
+            f"config.{place}generator.times: {max(config.generator.times)} is no time of the teacher's, which has 0 to"
+            f" {steps - 1}"
+        )
+    needs = needs_of(config.generator)
+    if needs - {"fake_score"} or "report" in config.stages:
+        judge = Judge(config.reward)
+        judge.stop()
+        if "pixel_reward" in needs:
+            judge.require_gradient()

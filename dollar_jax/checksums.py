@@ -1,0 +1,99 @@
+"""Checksums of a checkpoint's files, so that a damaged one is not loaded or trained on.
+
+`checksums.json` in a checkpoint's folder has size and SHA-256 of every file: {"files": {name: [bytes, hex]}}. It is
+written before the folder gets its name, so a folder without it is not complete. It tells flipped bytes and lost files,
+not forgers: whoever can write into the folder can write it, too.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dollar_jax.files import inside, write_atomically
+from dollar_jax.importing import UserError
+
+NAME = "checksums.json"
+# What Orbax writes when all else is complete: no parameters are in it.
+LATER = {NAME, "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+def write(folder: str | os.PathLike) -> None:
+    """Notes all files in `folder`."""
+    folder = Path(folder)
+    names = sorted(_files(folder) - LATER)
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
+        digests = pool.map(lambda name: _digest(folder / name), names)
+        files = {name: [(folder / name).stat().st_size, digest] for name, digest in zip(names, digests, strict=True)}
+    write_atomically(folder / NAME, json.dumps({"files": files}, indent=0) + "\n")
+
+
+def strays(folder: str | os.PathLike, files: set[str]) -> str:
+    """Words for what does not belong in `folder`, beside these `files`: others, and links that lead out of it. ''."""
+    try:
+        for name in _files(Path(folder)):
+            inside(folder, name)
+            if name not in files | LATER:
+                return f"{name} was not written with it"
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def listed(folder: str | os.PathLike) -> dict[str, tuple[int, str]]:
+    """Name -> (bytes, SHA-256) of what `write` noted.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    try:
+        files = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))["files"]
+        return {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
+    except FileNotFoundError as error:
+        raise UserError("its checksums are missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError("its checksums are damaged") from error
+
+
+def fault(folder: str | os.PathLike, item: str = "", share: int = 0, shares: int = 1) -> str:
+    """Words for the first thing that is wrong with the files of a checkpoint, '' where nothing is.
+
+    Args:
+      item: the folder in it whose files are looked at; '' for all.
+      share, shares: which of so many equal parts of the files to read, for processes that divide the work.
+    """
+    folder = Path(folder)
+    try:
+        files = listed(folder)
+    except UserError as error:
+        return str(error)
+    if found := strays(folder, set(files)):
+        return found
+    names = sorted(name for name in files if not item or name.startswith(f"{item}/"))
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != files[name][0]:
+            return f"{name} has {path.stat().st_size} bytes, not {files[name][0]}"
+    mine = names[share::shares]
+    with ThreadPoolExecutor() as pool:
+        for name, digest in zip(mine, pool.map(lambda name: _digest(folder / name), mine), strict=True):
+            if digest != files[name][1]:
+                return f"{name} is not what was written"
+    return ""
+
+
+def _files(folder: Path) -> set[str]:
+    """All files by their names relative to `folder`; a link counts as a file, and is not followed."""
+    found = set()
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        found |= {str(Path(parent, name).relative_to(folder)) for name in [*files, *links]}
+    return found
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,124 @@
+"""What a config is refused for before anything is trained."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toy_pipeline
+
+from configs import dollar, shapes
+from dollar_jax import importing
+from dollar_jax.check import check
+from dollar_jax.data.dataset import write_dataset
+from dollar_jax.importing import UserError
+from dollar_jax.main import claim
+from dollar_jax.sharding import make_mesh
+
+
+def run(config):
+    check(config, make_mesh(config.mesh, jax.devices()[:1]))
+
+
+def refused(config, words):
+    with pytest.raises(UserError, match=words) as refusal:
+        run(config)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_config_of_the_shapes_world_passes():
+    run(shapes.get_config())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("seed", -1, "config.seed: -1 is less than the minimum of 0"),
+        ("seed", 2**31 - 1, "config.seed: "),  # the held-out videos'
+        ("vae.batch_size", 0, "config.vae.batch_size: 0"),
+        ("teacher.accumulate", 0, "config.teacher.accumulate: 0"),
+        ("generator.accumulate", 3, "batch_size 16 .*accumulate = 3"),
+        ("generator.save_every", 0, "config.generator.save_every: 0"),
+        ("generator.keep", 0, "config.generator.keep: 0"),
+        ("generator.log_every", 0, "config.generator.log_every: 0"),
+        ("generator.iterations", -1, "config.generator.iterations: -1"),
+        ("generator.ema", 1.5, "config.generator.ema: 1.5"),
+        ("generator.optimizer.learning_rate", float("nan"), "the config: NaN is no number"),
+        ("generator.optimizer.learning_rate", float("inf"), "the config: Infinity is no number"),
+        ("generator.optimizer.learning_rate", -1e-4, "config.generator.optimizer.learning_rate: -0.0001"),
+        ("generator.optimizer.b2", 1.0, "config.generator.optimizer.b2: 1.0"),
+        ("generator.sampler", "euler", "config.generator.sampler: 'euler' is not one of"),
+        ("generator.rollout", "guess", "config.generator.rollout: 'guess'"),
+        ("generator.matched_times", "some", "config.generator.matched_times: 'some'"),
+        ("generator.times", (249, 5000), "generator.times: 5000 is no time of the teacher's, which has 0 to 999"),
+        ("generator.times", (), "config.generator.times"),
+        ("generator.times", (999, 999), "config.generator.times"),
+        ("fake_score.updates", 0, "config.fake_score.updates: 0"),
+        ("reward.step", "never", "config.reward.step: 'never'"),
+        ("reward.name", "no_such_reward", "no_such_reward"),
+        ("teacher.sampler", "euler", "config.teacher.sampler: 'euler'"),
+        ("video.fps", float("inf"), "the config: Infinity"),
+        ("show_captions", (), "config.show_captions"),
+        ("report.reference_clips", 50, "compares with 128 real clips or more, here are 50"),
+        ("data.clips", 20, "20 examples are too few for a batch of 32"),
+        ("data.path", "/nowhere", "/nowhere"),
+    ],
+)
+def test_what_can_be_known_is_refused(field, value, words):
+    config = shapes.get_config()
+    *parents, name = field.split(".")
+    part = config
+    for parent in parents:
+        part = part[parent]
+    with part.ignore_type():
+        part[name] = value
+    refused(config, words)
+
+
+def test_a_students_own_changes_are_looked_at():
+    config = shapes.get_config()
+    config.students.vsd_cd_lrm.generator.save_every = 0
+    refused(config, r"config.students.vsd_cd_lrm.generator.save_every: 0")
+
+
+def test_the_papers_recipe_asks_for_data():
+    config = dollar.get_config()
+    refused(config, r"there is no data: set --config.data.path")
+
+
+def test_a_teacher_and_data_of_ones_own(tmp_path):
+    """The teacher's schedule counts, data must fill a batch, and what is refused is refused before it is read."""
+    config = shapes.get_config()
+    config.teacher.path = str(toy_pipeline.write(tmp_path / "teacher", ["a cat"]))
+    config.stages = ("encode", "distill")
+    config.held_out.videos_per_caption = 0
+    run(config)
+    card = json.loads((tmp_path / "teacher/config.json").read_text())
+    card["schedule"]["steps"] = 500
+    card["times"] = [499]
+    (tmp_path / "teacher/config.json").write_text(json.dumps(card))
+    refused(config, "generator.times: 999 is no time of the teacher's, which has 0 to 499")
+
+    config.generator.times = (499,)
+    examples = [{"video": np.zeros((9, 32, 32, 3), np.uint8), "caption": "a cat"}] * 3
+    write_dataset(tmp_path / "data", iter(examples), {"frames": 9, "height": 32, "width": 32, "fps": 8.0})
+    config.data.path = str(tmp_path / "data")
+    refused(config, "3 examples are too few for a batch of 16")
+
+
+def test_a_config_is_the_users_own_code(monkeypatch):
+    """Networks that it names are trusted, in the cards too that the run writes."""
+    monkeypatch.setattr(importing, "_trusted", set())
+    config = shapes.get_config()
+    config.teacher.architecture = "my_fork.nets:build"
+    run(config)
+    assert importing.is_trusted("my_fork.nets")
+    assert not importing.is_trusted("my_fork")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seed": ', "null", "\x00"])
+def test_a_damaged_note_of_the_config_is_one_line(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config.json is damaged") as refusal:
+        claim(tmp_path, {"seed": 0})
+    assert "\n" not in str(refusal.value)
