@@ -27,19 +27,19 @@ class Server:
         videos = [f"--videos={model}={folder / model}" for model in ("student", "teacher")]
         self.folders = [*videos, f"--prompts={folder / 'prompts.txt'}"]
 
-    def start(self, *flags):
+    def start(self, *flags, stderr=None):
         """Starts it, at the port it had before, and returns its address."""
         command = [*self._command, *self.folders, f"--port={self.port}", *flags]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         self.process.stdout.readline()
         self.url = self.process.stdout.readline().split()[0]
         self.port = int(self.url.rstrip("/").rpartition(":")[2])
         return self.url
 
     def kill(self):
+        """Kills it; `errors` is then what it had written to a pipe for its standard error."""
         self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self.errors = self.process.communicate()[1]
 
     def run(self, *flags):
         """Runs the command with other flags to its end."""

@@ -10,6 +10,7 @@ from dollar_jax.evaluate.vendi import diversity
 from dollar_jax.importing import UserError
 
 COMPONENTS = 32
+LEAST_CLIPS = 4  # for `reference`
 KEY_FRAMES = 3  # of Eq. 17: the first, the middle and the last frame
 
 

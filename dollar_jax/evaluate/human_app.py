@@ -1,32 +1,54 @@
 """The web application of `evaluate human` (Fig. 13). Its whole state is the file of answers."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
 
-from flask import Flask, Response, abort, redirect, request, send_file, url_for
+from flask import Flask, Response, abort, g, redirect, request, url_for
 
-from dollar_jax.evaluate.human_study import CHOICES, QUESTIONS, Study, Task, agenda, identity, record, remaining
+from dollar_jax.evaluate.human_guard import protect
+from dollar_jax.evaluate.human_study import (
+    CHOICES,
+    LONGEST,
+    QUESTIONS,
+    Study,
+    Task,
+    agenda,
+    identity,
+    is_name,
+    record,
+    remaining,
+)
 from dollar_jax.evaluate.pages import render
+from dollar_jax.importing import UserError
 
 PAGE = "human.html.jinja"
+EMPTY_BOX = 8  # bytes of the smallest box of an MP4 file: its size and its kind
 
 
-def create_app(study: Study) -> Flask:
+def create_app(study: Study, hosts: Set[str] = frozenset()) -> Flask:
     """The application, for any WSGI server; requests may come in threads.
 
     GET /?rater=NAME    the first pair that NAME has not answered; thanks, when all are; without NAME the way in
     POST /              rater, pair, and for each question left, equal or right; 422 says which question is open
-    GET /video          rater, pair and side: the address does not tell which model made the video
+    GET /video          rater, pair and side: neither the address nor the answer's head and length tell which model
+                        made the video
+
+    Args:
+      hosts: see `human_guard.protect`.
     """
     app = Flask(__name__)
+    protect(app, hosts)
 
     @app.get("/")
     def page():
         rater = identity(request.args.get("rater", ""))
-        if not rater:
-            return render(PAGE, view="welcome", total=min(study.count, len(study.pairs)), questions=QUESTIONS)
+        if not is_name(rater):
+            total = min(study.count, len(study.pairs))
+            text = _render(view="welcome", total=total, questions=QUESTIONS, longest=LONGEST, refused=bool(rater))
+            return text, 400 if rater else 200
         tasks = remaining(study, rater)
-        return _ask(study, rater, tasks[0], {}) if tasks else render(PAGE, view="thanks", rater=rater)
+        return _ask(study, rater, tasks[0], {}) if tasks else _render(view="thanks", rater=rater)
 
     @app.post("/")
     def answer():
@@ -38,7 +60,9 @@ def create_app(study: Study) -> Flask:
         try:
             record(study, rater, task, choices, time.time())
         except OSError as error:
-            return Response(f"Your answer was not saved: {error}. Go back and try again.", 500, mimetype="text/plain")
+            app.logger.error("an answer was not saved: %s", error)
+            reason = f"Your answer was not saved: {error.strerror}. Go back and try again."  # without a path
+            return Response(reason, 500, mimetype="text/plain")
         return redirect(url_for("page", rater=rater), 303)
 
     @app.get("/video")
@@ -46,13 +70,32 @@ def create_app(study: Study) -> Flask:
         task = _find(study, identity(request.args.get("rater", "")), request.args.get("pair"))
         models = {"left": task.left, "right": task.right}
         model = models.get(request.args.get("side")) or abort(404)
-        return send_file(task.pair.videos[model].resolve(), "video/mp4")
+        content = _filled(task.pair.videos[model], task.pair.videos.values())
+        answer = Response(content, mimetype="video/mp4")
+        return answer.make_conditional(request, accept_ranges=True, complete_length=len(content))
+
+    @app.errorhandler(OSError)
+    @app.errorhandler(UserError)
+    def fail(error: Exception) -> Response:
+        app.logger.error("%s", error)
+        return Response("Files of this study cannot be read: tell whoever invited you.", 500, mimetype="text/plain")
 
     return app
 
 
+def _render(**values) -> str:
+    return render(PAGE, nonce=g.nonce, **values)
+
+
+def _filled(video: Path, videos: Iterable[Path]) -> bytes:
+    """The file, and at its end an empty box, which players skip: all of `videos` become equally long."""
+    content = video.read_bytes()
+    size = max(path.stat().st_size for path in videos) + EMPTY_BOX - len(content)
+    return content + size.to_bytes(4) + b"free" + bytes(size - EMPTY_BOX)
+
+
 def _find(study: Study, rater: str, pair: str | None) -> Task:
-    tasks = agenda(study, rater) if rater else []
+    tasks = agenda(study, rater) if is_name(rater) else []
     return next((task for task in tasks if task.pair.name == pair), None) or abort(404)
 
 
@@ -60,8 +103,7 @@ def _ask(study: Study, rater: str, task: Task, choices: Mapping[str, str | None]
     """The page of a pair, with the choices made so far; where there are some, it says what is open."""
     total = min(study.count, len(study.pairs))
     name = task.pair.name
-    return render(
-        PAGE,
+    return _render(
         view="pair",
         rater=rater,
         pair=task.pair,

@@ -30,6 +30,7 @@ QUESTIONS = (
     Question("preference", "General preference", "All in all, which one do you prefer?"),
 )
 CHOICES = ("left", "equal", "right")
+LONGEST = 80  # characters of a name
 
 
 class Pair(NamedTuple):
@@ -113,6 +114,11 @@ def identity(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
+def is_name(identity: str) -> bool:
+    """Whether it is short and has no control characters, which are seen nowhere or do harm in a terminal."""
+    return 0 < len(identity) <= LONGEST and identity.isprintable()
+
+
 def record(study: Study, rater: str, task: Task, choices: Mapping[str, str], time: float) -> None:
     """Appends an answer to `study.answers`, and returns when it is on the disk.
 
@@ -159,24 +165,44 @@ def create(answers: Path) -> None:
 
 
 def read_answers(path: Path) -> list[dict]:
-    """All lines of a file of answers, oldest first, but those that a crash cut short.
+    """The answers in a file, oldest first; what else is in it, as a line that a crash cut short, does not count.
 
     Raises:
-      UserError: there is no such file, or it holds something else.
+      UserError: there is no such file.
     """
+    return [answer for answer in _read(path).values() if answer is not None]
+
+
+def skipped_lines(path: Path) -> list[int]:
+    """The numbers, from 1, of those lines of a file of answers that are neither empty nor an answer."""
+    return [number for number, answer in _read(path).items() if answer is None]
+
+
+def _read(path: Path) -> dict[int, dict | None]:
+    """The lines that are not empty by their numbers; None is no answer."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"--answers={path}: {error.strerror}") from error
-    answers = [answer for answer in map(_parse, lines) if answer is not None]
-    for answer in answers:
-        if not isinstance(answer, dict) or not {"rater", "models", "pair"} <= answer.keys():
-            raise UserError(f"--answers={path} holds something else than answers: {str(answer)[:80]}")
-    return answers
+    return {number: _parse(line) for number, line in enumerate(lines, 1) if line.strip()}
 
 
-def _parse(line: bytes):
+def _parse(line: bytes) -> dict | None:
     try:
-        return json.loads(line)
-    except ValueError:
+        answer = json.loads(line.decode())
+    except (ValueError, RecursionError):
         return None
+    return answer if isinstance(answer, dict) and _is_answer(answer) else None
+
+
+def _is_answer(answer: Mapping) -> bool:
+    names = "rater", "pair", "left", "right", *(question.key for question in QUESTIONS)
+    words = [answer.get(name) for name in names]
+    left, right, *choices = words[2:]
+    return (
+        all(isinstance(word, str) for word in words)
+        and answer.get("models") in ([left, right], [right, left])
+        and left != right
+        and (left + right).isprintable()  # a terminal shows them
+        and set(choices) <= set(CHOICES)
+    )

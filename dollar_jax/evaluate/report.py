@@ -64,11 +64,12 @@ def write(
         field of the config -> variant -> value.
     """
     clips = {label(row): clips[label(row)] for row in rows if label(row) in clips}
-    # All are made before one is written: a mistake in `meta` leaves the old report whole.
+    # All are made before one is written: a mistake in `meta` leaves the old report whole. report.json is the mark that
+    # a run has its report, and comes last.
     contents = {
-        "report.json": json.dumps(finite({"rows": rows, "meta": meta}), indent=1, ensure_ascii=False) + "\n",
-        "report.md": make_text(rows, meta),
         "index.html": make_page(rows, clips, curves, meta),
+        "report.md": make_text(rows, meta),
+        "report.json": json.dumps(finite({"rows": rows, "meta": meta}), indent=1, ensure_ascii=False) + "\n",
     }
     for name, content in contents.items():
         write_atomically(folder / name, content)

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dollar_jax import pictures
-from dollar_jax.files import write_atomically
+from dollar_jax.files import inside, write_atomically
+from dollar_jax.importing import UserError
 
 PIXELATED = 64  # frames up to this height are shown as they are, every pixel a square
 HEIGHT = 192  # of larger ones on the page, at most: the paper's
@@ -73,10 +74,21 @@ def write_clips(folder: Path, clips: list[Clip]) -> None:
 
 
 def read_clips(folder: Path, count: int, small: bool) -> list[Clip]:
-    """What `write_clips` wrote."""
+    """What `write_clips` wrote.
+
+    Raises:
+      UserError: a file is missing, or a link leads out of the folder: the page would show what lies there.
+    """
     if small:
-        return [Clip((folder / f"{i}.png").read_bytes(), b"") for i in range(count)]
-    return [Clip((folder / f"{i}.mp4").read_bytes(), (folder / f"{i}.jpg").read_bytes()) for i in range(count)]
+        return [Clip(_read(folder, f"{i}.png"), b"") for i in range(count)]
+    return [Clip(_read(folder, f"{i}.mp4"), _read(folder, f"{i}.jpg")) for i in range(count)]
+
+
+def _read(folder: Path, name: str) -> bytes:
+    path = inside(folder, name)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: remove the report that it belongs to and run dollar_jax.main again")
+    return path.read_bytes()
 
 
 def data_url(data: bytes, kind: str) -> str:

@@ -8,10 +8,14 @@ from typing import NamedTuple
 import jax
 
 from dollar_jax import metrics
+from dollar_jax.evaluate import report_format
 from dollar_jax.evaluate.report import write
 from dollar_jax.evaluate.report_clips import Look, read_clips
 from dollar_jax.evaluate.report_rows import label, over_seeds
+from dollar_jax.evaluate.report_text import plain
+from dollar_jax.files import inside
 from dollar_jax.importing import UserError
+from dollar_jax.reading import read_json
 
 SEEDS = ("seed", "teacher.path")  # fields in which seeds of one experiment differ: each may have a teacher of its own
 MACHINE = ("mesh", "remat", "attention", "offload")  # how it was computed, not what
@@ -33,9 +37,11 @@ def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> Non
       runs: name of the variant and workdir. Runs of one name are seeds of it.
       command: that makes this report.
     Raises:
-      UserError: a run without a report; runs of the name "" whose configs differ in more than the seed; runs with
-        other captions or videos of another size.
+      UserError: a run without a report, or with a damaged one; runs of the name "" whose configs differ in more than
+        the seed; runs with other captions or videos of another size; `folder` is the report of one of several runs.
     """
+    if len(runs) > 1 and folder.resolve() in [(workdir / "report").resolve() for _, workdir in runs]:
+        raise UserError(f"{folder} is the report of one of them: choose another --out")
     read = [_read(variant, workdir) for variant, workdir in runs]
     first = read[0]
     for run in read[1:]:
@@ -57,27 +63,32 @@ def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> Non
 
 
 def _read(variant: str, workdir: Path) -> Run:
-    try:
-        report = json.loads((workdir / "report" / "report.json").read_text("utf-8"))
-        config = json.loads((workdir / "config.json").read_text("utf-8"))
-        Look(*report["meta"]["look"])  # older reports had no clips of their own
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{workdir} has no report ({error.filename} is missing): finish it by python -m dollar_jax.main"
-        ) from error
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{workdir}/report is of another version: remove it and run dollar_jax.main again") from error
+    report, config = (_read_json(workdir, name) for name in ("report/report.json", "config.json"))
+    report_format.check(report, workdir / "report" / "report.json")
     config = {name: value for name, value in config.items() if name not in MACHINE}
     leaves = jax.tree.leaves_with_path(config, is_leaf=lambda value: isinstance(value, list))
     return Run(variant, workdir, report, {jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in leaves})
 
 
+def _read_json(workdir: Path, name: str) -> dict:
+    path = workdir / name
+    if not path.is_file():
+        raise UserError(f"{workdir} has no report ({path} is missing): finish it by python -m dollar_jax.main")
+    content = read_json(path)
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # "\ud800", half of a character, which no page can hold
+        raise UserError(f"{path} has a string that is no text: {error.reason}") from error
+    return content
+
+
 def _check(first: Run, run: Run) -> None:
     changed = _changed([first, run])
     if not run.variant and not first.variant and changed:
+        there, here = (plain(str(one.fields.get(changed[0])))[:80] for one in (first, run))
         raise UserError(
-            f"{run.workdir} is no seed of {first.workdir}: {changed[0]} is {first.fields.get(changed[0])} there,"
-            f" {run.fields.get(changed[0])} here; name the variants, --workdir=NAME={run.workdir}"
+            f"{run.workdir} is no seed of {first.workdir}: {plain(changed[0])[:80]} is {there} there, {here} here;"
+            f" name the variants, --workdir=NAME={run.workdir}"
         )
     for what in ("captions", "look"):
         if first.report["meta"][what] != run.report["meta"][what]:
@@ -117,7 +128,7 @@ def _clips(groups: Mapping[str, Sequence[Run]]) -> dict:
         meta = run.report["meta"]
         for model in meta["clips"]:
             row = {"model": model} | ({"variant": variant} if len(groups) > 1 else {})
-            folder = run.workdir / "report" / "clips" / model
+            folder = inside(run.workdir / "report" / "clips", model)
             clips[label(row)] = read_clips(folder, len(meta["captions"]), Look(*meta["look"]).small)
     return clips
 
@@ -126,7 +137,19 @@ def _curves(runs: Sequence[Run], groups: Mapping[str, Sequence[Run]]) -> list[tu
     return [
         (
             run.variant if len(groups) > 1 else "",
-            {stage: metrics.read(run.workdir / stage) for stage in run.report["meta"]["stages"]},
+            {stage: _read_log(run.workdir, stage) for stage in run.report["meta"]["stages"]},
         )
         for run in runs
     ]
+
+
+def _read_log(workdir: Path, stage: str) -> list[dict]:
+    path = inside(workdir, f"{stage}/metrics.jsonl")
+    if not path.is_file():
+        return []
+    lines = metrics.read(workdir / stage)
+    for number, line in enumerate(lines, 1):
+        for value in line.values():
+            if value is not None and (type(value) not in (int, float) or abs(value) > report_format.LARGEST):
+                raise UserError(f"{path}, line {number} is damaged: remove it")
+    return lines

@@ -29,8 +29,18 @@ def make_text(rows: Sequence[Mapping], meta: Mapping) -> str:
         lines += ["## Runs", "", *map(_line, [["Variant", "Seed", "Workdir"], ["---", "---:", "---"]])]
         lines += [_line([run["variant"], run["seed"], f"`{run['workdir']}`"]) for run in meta["runs"]]
         lines += ["", *_differences(meta)]
-    lines += ["## Command", "", f"    {meta['command']}", "", f"Timed on {meta['machine']}.", ""]
-    return "\n".join(lines)
+    lines += ["## Command", ""]
+    command, machine = f"    {plain(meta['command'])}", f"Timed on {meta['machine']}."
+    return "\n".join([*map(_harmless, lines), command, "", _harmless(machine), ""])
+
+
+def plain(text: str) -> str:
+    """The text on one line, without what a terminal takes for a command."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _harmless(line: str) -> str:
+    return plain(line).replace("<", "&lt;")  # names and titles may be a stranger's HTML
 
 
 def _differences(meta: Mapping) -> list[str]:

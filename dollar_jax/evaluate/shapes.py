@@ -10,6 +10,8 @@ from dollar_jax.evaluate import general
 from dollar_jax.evaluate.distribution import Subspace, fit, pooled_deviation
 from dollar_jax.rewards import shapes
 
+LEAST_CLIPS = 4 * general.COMPONENTS  # for `reference`
+
 
 class Reference(NamedTuple):
     """What data look like, where captions do not say."""

@@ -6,6 +6,7 @@ and semantic scores are weighted means of these, total = (4 quality + semantic) 
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +53,7 @@ def read_results(path: str) -> dict[str, float]:
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--results={path}: {error}") from error
     if not isinstance(results, dict):
         raise UserError(f'--results={path}: wanted {{"subject_consistency": [0.95, ...], ...}}')
@@ -63,7 +64,7 @@ def read_results(path: str) -> dict[str, float]:
         value = results[name]
         value = value[0] if isinstance(value, list) and value else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UserError(f"--results={path}: {name} is {value!r}; VBench gives numbers in 0..1")
+            raise UserError(f"--results={path}: {name} is {reprlib.repr(value)}; VBench gives numbers in 0..1")
         values[name] = float(value)
     return values
 

@@ -6,6 +6,8 @@ read a longer version of the prompt; the name is that of the short one.
 
 import hashlib
 import json
+import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from dollar_jax.data.video import write_video
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import UserError
 from dollar_jax.pipeline import Pipeline
+from dollar_jax.reading import read_json
 from dollar_jax.videos import Sample, draw
 
 VIDEOS = 5  # of a prompt
@@ -40,13 +43,15 @@ def suite(prompts: Sequence[str], short_prompts: Sequence[str], flickering: Sequ
             f"{len(prompts)} prompts but {len(short_prompts)} short ones: line by line they must be the same ones"
         )
     if strange := [name for name in flickering if name not in set(short_prompts)]:
-        raise UserError(f"--flickering_prompts has {strange[0]!r}, which is no short prompt ({len(strange)} such)")
+        raise UserError(
+            f"--flickering_prompts has {reprlib.repr(strange[0])}, which is no short prompt ({len(strange)} such)"
+        )
     samples = {}
     for number, (prompt, short) in enumerate(zip(prompts, short_prompts, strict=True)):
-        if "/" in short or "\0" in short or len(short.encode()) > NAME_BYTES:
+        if "/" in short or short[0] in ".-" or not short.isprintable() or len(short.encode()) > NAME_BYTES:
             raise UserError(
-                f"short prompt {number + 1} cannot name a file, it has a / or more than {NAME_BYTES} bytes: {short!r};"
-                " VBench's own prompts all can"
+                f"short prompt {number + 1} cannot name a file: it has a / or control characters, begins with . or -,"
+                f" or has more than {NAME_BYTES} bytes: {reprlib.repr(short)}; VBench's own prompts all can"
             )
         for video in range(FLICKERING_VIDEOS if short in flickering else VIDEOS):
             samples.setdefault(name := f"{short}-{video}", Sample(name, prompt, number, video))
@@ -69,6 +74,8 @@ def write_suite(
     Raises:
       UserError: the folder's videos are of another job, or the model cannot take so many steps.
     """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: take another --out")
     claim(out, samples, settings(model, seed, steps, guidance))
     out.mkdir(parents=True, exist_ok=True)
     for unfinished in out.glob(".*.mp4.*"):  # of a process that was killed; VBench stumbles over other files
@@ -82,6 +89,7 @@ def write_suite(
 
 def manifest_path(out: Path) -> Path:
     """Beside the folder: VBench takes the suffix of any one file in it for that of all videos."""
+    out = Path(os.path.abspath(out))  # the present folder, ".", has a name too
     return out.with_name(f"{out.name}.manifest.json")
 
 
@@ -110,19 +118,26 @@ def claim(out: Path, samples: Sequence[Sample], settings: dict) -> None:
     """
     path = manifest_path(out)
     videos = {f"{one.name}.mp4": {"prompt": one.caption, "noise": [one.prompt, one.video]} for one in samples}
-    try:
-        before = json.loads(path.read_text()) if path.exists() else settings | {"videos": {}}
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); take another --out") from error
+    before = _read_manifest(path) if path.exists() else settings | {"videos": {}}
     there, here = ({**job, **job["videos"]} for job in (before, settings | {"videos": videos}))
     changed = [key for key in here.keys() & there.keys() - {"videos"} if there[key] != here[key]]
     if changed:
         key = min(changed)
         raise UserError(
-            f"{out} holds videos of another job: {key} is {there[key]} there, {here[key]} here"
-            f" ({len(changed)} in all); take another --out"
+            f"{out} holds videos of another job: {key} is {reprlib.repr(there[key])} there, {reprlib.repr(here[key])}"
+            f" here ({len(changed)} in all); take another --out"
         )
     unknown = [name for name in videos if name not in there and (out / name).exists()]
     if unknown:
         raise UserError(f"{out / unknown[0]} is there, but not in {path} ({len(unknown)} in all); take another --out")
     write_atomically(path, json.dumps(before | {"videos": before["videos"] | videos}, indent=1) + "\n")
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        manifest = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; take another --out") from error
+    if not isinstance(manifest.get("videos"), dict):
+        raise UserError(f"{path} has no videos; take another --out")
+    return manifest

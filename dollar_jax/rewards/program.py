@@ -1,10 +1,14 @@
 """A reward in any language: a program that reads requests and writes answers, one line each."""
 
+import fcntl
 import json
 import os
+import select
 import signal
+import struct
 import subprocess
 import tempfile
+import termios
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +19,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dollar_jax.importing import UserError
+
+LONGEST = 1024  # bytes of a number in an answer: digits to spare, but no endless line
+SHOWN = 200  # characters of its last words
 
 
 class Program:
@@ -36,41 +43,84 @@ class Program:
         try:
             # In a session of its own, to be ended with all that it started.
             self._process = subprocess.Popen(
-                list(command), stdin=pipe, stdout=pipe, stderr=self._errors, text=True, start_new_session=True
+                list(command), stdin=pipe, stdout=pipe, stderr=self._errors, start_new_session=True
             )
         except OSError as error:
             self._errors.close()
             raise UserError(f"{command[0]} cannot be started ({error.strerror}): check options.command") from error
         weakref.finalize(self, _close, self._process, self._errors)
+        self._output = select.poll()
+        self._output.register(self._process.stdout, select.POLLIN)
 
-    def __call__(self, frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]) -> list:
+    def __call__(self, frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]) -> list[float]:
         """What it answers.
 
         Raises:
-          UserError: it ended, or answered something else than a list.
+          UserError: it ended, or wrote something else than one list of numbers after it had read the request.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "frames.npy"
-            np.save(path, np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8))
-            with suppress(BrokenPipeError):  # it has ended, and says why below
-                self._process.stdin.write(json.dumps({"frames": str(path), "captions": list(captions)}) + "\n")
-                self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        if not answer:
-            raise UserError(f"the program ended with status {self._process.wait()}, {self._last_words()}")
-        with suppress(json.JSONDecodeError):
-            if isinstance(values := json.loads(answer), list):
-                return values
-        raise UserError(f"the program answered {answer.strip()[:80]!r}, no JSON list; all else goes to standard error")
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "frames.npy"
+                np.save(path, np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8))
+                self._ask(json.dumps({"frames": str(path), "captions": list(captions)}))
+                return _numbers(self._answer(len(captions)))
+        except UserError:
+            self.stop()  # what else it writes must not be taken for the next answer
+            raise
 
     def stop(self) -> None:
         """Ends the process, and what it started."""
         _kill(self._process)
 
+    def _ask(self, request: str) -> None:
+        with suppress(BrokenPipeError):  # it has ended, and says why when it is read
+            self._write(request)
+            # It is at the request when it has read all but the end of its line; what it wrote until then is no answer.
+            while _unread(self._process.stdin) and not self._output.poll(1):  # millisecond
+                pass
+            if _unread(self._process.stdout):
+                words = os.read(self._process.stdout.fileno(), SHOWN).decode(errors="backslashreplace")
+                raise UserError(f"the program wrote {words[:80]!r} before it was asked: one line for each request")
+            self._write("\n")
+
+    def _answer(self, count: int) -> bytes:
+        """The line that answers a request for `count` rewards."""
+        answer, most = b"", LONGEST * (count + 1)
+        while b"\n" not in answer:
+            if not (part := os.read(self._process.stdout.fileno(), most)):
+                raise UserError(f"the program ended with status {self._process.wait()}, {self._last_words()}")
+            answer += part
+            if len(answer) > most:
+                raise UserError(f"the program answered {count} videos by more than {most} bytes without an end of line")
+        answer, _, rest = answer.partition(b"\n")
+        if rest or _unread(self._process.stdout):
+            raise UserError("the program wrote more than its answer: one line for each request")
+        return answer
+
+    def _write(self, text: str) -> None:
+        self._process.stdin.write(text.encode())
+        self._process.stdin.flush()
+
     def _last_words(self) -> str:
-        self._errors.seek(0)
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, size - 4096))
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"its last words: {lines[-1].strip()}" if lines else "without a word on standard error"
+        words = "".join(filter(str.isprintable, lines[-1])).strip() if lines else ""
+        return f"its last words: {words[:SHOWN]}" if words else "without a word on standard error"
+
+
+def _numbers(answer: bytes) -> list[float]:
+    with suppress(ValueError, RecursionError):
+        values = json.loads(answer.decode(), parse_int=float)
+        if isinstance(values, list) and all(isinstance(value, float) for value in values):
+            return values
+    words = answer.strip()[:80].decode(errors="backslashreplace")
+    raise UserError(f"the program answered {words!r}, no JSON list of numbers; all else goes to standard error")
+
+
+def _unread(pipe: IO[bytes]) -> int:
+    """How many bytes lie in a pipe, written and not yet read."""
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -57,7 +57,7 @@ def test_prompts_become_videos(tmp_path):
     checkpoint, out = toy_pipeline.write(tmp_path / "student", long), tmp_path / "out"
     lists = {"prompts": "long", "short_prompts": "short", "flickering_prompts": "flickering"}
     flags = [f"--{flag}={tmp_path / name}.txt" for flag, name in lists.items()]
-    flags += [f"--checkpoint={checkpoint}", f"--out={out}", "--steps=1"]
+    flags += [f"--checkpoint={checkpoint}", f"--out={out}", "--steps=1", "--trust=toy_pipeline"]
     done = evaluate("vbench", *flags, "--seed=3")
     assert done.returncode == 0, done.stderr
     counts = dict(zip(short, (5, 25, 5), strict=True))
@@ -75,6 +75,7 @@ def test_parts_of_a_video_are_timed(tmp_path):
     teacher, student = (toy_pipeline.write(tmp_path / name, ["a cat"]) for name in ("teacher", "student"))
     write_card(teacher, read_card(teacher) | {"role": "teacher", "guidance": 2.0})
     flags = [f"--teacher={teacher}", f"--student={student}", f"--out={tmp_path}/timing.json", "--repeats=3"]
+    flags.append("--trust=toy_pipeline")
     done = evaluate("timing", *flags, "--batch_size=2")
     assert done.returncode == 0, done.stderr
     table = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")]

@@ -1,9 +1,15 @@
 """`evaluate human` as a rater meets it: the real server and a real browser."""
 
+import functools
+import http.server
+import threading
+
+import numpy as np
 import pytest
 from browser import needs_browser, open_browser, requested
 from human_server import Server
 
+from dollar_jax.data.video import write_video
 from dollar_jax.evaluate.human_study import CHOICES, QUESTIONS, Pair, Study, agenda, read_answers
 
 pytestmark = needs_browser
@@ -150,3 +156,76 @@ def test_nothing_is_wider_than_a_phone_and_all_requests_stay_here(server, tmp_pa
         assert min(label.rect["height"] for label in rater.all(".choices label")) >= 44  # for fingers
         assert all(address.startswith(server.url) for address in requested(browser))
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_filled_up_videos_play_and_can_be_sought_in(server, browser):
+    for model in ("student", "teacher"):  # as long as a pair of the paper's, one much larger than the other
+        frames = np.random.default_rng(0).integers(0, 256 if model == "student" else 2, (128, 96, 160, 3), np.uint8)
+        for path in (server.answers.parent / model).iterdir():
+            write_video(path, frames, fps=16)
+    ann = Rater(browser, server.url, "Ann")
+    ann.at(1)
+    videos = "[...document.querySelectorAll('video')]"
+    ann.until(lambda: ann.script(f"{videos}.every(v => v.played.length > 0)"))
+    assert ann.script(f"{videos}.map(v => v.duration)") == [8, 8]
+    ann.script(f"{videos}.forEach(v => {{ v.pause(); v.currentTime = 7.5; }})")
+    ann.until(lambda: ann.script(f"{videos}.every(v => !v.seeking && v.readyState >= 2 && v.currentTime === 7.5)"))
+    ann.press("r")
+    ann.until(lambda: ann.script(f"{videos}.every(v => v.currentTime > 0.2 && v.currentTime < 7)"))
+    assert ann.script(f"{videos}.every(v => !v.error)")
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_other_machines_can_answer_too(tmp_path, browser):
+    """Without https and beyond loopback a browser says less of where a form comes from."""
+    server = Server(tmp_path)
+    server.start("--host=0.0.0.0")
+    try:
+        ann = Rater(browser, server.url, "Ann")
+        ann.at(1)
+        ann.press("1111\ue007")
+        ann.at(2)
+        assert len(read_answers(server.answers)) == 1
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """The folder and the address of somebody else's site."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    site = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+    thread = threading.Thread(target=site.serve_forever)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{site.server_port}/"
+    site.shutdown()
+    thread.join()
+    site.server_close()
+
+
+def test_a_page_from_elsewhere_can_neither_answer_nor_show_the_page(server, browser, elsewhere):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    folder, address = elsewhere
+    pairs = [Pair(f"{i:05d}-0", prompt, {}) for i, prompt in enumerate(server.prompts)]
+    task = agenda(Study(("student", "teacher"), pairs, 50, server.answers), "ann")[0]
+    fields = choices(0) | {"rater": "ann", "pair": task.pair.name}
+    inputs = "".join(f'<input name="{name}" value="{value}">' for name, value in fields.items())
+    form = f'<form id="f" method="post" action="{server.url}">{inputs}</form><script>f.submit()</script>'
+    (folder / "form.html").write_text(form)
+    (folder / "quiet.html").write_text(f'<meta name="referrer" content="no-referrer">{form}')
+    (folder / "frame.html").write_text(f'<iframe src="{server.url}?rater=ann"></iframe>')
+    for name in ("form.html", "quiet.html"):
+        browser.get(address + name)
+        WebDriverWait(browser, 20).until(lambda browser: browser.current_url.startswith(server.url))
+        assert "not sent by the page itself" in browser.find_element("css selector", "body").text
+        assert not read_answers(server.answers)
+    browser.get(address + "frame.html")
+    browser.switch_to.frame(0)
+    assert not browser.find_elements("css selector", "header")

@@ -1,4 +1,6 @@
 import http.client
+import socket
+import subprocess
 import threading
 import time
 import urllib.error
@@ -68,7 +70,7 @@ def test_a_killed_server_loses_no_answer_of_many_raters_at_once(server):
         (["--videos=a"], "error: --prompts is missing; see --help"),
         (["--videos=a", "--prompts=p"], "error: --videos wants NAME=DIR for two models, not a"),
         (["--videos=a=x", "--videos=a=y", "--prompts=p"], "error: --videos wants NAME=DIR for two models, not a=x a=y"),
-        (["--videos=a=x", "--videos=b=y", "--prompts=p"], "error: --prompts=p: [Errno 2] No such file"),
+        (["--videos=a=x", "--videos=b=y", "--prompts=p"], "error: --prompts=p: No such file"),
     ],
 )
 def test_mistakes_are_one_line(server, flags, line):
@@ -84,3 +86,58 @@ def test_a_port_in_use_is_one_line(server):
     assert result.returncode == 2
     where = f"--host=127.0.0.1 --port={server.port}"
     assert result.stderr == f"error: {where}: Address already in use; take another --port\n"
+
+
+def test_lines_that_are_no_answers_are_named_once_and_counted_out(server, tmp_path):
+    url = server.start()
+    fields = CHOICES | {"rater": "ann", "pair": "00000-0"}
+    urllib.request.urlopen(url, urllib.parse.urlencode(fields).encode(), timeout=10).close()
+    server.kill()
+    with server.answers.open("ab") as file:
+        file.write(b'{"rater": "bob"}\n[1]\n\xff\x1b[2J\n')
+    server.start(stderr=subprocess.PIPE)
+    for _ in range(3):
+        urllib.request.urlopen(f"{url}?rater=ann", timeout=10).close()
+    server.kill()
+    named = f"warning: {server.answers}: lines 2, 3, 4 are no answers and do not count\n"
+    assert server.errors == named
+
+    results = server.run(f"--results={tmp_path / 'rates.html'}")
+    assert (results.returncode, results.stderr) == (0, named)
+    assert results.stdout.startswith("student against teacher: 1 pair judged by 1 rater\n")
+
+
+def test_an_address_of_ipv6(server):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    assert server.start("--host=::1") == f"http://[::1]:{server.port}/"
+    assert urllib.request.urlopen(server.url, timeout=10).status == 200
+
+
+def test_many_such_lines_are_counted(server, tmp_path):
+    server.answers.write_bytes(b"junk\n" * 1000)
+    results = server.run(f"--results={tmp_path / 'rates.html'}")
+    assert results.returncode == 2
+    assert results.stderr.splitlines() == [
+        f"warning: {server.answers}: lines 1, 2, 3, 4, 5 and 995 more are no answers and do not count",
+        f"error: --answers={server.answers} has no answers yet",
+    ]
+
+
+def test_results_do_not_take_the_place_of_the_answers(server, tmp_path):
+    server.answers.write_text("people's work\n")
+    (tmp_path / "link.html").symlink_to(server.answers)
+    for name in (server.answers, f"{tmp_path}/./{server.answers.name}", tmp_path / "link.html"):
+        results = server.run(f"--results={name}")
+        assert (results.returncode, results.stdout) == (2, "")
+        assert results.stderr.startswith(f"error: --results={name} is the file of answers")
+    assert server.answers.read_text() == "people's work\n"
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m", "a\nb"])
+def test_names_of_models_are_text(server, name):
+    result = server.run(f"--videos={name}=x", "--videos=b=y", "--prompts=p")
+    assert result.returncode == 2
+    assert result.stderr == f"error: --videos: {name!r} is no name that can be printed\n"

@@ -16,6 +16,7 @@ from dollar_jax.evaluate.human_study import (
     read_answers,
     record,
     remaining,
+    skipped_lines,
 )
 from dollar_jax.importing import UserError
 
@@ -32,7 +33,7 @@ def make_study(tmp_path, pairs=6, count=50, models=("student", "teacher")):
 def fill(folder, *names):
     folder.mkdir()
     for name in names:
-        (folder / name).touch()
+        (folder / name).write_bytes(b"\0\0\0\x10ftypisom" + bytes(4))
     return folder
 
 
@@ -147,11 +148,65 @@ def test_many_raters_at_once(tmp_path):
     assert all(not remaining(study, rater) for rater in raters)
 
 
-def test_a_file_of_something_else_is_refused(tmp_path):
+JUNK = [
+    b"{",
+    b"\xff\xfe",
+    b"null",
+    b"[]",
+    b'"ann"',
+    b"7",
+    b"[" * 100_000,
+    b'{"step": 1}',
+]
+WRONG = [
+    {"rater": 7},
+    {"rater": None},
+    {"pair": ["00000-0"]},
+    {"models": "st"},
+    {"models": ["student"]},
+    {"models": ["student", "student"]},
+    {"models": ["student", 7]},
+    {"models": [["student"], "teacher"]},
+    {"models": ["student", "teacher", "other"]},
+    {"models": ["student", "\x1b[31mteacher"], "right": "\x1b[31mteacher"},
+    {"models": ["student", "\ud800"], "right": "\ud800"},
+    {"left": "baseline"},
+    {"left": "teacher"},
+    {"right": {"a": 1}},
+    {"motion": "up"},
+    {"motion": 7},
+    {"motion": ["left"]},
+    {"preference": None},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_answer_that_is_none_is_passed_over(tmp_path, wrong):
+    good = {"rater": "ann", "pair": "0", "models": ["student", "teacher"], "left": "student", "right": "teacher"}
+    good |= CHOICES
+    lines = [good, good | wrong, *({k: v for k, v in good.items() if k != lacking} for lacking in good)]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    assert read_answers(path) == [good]
+    assert skipped_lines(path) == list(range(2, len(lines) + 1))
+
+
+def test_junk_stops_nobody(tmp_path):
+    study = make_study(tmp_path)
+    tasks = agenda(study, "ann")
+    for i, junk in enumerate(JUNK):
+        with study.answers.open("ab") as file:
+            file.write(junk + b"\n" * (2 if i >= len(tasks) else i % 3))
+        if i < len(tasks):
+            record(study, "ann", tasks[i], CHOICES, 0.0)
+    assert [answer["pair"] for answer in read_answers(study.answers)] == [task.pair.name for task in tasks]
+    assert len(skipped_lines(study.answers)) == len(JUNK)
+    assert not remaining(study, "ann")
+
+
+def test_a_file_that_cannot_be_read_or_written_is_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')
-    with pytest.raises(UserError, match="holds something else than answers"):
-        read_answers(path)
     with pytest.raises(UserError, match="No such file"):
         read_answers(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"answers\.jsonl cannot be written"):

@@ -9,6 +9,7 @@ from page import Page
 from PIL import Image
 
 from dollar_jax.data.video import read_video
+from dollar_jax.evaluate import report
 from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_clips import Look, make_clip
 from dollar_jax.evaluate.report_rows import METRICS, show
@@ -211,3 +212,37 @@ def test_mistakes_leave_the_old_report(tmp_path):
     with pytest.raises(ValueError, match="2 captions"):
         run(tmp_path, clips=clips | {"four": clips["four"][:1]})
     assert (tmp_path / "index.html").read_text("utf-8") == old
+
+
+@pytest.mark.parametrize("last", ["index.html", "report.md", "report.json"])
+def test_report_json_is_there_only_when_all_else_is(tmp_path, monkeypatch, last):
+    """A run without it makes its report again: written first, a kill just behind it would leave no page for ever."""
+
+    def killed(path, content):
+        if path.name == last:
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+
+    write_atomically = report.write_atomically
+    monkeypatch.setattr(report, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_the_text_is_lines_of_text_whatever_names_say(tmp_path):
+    strange = "four\n\x1b[2J\x07<script>|"
+    clips = {name: noise(2, 9, 32, 32, 3) for name in ("teacher", strange)}
+    rows = [
+        {"model": "teacher", "objectives": [], "steps": 50, "calls": 100, "videos": 1},
+        {"model": strange, "objectives": [strange], "steps": 4, "calls": 4, "videos": 1},
+    ]
+    meta = {"title": strange, "student": strange, "captions": CAPTIONS, "fps": 8, "command": strange}
+    meta |= {"machine": strange, "configs": {strange: strange}}
+    page, _ = run(tmp_path, rows=rows, clips=clips, curves={}, meta=meta)
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert text.replace("\n", "").isprintable()
+    assert "<script>" not in text.replace("    four  [2J <script>|", "")  # the command, as code
+    assert len([line for line in text.splitlines() if line.startswith("| four  [2J &lt;script>/ |")]) == 1
+    assert "<script>" not in page
+    assert Page(page).all("div", role="img")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -120,6 +121,174 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"none has no report .*report\.json is missing"):
         combine([first, ("", tmp_path / "none")], tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, to be left as it is."""
+    return finish(tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A finished run, to be damaged."""
+    return shutil.copytree(finished, tmp_path / "w")
+
+
+def change(workdir, name="report/report.json", **fields):
+    """Rewrites a JSON file of a run: dotted names with __ for the dot, a function of the old value or a new one."""
+    path = workdir / name
+    content = json.loads(path.read_text("utf-8"))
+    for field, value in fields.items():
+        *parents, last = field.split("__")
+        inner = content
+        for parent in parents:
+            inner = inner[int(parent) if parent.isdigit() else parent]
+        last = int(last) if last.isdigit() else last
+        if value is None:
+            del inner[last]
+        else:
+            inner[last] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["report/report.json", "config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"null", b"\xff{}", b"[" * 100_000, b'{"seed": NaN}'])
+def test_a_file_that_is_no_json_object_is_one_line(workdir, finished, name, content):
+    (workdir / name).write_bytes(content)
+    refused(workdir, f"w/{name}", finished)
+
+
+def refused(workdir, words, other):
+    """The report of this run, alone or beside another one, is refused in one line that says so; nothing is written."""
+    for runs, said in (([("", workdir)], words), ([("a", other), ("b", workdir)], "w")):
+        with pytest.raises(UserError, match=said) as caught:
+            combine(runs, workdir.with_name("out"), "python -m x")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 600
+    assert not workdir.with_name("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"rows": {}}, "rows"),
+        ({"rows": []}, "rows"),
+        ({"rows": ["teacher"]}, r"rows\.0"),
+        ({"rows": None}, "'rows' is a required property"),
+        ({"rows__1__model": None}, r"rows\.1: 'model' is a required property"),
+        ({"rows__1__model": ["teacher"]}, r"rows\.1\.model"),
+        ({"rows__1__model": "somebody"}, "no row of the teacher"),
+        ({"rows__2__model": "teacher"}, "two rows of the name 'teacher'"),
+        ({"rows__1__calls": 0}, r"rows\.1\.calls"),
+        ({"rows__1__calls": "many"}, r"rows\.1\.calls"),
+        ({"rows__1__calls": None}, "no calls"),
+        ({"rows__2__steps": None}, "no steps"),
+        ({"rows__0__videos": None}, "'videos' is a required property"),
+        ({"rows__2__objectives": "VSD"}, r"rows\.2\.objectives"),
+        ({"rows__2__frechet": "2.0"}, r"rows\.2\.frechet"),
+        ({"rows__2__frechet": True}, r"rows\.2\.frechet"),
+        ({"rows__2__frechet": 10**400}, r"rows\.2\.frechet"),
+        ({"rows__2__diffusion_seconds_per_video": -1.0}, r"rows\.2\.diffusion_seconds_per_video"),
+        ({"rows__2__std": {"frechet": 1.0}}, "of several runs"),
+        ({"rows__2__variant": "x"}, "of several runs"),
+        ({"meta": []}, "meta"),
+        ({"meta__title": 3}, r"meta\.title"),
+        ({"meta__student": "nobody"}, "no row of the student"),
+        ({"meta__captions": "a red ring"}, r"meta\.captions"),
+        ({"meta__captions__0": {"a": 1}}, r"meta\.captions\.0"),
+        ({"meta__captions__0": "\ud800"}, "no text"),
+        ({"meta__captions": ["a red ring"] * 3}, r"teacher/2\.png is missing"),
+        ({"meta__look": [9, 16, 16]}, r"meta\.look"),
+        ({"meta__look": [9, 16, 16, 8, 1]}, r"meta\.look"),
+        ({"meta__look": [9, 16, 0, 8]}, r"meta\.look"),
+        ({"meta__look": [9, 16, 10**400, 8]}, r"meta\.look"),
+        ({"meta__look": None}, "'look' is a required property"),
+        ({"meta__clips": ["teacher"]}, "no clips of the student"),
+        ({"meta__clips": ["teacher", "student", "stranger"]}, "'stranger', which has no row"),
+        ({"meta__stages": {"a": 1}}, r"meta\.stages"),
+        ({"meta__command": ["rm"]}, r"meta\.command"),
+        ({"meta__configs": {"a": 1}}, r"meta\.configs"),
+        ({"meta__runs": [{"workdir": "w"}]}, "of several runs"),
+    ],
+)
+def test_a_damaged_report_is_one_line_that_says_where(workdir, finished, fields, words):
+    change(workdir, **fields)
+    refused(workdir, words, finished)
+
+
+def test_missing_and_damaged_parts_of_a_run_are_one_line(workdir, finished):
+    log = workdir / "student" / "metrics.jsonl"
+    before = log.read_bytes()
+    for line in (b"{\n", b"[1]\n", b'{"loss": 1}\n', b'{"step": 1, "loss": "x"}\n', b'{"step": "1"}\n', b"\xff\n"):
+        log.write_bytes(line)
+        refused(workdir, r"student/metrics\.jsonl", finished)
+    log.write_bytes(before)
+    (workdir / "report" / "clips" / "student" / "1.png").unlink()
+    refused(workdir, r"student/1\.png is missing", finished)
+    shutil.rmtree(workdir / "report" / "clips")
+    refused(workdir, r"teacher/0\.png is missing", finished)
+
+
+@pytest.mark.parametrize("name", ["../../../secret", "/etc", "..", "a/../../../secret", "~root", "a\0b"])
+def test_no_name_in_a_report_leads_out_of_the_run(workdir, finished, name):
+    change(workdir, meta__stages=[name])
+    refused(workdir, "outside itself|is no path", finished)
+    change(workdir, meta__stages=["student"], meta__clips=["teacher", name], meta__student=name, rows__2__model=name)
+    refused(workdir, "outside itself|is no path", finished)
+
+
+def test_no_link_in_a_run_leads_out_of_it(workdir, finished):
+    secret = workdir.with_name("secret")
+    secret.write_text("of the user")
+    clip = workdir / "report" / "clips" / "student" / "0.png"
+    clip.unlink()
+    clip.symlink_to(secret)
+    refused(workdir, r"points to '0\.png', outside itself", finished)
+    clip.unlink()
+    shutil.copy(finished / "report" / "clips" / "student" / "0.png", clip)
+    log = workdir / "student" / "metrics.jsonl"
+    log.unlink()
+    log.symlink_to(secret)
+    refused(workdir, r"points to 'student/metrics\.jsonl', outside itself", finished)
+
+
+def test_what_a_stranger_wrote_is_text_on_the_page(tmp_path):
+    evil = "<script>alert(1)</script>\"'></style>"
+    workdir = finish(tmp_path / "w", captions=(evil, evil))
+    (workdir / "report" / "clips" / "student").rename(workdir / "report" / "clips" / "evil")
+    change(workdir, rows__2__model="evil", rows__2__objectives=[evil], meta__clips=["teacher", "evil"])
+    change(workdir, meta__student="evil", meta__title=evil, meta__command=evil, meta__machine=evil)
+    change(workdir, meta__configs={evil: evil})
+    combine([("", workdir)], tmp_path / "one", "python -m x")
+    other = finish(tmp_path / "v", captions=(evil, evil), **{evil: evil, "rollout": evil})
+    combine([(evil, workdir), ("b", other)], tmp_path / "two", "python -m x")
+    for folder in ("one", "two"):
+        page, _ = outcome(tmp_path / folder)
+        assert "<script" not in page
+        assert page.count("</style>") == 1
+        assert Page(page).text.count("alert(1)") > 3
+        assert "<script" not in (tmp_path / folder / "report.md").read_text("utf-8").replace(f"    {evil}", "")
+
+
+def test_a_config_cannot_move_the_cursor_of_whoever_is_told_of_it(tmp_path):
+    first = ("", finish(tmp_path / "a"))
+    evil = ("", finish(tmp_path / "b", **{"\x1b[2Jfield\n": "\x1b]0;title\x07\n" * 1000}))
+    with pytest.raises(UserError, match="b is no seed of") as caught:
+        combine([first, evil], tmp_path / "out", "")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_a_report_of_several_runs_never_takes_the_place_of_a_run_s_own(tmp_path):
+    runs = [("", finish(tmp_path / "a")), ("", finish(tmp_path / "b", seed=1))]
+    before = outcome(tmp_path / "a" / "report")
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "report")
+    for folder in (tmp_path / "a" / "report", tmp_path / "link"):
+        with pytest.raises(UserError, match="is the report of one of them: choose another --out"):
+            combine(runs, folder, "python -m x")
+    assert outcome(tmp_path / "a" / "report") == before
+    combine(runs[:1], tmp_path / "a" / "report", "python -m x")
 
 
 def test_the_command(tmp_path):

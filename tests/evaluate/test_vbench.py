@@ -132,14 +132,27 @@ def test_results_as_vbench_writes_them(tmp_path):
         ('{"color": true}', "color is True"),
         ('{"color": NaN}', "color is nan"),
         ('{"color": null}', "color is None"),
+        ('{"color": -Infinity}', "color is -inf"),
+        ('{"color": 1e999}', "color is inf"),
+        ('{"color": [[0.5]]}', r"color is \[0.5\]"),
+        ('{"color": {"value": 0.5}}', "color is {'value': 0.5}"),
+        ('{"color": [["' + "x" * 10_000 + '"]]}', r"color is \['x+\.\.\.x+'\]"),
+        ('{"color": "\\u001b[2J\\n0.5"}', r"color is '\\x1b\[2J\\n0.5'"),
+        ('{"color": ' + "[" * 900 + "]" * 900 + "}", r"color is \[\[\["),
+        ('{"color": ' + "1" * 4000 + "}", r"color is 1+\.\.\.1+"),
+        ("[" * 100_000, "recursion"),
+        ("1" * 100_000, "Exceeds the limit"),
+        (b'{"color": "\xff"}', "can't decode byte 0xff"),
     ],
 )
 def test_what_is_no_result_is_refused(text, words, tmp_path):
     path = tmp_path / "results.json"
     if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=words):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=words) as caught:
         vbench.read_results(str(path))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
 
 
 def test_the_table():

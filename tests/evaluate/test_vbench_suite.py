@@ -1,6 +1,7 @@
 """VBench's prompts as files: their names, what is in them, and a job that is broken off."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,11 +10,15 @@ import toy_pipeline
 
 from dollar_jax.data.video import read_video
 from dollar_jax.evaluate import vbench_suite
-from dollar_jax.evaluate.vbench_suite import manifest_path, suite, write_suite
+from dollar_jax.evaluate.vbench_suite import claim, manifest_path, suite, write_suite
 from dollar_jax.importing import UserError
 from dollar_jax.videos import Sample, draw
 
 SHORT = ["a pear", "in a still frame, a cat", "a dog"]
+STRANGE = [
+    *("../x", "/etc/passwd", "a/../../x", "..", ".", ".hidden", "-rf", "--out=x"),
+    *("a\0b", "a\nb", "a\x1b[2Jb", "a\u202eb", "a\u2028b", "x" * 10_000, "\u00e9" * 120),
+]
 LONG = ["A single, ripe pear.", "A frame in which a cat sits.", "A dog, running."]
 
 
@@ -46,11 +51,15 @@ def test_a_prompt_that_vbench_lists_twice_is_sampled_once():
         (["one"], ["and/or"], [], "short prompt 1 cannot name a file"),
         (["one", "two"], ["one", "é" * 120], [], "short prompt 2 cannot name a file"),
         (LONG, SHORT, ["a dog", "a cat"], "'a cat', which is no short prompt"),
+        *((["one"], [name], [], "short prompt 1 cannot name a file") for name in STRANGE),
+        (LONG, SHORT, ["x" * 10_000 + "\x1b"], r"'x+\.\.\.x+\\x1b', which is no short prompt"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(prompts, short, flickering, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         suite(prompts, short, flickering)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
 
 
 def test_the_longest_name_can_be_written(model, tmp_path):
@@ -135,6 +144,49 @@ def test_another_job_in_the_same_folder_is_refused(model, tmp_path):
     (out / "a dog-0.mp4").write_bytes(b"of somebody else")
     with pytest.raises(UserError, match=r"a dog-0.mp4 is there, but not in"):
         write_suite(model, suite(LONG, SHORT), out, 7)
-    manifest_path(out).write_text("{")
-    with pytest.raises(UserError, match="is not JSON"):
-        write_suite(model, samples, out, 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "no JSON object"),
+        (b"7", "no JSON object"),
+        (b"{}", "has no videos"),
+        (b'{"videos": []}', "has no videos"),
+        (b'{"videos": {"a pear-0.mp4": "\\u001b[2J"}}', r"a pear-0.mp4 is '\\x1b\[2J' there"),
+        (b'{"videos": {}, "seed": "' + b"x" * 10_000 + b'"}', r"seed is 'x+\.\.\.x+' there, 7 here"),
+        (None, r"out\.manifest\.json"),  # a folder
+    ],
+)
+def test_a_damaged_manifest_is_one_line(tmp_path, content, words):
+    samples, out = suite(LONG, SHORT)[:2], tmp_path / "out"
+    path = manifest_path(out)
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        claim(out, samples, {"seed": 7})
+    assert "take another --out" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+    assert content is None or path.read_bytes() == content
+
+
+def test_the_folder_may_be_the_present_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert manifest_path(Path(".")) == tmp_path / "out.manifest.json"
+    claim(Path("."), suite(LONG, SHORT)[:1], {"seed": 7})
+    assert (tmp_path / "out.manifest.json").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_written(model, tmp_path):
+    (tmp_path / "out").write_text("of the user")
+    with pytest.raises(UserError, match="out is a file: take another --out"):
+        write_suite(model, suite(LONG, SHORT)[:1], tmp_path / "out", 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -123,6 +123,11 @@ def test_the_command_prints_and_writes(tmp_path):
     assert numbers["prompts"] == {"0": pytest.approx(2), "7": pytest.approx(2)}
     assert (numbers["mean"], numbers["key_frames"], numbers["features"]) == (pytest.approx(2), 3, "mine:embed")
 
+    (tmp_path / "folder").mkdir()
+    lost = subprocess.run([*command, f"--out={tmp_path / 'folder'}"], capture_output=True, text=True)
+    assert lost.stdout.startswith("Vendi (pixels): ")  # hours of work are not lost with it
+    assert (lost.returncode, lost.stderr.splitlines()[-1][:6]) == (2, "error:")
+
     refused = subprocess.run([*command, "--features=inception"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: --features=inception needs --weights=FILE: torchvision's inception_v3")

@@ -50,11 +50,72 @@ def test_requests_and_answers():
         ("input(); print('{}', flush=True); input()", "answered '{}', no JSON list"),
         ("input(); print('[1, 2]', flush=True); input()", r"returned a list of shape \(2,\), wanted \(3,\)"),
         ("input(); print('[1, 2, NaN]', flush=True); input()", "returned nan for 1 of 3 videos"),
+        ("input(); print('[1, 2, \"3\"]', flush=True); input()", "no JSON list of numbers"),
+        ("input(); print('[1, 2, true]', flush=True); input()", "no JSON list of numbers"),
+        ("input(); print('[1, 2, null]', flush=True); input()", "no JSON list of numbers"),
+        ("input(); print('[[1], [2], [3]]', flush=True); input()", "no JSON list of numbers"),
+        ("input(); print('[' * 1200, flush=True); input()", "no JSON list of numbers"),
+        ("input(); print('[1, 2, ' + '3' * 400 + ']', flush=True); input()", "returned inf for 1 of 3 videos"),
+        (
+            "import os; input(); os.write(1, bytes([91, 255, 93, 10])); input()",
+            r"answered '\[\\\\xff\]', no JSON list of numbers",
+        ),
+        ("import os; input(); os.write(1, b'[1, 2'); os._exit(4)", "ended with status 4"),
+        ("import sys; print('\\x1b[2Jgone', file=sys.stderr); exit(3)", r"its last words: \[2Jgone$"),
     ],
 )
 def test_faults(code, words):
-    with pytest.raises(UserError, match=f"^reward program.* {words}"):
+    with pytest.raises(UserError, match=f"^reward program.* {words}") as caught:
         judge(code)(FRAMES, CAPTIONS)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("code", "calls"),
+    [
+        # twice at once; the second one on its way when the first is read; much later, when the next request waits.
+        ("for line in sys.stdin: os.write(1, b'[1, 2, 3]\\n[4, 5, 6]\\n')", 1),
+        ("for line in sys.stdin: os.write(1, b'[1, 2, 3]\\n'); os.write(1, b'[4, 5, 6]\\n')", 2),
+        ("for line in sys.stdin: os.write(1, b'[1, 2, 3]\\n'); time.sleep(1); os.write(1, b'[4, 5, 6]\\n')", 2),
+        # before it has read the first request
+        ("os.write(1, b'[1, 2, 3]\\n')\nfor line in sys.stdin: os.write(1, b'[4, 5, 6]\\n')", 1),
+        ("os.write(1, b'[1, 2, 3]\\n'); sys.stdin.read()", 1),
+        ("time.sleep(1); os.write(1, b'[1,')\nfor line in sys.stdin: os.write(1, b'2, 3]\\n')", 1),
+        # part of another answer behind the first
+        ("for line in sys.stdin: os.write(1, b'[1, 2, 3]\\n[4,')", 1),
+    ],
+)
+def test_an_answer_that_nobody_asked_for_is_never_a_reward(code, calls):
+    reward = judge(f"import os, sys, time\n{code}")
+    found = []
+
+    def ask():
+        for _ in range(calls):
+            found.append(reward(FRAMES, CAPTIONS).tolist())
+
+    with pytest.raises(UserError, match=r"^reward program: the program .*: one line for each request"):
+        ask()
+    assert found in ([], [[1, 2, 3]])
+    with pytest.raises(UserError, match="ended with status -9"):  # nothing of it can be taken for an answer any more
+        reward(FRAMES, CAPTIONS)
+
+
+def test_an_answer_without_an_end_is_refused_before_it_fills_the_memory():
+    code = "import os\ninput()\nwhile True: os.write(1, b'1' * 65536)"
+    with pytest.raises(UserError, match=r"answered 3 videos by more than 4\d\d\d bytes without an end of line"):
+        judge(code, timeout=20)(FRAMES, CAPTIONS)
+
+
+def test_numbers_of_any_length_fit():
+    code = "input(); print('[' + ', '.join(['0.' + '3' * 300] * 3) + ']', flush=True); input()"
+    np.testing.assert_allclose(judge(code)(FRAMES, CAPTIONS), 1 / 3, rtol=1e-6)
+
+
+def test_of_many_words_the_last_are_shown():
+    code = "import sys; sys.stderr.write('x' * 10**7 + '\\nno memory ' + 'y' * 1000); exit(1)"
+    with pytest.raises(UserError, match=r"its last words: no memory y+$") as caught:
+        judge(code)(FRAMES, CAPTIONS)
+    assert len(str(caught.value)) < 400
 
 
 def test_one_that_hangs_is_killed_with_its_children(tmp_path):

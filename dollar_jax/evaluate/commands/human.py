@@ -6,6 +6,7 @@ rater opens the address that is printed, gives a name, and sees pairs with the s
 before the next pair is shown: stop and start as you like. The results say how often A won.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -35,31 +36,36 @@ def _show_results() -> None:
     from dollar_jax.evaluate.human_rates import compare, table, write_page
     from dollar_jax.evaluate.human_study import read_answers
 
-    comparisons = compare(read_answers(Path(_ANSWERS.value)))
+    answers, results = Path(_ANSWERS.value), Path(_RESULTS.value)
+    if results.resolve() == answers.resolve():
+        raise UserError(f"--results={_RESULTS.value} is the file of answers: choose another one")
+    comparisons = compare(read_answers(answers))
+    _name_skipped(answers)
     if not comparisons:
         raise UserError(f"--answers={_ANSWERS.value} has no answers yet")
     print(table(comparisons))
-    write_page(_RESULTS.value, comparisons)
+    write_page(results, comparisons)
 
 
 def _serve() -> None:
-    from waitress import create_server
-
     from dollar_jax.data.prompts import read_prompts
     from dollar_jax.evaluate.human_app import create_app
+    from dollar_jax.evaluate.human_guard import listen, own_names
     from dollar_jax.evaluate.human_study import Study, create, find_pairs
 
     folders = _folders(_VIDEOS.value)
     pairs = find_pairs(folders, read_prompts(_PROMPTS.value))
     answers = Path(_ANSWERS.value)
     create(answers)
-    app = create_app(Study(tuple(folders), pairs, _COUNT.value, answers))
+    _name_skipped(answers)
+    study = Study(tuple(folders), pairs, _COUNT.value, answers)
     try:
-        server = create_server(app, host=_HOST.value, port=_PORT.value, threads=8)
+        server = listen(create_app(study, own_names(_HOST.value)), _HOST.value, _PORT.value)
     except OSError as error:
         raise UserError(f"--host={_HOST.value} --port={_PORT.value}: {error.strerror}; take another --port") from error
     print(f"{' against '.join(folders)}: {len(pairs)} pairs; answers go to {answers}", flush=True)
-    print(f"http://{_HOST.value}:{server.effective_port}/  (Ctrl-C stops it, nothing is lost)", flush=True)
+    host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value  # IPv6
+    print(f"http://{host}:{server.effective_port}/  (Ctrl-C stops it, nothing is lost)", flush=True)
     server.run()
 
 
@@ -68,4 +74,15 @@ def _folders(videos: list[str]) -> dict[str, Path]:
     folders = {name: Path(folder) for name, _, folder in named}
     if len(folders) != 2 or len(videos) != 2 or not all(name and folder for name, _, folder in named):
         raise UserError(f"--videos wants NAME=DIR for two models, not {' '.join(videos)}")
+    if strange := [name for name in folders if not name.isprintable()]:
+        raise UserError(f"--videos: {strange[0]!r} is no name that can be printed")
     return folders
+
+
+def _name_skipped(answers: Path) -> None:
+    from dollar_jax.evaluate.human_study import skipped_lines
+
+    if lines := skipped_lines(answers):
+        named = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+        words = "is no answer and does not count" if len(lines) == 1 else "are no answers and do not count"
+        print(f"warning: {answers}: line{'s' * (len(lines) > 1)} {named} {words}", file=sys.stderr, flush=True)

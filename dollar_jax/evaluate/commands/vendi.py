@@ -39,11 +39,11 @@ def main() -> None:
 
     prompts, videos, key_frames = diversity_of_folder(Path(_VIDEOS.value), _SPACING.value, embed)
     mean, std = (float(of(list(prompts.values()))) for of in (np.mean, np.std))
-    if _OUT.value:
-        numbers = {"mean": mean, "std": std, "videos_per_prompt": videos, "key_frames": key_frames}
-        settings = {"features": _FEATURES.value, "weights": _WEIGHTS.value, "spacing": _SPACING.value}
-        write_atomically(_OUT.value, json.dumps(numbers | settings | {"prompts": prompts}, indent=1) + "\n")
     print(
         f"Vendi ({_FEATURES.value}): {mean:.3f} ± {std:.3f} over {len(prompts)} prompt{'s' * (len(prompts) > 1)},"
         f" {videos} videos each, {key_frames} key frame{'s' * (key_frames > 1)}"
     )
+    if _OUT.value:
+        numbers = {"mean": mean, "std": std, "videos_per_prompt": videos, "key_frames": key_frames}
+        settings = {"features": _FEATURES.value, "weights": _WEIGHTS.value, "spacing": _SPACING.value}
+        write_atomically(_OUT.value, json.dumps(numbers | settings | {"prompts": prompts}, indent=1) + "\n")

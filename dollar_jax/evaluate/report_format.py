@@ -1,0 +1,67 @@
+"""What a report.json holds, checked in one place: runs may come from strangers, and their reports are read again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dollar_jax.evaluate.report_rows import METRICS, TEACHER
+from dollar_jax.importing import UserError
+from dollar_jax.reading import require_schema
+
+_TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+_COUNT, _SIZE = ({"type": "integer", "minimum": least, "maximum": 10**9} for least in (0, 1))
+LARGEST = 1e100  # beyond it sums and squares are infinite
+_NUMBER = {"type": ["number", "null"], "minimum": -LARGEST, "maximum": LARGEST}
+_POSITIVE = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": LARGEST}
+_FPS = _POSITIVE | {"type": "number"}
+_ROW = {
+    **{metric.key: _POSITIVE if metric.unit == "s" else _NUMBER for metric in METRICS},
+    **{"model": _TEXT, "objectives": _TEXTS, "steps": _SIZE, "calls": _SIZE, "videos": _COUNT},
+}
+_META = {
+    **dict.fromkeys(("title", "student", "command", "machine"), _TEXT),
+    **dict.fromkeys(("captions", "clips", "stages"), _TEXTS),
+    "look": {"type": "array", "prefixItems": [*[_SIZE] * 3, _FPS], "minItems": 4, "maxItems": 4},
+    "configs": {"type": "object", "additionalProperties": _TEXT},
+    "runs": {"type": "array"},
+}
+_SCHEMA = {
+    "type": "object",
+    "required": ["rows", "meta"],
+    "properties": {
+        "rows": {
+            "type": "array",
+            "items": {"type": "object", "required": ["model", "videos"], "properties": _ROW},
+            "minItems": 1,
+        },
+        "meta": {"type": "object", "required": list(_META), "properties": _META},
+    },
+}
+_REMEDY = "remove the report and run dollar_jax.main again"
+
+
+def check(report: Mapping, path: Path) -> None:
+    """Raises UserError if `report`, the content of `path`, is not what `report.write_report` writes of one run."""
+    require_schema(report, _SCHEMA, path, _REMEDY)
+    if fault := _contradiction(report):
+        raise UserError(f"{path}: {fault}; {_REMEDY}")
+
+
+def _contradiction(report: Mapping) -> str:
+    """In what its rows and its meta do not fit together, "" if they do."""
+    rows = {row["model"]: row for row in report["rows"]}
+    meta, student = report["meta"], report["meta"]["student"]
+    if meta["runs"] or any(row.keys() & {"variant", "std", "seeds"} for row in report["rows"]):
+        return "it is the report of several runs, no run's own"
+    if len(rows) < len(report["rows"]):
+        names = [row["model"] for row in report["rows"]]
+        return f"there are two rows of the name {max(names, key=names.count)[:80]!r}"
+    for who, name in (("teacher", TEACHER), ("student", student)):
+        if name not in rows:
+            return f"there is no row of the {who}"
+        if lacking := [field for field in ("steps", "calls") if field not in rows[name]]:
+            return f"the row of the {who} has no {lacking[0]}"
+        if name not in meta["clips"]:
+            return f"there are no clips of the {who}"
+    if strangers := [name for name in meta["clips"] if name not in rows]:
+        return f"there are clips of {strangers[0][:80]!r}, which has no row"
+    return ""
