@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs everything into a fresh virtual environment and runs linters and tests in it.
 # usage: launch/test.sh [PYTEST ARGUMENTS]
+#   PYTHON=python3     the Python to test with
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 environment=$(mktemp -d)
 trap 'rm -rf "$environment"' EXIT
-python3 -m venv "$environment"
+"${PYTHON:-python3}" -m venv "$environment"
 echo "installing requirements and test requirements"
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 

@@ -4,13 +4,13 @@
 #   NAME, ZONE     of a slice that exists (gcloud compute tpus tpu-vm create)
 #   WORKDIR        on a disk that all hosts mount (Filestore, a bucket by GCS FUSE), under the same path
 #   FOLDER=dollar_jax     where the repository goes, below the home folder of each host
-#   PYTHON=3.12           the version of Python, fetched if the host has an older one
+#   PYTHON=3.13           the version of Python, fetched if the host has an older one
 set -euo pipefail
 [ $# -ge 4 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 cd "$(dirname "$0")/.."
 
 name=$1 zone=$2
-folder=${FOLDER:-dollar_jax} version=${PYTHON:-3.12}
+folder=${FOLDER:-dollar_jax} version=${PYTHON:-3.13}
 on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
 archive=$(mktemp --suffix=.tar.gz)
