@@ -92,14 +92,20 @@ def get_config() -> ConfigDict:
         iterations=300,
         batch_size=16,
         objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 0.15}),
-        options=ConfigDict({"variational_score": {"guidance": 0.0}, "consistency": {"guidance": 0.0, "steps": 5}}),
+        options=ConfigDict(
+            {
+                "variational_score": {"guidance": 0.0},
+                "consistency": {"guidance": 0.0, "steps": 5},
+                "latent_reward": {"units": "deviations"},
+            }
+        ),
         times=(249, 499, 749, 999),
         rollout="simulate",
         matched_times="segment",  # "all" is the paper's: see README
         sampler="ddim",
         guidance=0.0,
         heterogeneous=False,
-        guard=guard(),
+        guard=guard("-frechet", tolerance=5.0),
         ema=0.99,
         optimizer=optimizer(1e-4, b1=0.0, decay_from=0.6),
     )
@@ -107,7 +113,7 @@ def get_config() -> ConfigDict:
     config.reward = reward(
         "brightness",  # any Python function will do, see docs/rewards.md
         channels=4,
-        batch_size=16,
+        batch_size=8,
         optimizer=optimizer(1e-3, decay_from=1.0),
     )
     config.held_out = held_out(videos_per_caption=2)
@@ -115,7 +121,7 @@ def get_config() -> ConfigDict:
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},
-            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 60, "save_every": 20}},
+            "vsd_cd_lrm": {"start_from": "vsd_cd", "generator": {"iterations": 60, "save_every": 10}},
         },
         sort_keys=False,
     )

@@ -21,24 +21,28 @@ def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
 def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
     """Fields of a reward and of the latent model that learns it.
 
-    name, options, frames, timeout: see `dollar_jax.rewards.judge.Judge`. network: see `models.latent_reward.build`.
-    batch_size: videos to score an iteration. replay: how many scored videos are kept to learn from again. pretrain:
-    updates of the latent model before the student's first. concurrent: whether it goes on learning then. step: joint
-    sums the latent reward with the other objectives (Eq. 16), separate gives it a step of its own (Alg. 1, line 19).
+    name, options, frames, timeout: see `dollar_jax.rewards.judge.Judge`. network: see `models.latent_reward.build`;
+    reads_captions: whether it gets the text too, whose width is the teacher's. batch_size: captions an iteration, of
+    each of which a clip of the data and a sample of the student's are scored. replay: how many scored videos are kept
+    to learn from again. pretrain: updates of the latent model before the student's first. concurrent: whether it goes
+    on learning then. step: joint sums the latent reward with the other objectives (Eq. 16), separate gives it a step of
+    its own (Alg. 1, line 19).
     """
-    fields = {"options": {}, "frames": 0, "timeout": 900.0, "architecture": "latent_reward"}
-    fields |= {"network": {"channels": channels, "text_width": None, "backbone": "2d"}, "optimizer": optimizer(1e-3)}
+    fields = {"options": {}, "frames": 0, "timeout": 900.0, "reads_captions": False, "architecture": "latent_reward"}
+    fields |= {"network": {"channels": channels, "backbone": "2d"}, "optimizer": optimizer(1e-3)}
     fields |= {"replay": 0, "pretrain": 0, "concurrent": True, "step": "joint"}
     return ConfigDict({"name": name, "batch_size": batch_size, **fields, **changes}, convert_dict=True)
 
 
 def held_out(videos_per_caption: int) -> ConfigDict:
-    """How a student is judged on the way: by `videos_per_caption` of each of the report's captions (0: not at all),
-    before its first update and whenever a checkpoint is saved.
+    """How a student is judged on the way: by `videos_per_caption` of each of the report's captions (0: not at all, and
+    not guarded), before its first update and whenever a checkpoint is saved.
     """
     return ConfigDict({"videos_per_caption": videos_per_caption})
 
 
-def guard(metric: str = "", tolerance: float = 0.05, patience: int = 3) -> ConfigDict:
-    """When to end a student's tuning and which checkpoint to take, see `dollar_jax.guard.judge`; '' for never."""
+def guard(metric: str, tolerance: float, patience: int = 3) -> ConfigDict:
+    """When to end a student's tuning for a reward and which checkpoint to take, see `dollar_jax.guard.judge`; '' for
+    never and the last.
+    """
     return ConfigDict({"metric": metric, "tolerance": tolerance, "patience": patience})

@@ -1,9 +1,9 @@
-"""Diffusion without networks: schedules, the forward process, velocity kinds, scores and reverse steps.
+"""Diffusion without networks: schedules, the forward process, velocity kinds and reverse steps.
 
 Symbols are in `dollar_jax.notation`. Coefficients come from `Schedule.at` already shaped to broadcast with latents.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,11 +44,17 @@ def ddpm_schedule(
       beta_start, beta_end: the first and last beta.
       zero_snr: rescale so that the last time is pure noise, a = 0 exactly (arXiv 2305.08891, Alg. 1).
       snr_shift: divide the signal-to-noise ratio by this (CogVideoX: 3 for 2B, 1 for 5B).
+
+    Raises:
+      UserError: another kind of betas.
     """
-    if betas == "linear":
-        beta = np.linspace(beta_start, beta_end, steps)
-    else:
-        beta = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
+    match betas:
+        case "linear":
+            beta = np.linspace(beta_start, beta_end, steps)
+        case "scaled_linear":
+            beta = np.linspace(beta_start**0.5, beta_end**0.5, steps) ** 2
+        case _:
+            raise UserError(f"schedule.betas is linear or scaled_linear, not {betas!r}")
     abar = np.cumprod(1 - beta)
     abar = abar / (snr_shift + (1 - snr_shift) * abar)
     signal = np.sqrt(abar)
@@ -71,8 +77,18 @@ def _table(signal: np.ndarray, noise: np.ndarray) -> Schedule:
 
 
 def make_schedule(kind: Literal["ddpm", "flow"] = "ddpm", **parameters) -> Schedule:
-    """The schedule that a model's card describes."""
-    return {"ddpm": ddpm_schedule, "flow": flow_schedule}[kind](**parameters)
+    """The schedule that a model's card describes.
+
+    Raises:
+      UserError: another kind.
+    """
+    match kind:
+        case "ddpm":
+            return ddpm_schedule(**parameters)
+        case "flow":
+            return flow_schedule(**parameters)
+        case _:
+            raise UserError(f"schedule.kind is ddpm or flow, not {kind!r}")
 
 
 def trailing_times(count: int, steps: int = 1000) -> tuple[int, ...]:
@@ -88,6 +104,8 @@ def trailing_times(count: int, steps: int = 1000) -> tuple[int, ...]:
 
 def check_velocity(velocity: Velocity, schedule: Schedule) -> None:
     """Raises UserError where the pair cannot work: eps carries no information on x0 where the signal is zero."""
+    if velocity not in get_args(Velocity):
+        raise _unknown(velocity)
     if velocity == "eps" and not schedule.signal[-1] > 0:
         raise UserError("velocity 'eps' needs a schedule with signal at its last time: set schedule.zero_snr=False")
 
@@ -103,6 +121,9 @@ def to_x0_eps(velocity: Velocity, v: Latent, x_t: Latent, a: Coefficient, b: Coe
     conjugate: v = x0 - eps (Eq. 8); v: v = a eps - b x0 (Eq. 3); flow: v = eps - x0; eps and x0: themselves.
     Finite wherever the kind determines x0 and eps: everywhere for conjugate, v and flow; for eps where a > 0, for x0
     where b > 0.
+
+    Raises:
+      UserError: another kind.
     """
     match velocity:
         case "conjugate":
@@ -116,10 +137,16 @@ def to_x0_eps(velocity: Velocity, v: Latent, x_t: Latent, a: Coefficient, b: Coe
             return (x_t - b * v) / a, v
         case "x0":
             return v, (x_t - a * v) / b
+        case _:
+            raise _unknown(velocity)
 
 
 def from_x0_eps(velocity: Velocity, x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
-    """The velocity of a kind that (x0, eps) have: a network's regression target (Eq. 3, 4). Inverse of `to_x0_eps`."""
+    """The velocity of a kind that (x0, eps) have: a network's regression target (Eq. 3, 4). Inverse of `to_x0_eps`.
+
+    Raises:
+      UserError: another kind.
+    """
     match velocity:
         case "conjugate":
             return x0 - eps
@@ -131,16 +158,17 @@ def from_x0_eps(velocity: Velocity, x0: Latent, eps: Latent, a: Coefficient, b: 
             return eps
         case "x0":
             return x0
+        case _:
+            raise _unknown(velocity)
+
+
+def _unknown(velocity: str) -> UserError:
+    return UserError(f"a velocity is one of {', '.join(get_args(Velocity))}, not {velocity!r}")
 
 
 def guide(v: Latent, v_null: Latent, guidance: float) -> Latent:
     """Classifier-free guidance in the paper's convention, v + w (v - v_null) (Eq. 9): w = 0 is none."""
     return v + guidance * (v - v_null)
-
-
-def score(x0: Latent, x_t: Latent, a: Coefficient, b: Coefficient) -> Latent:
-    """grad log p_t(x_t) = -(x_t - a x0) / b^2 (Eq. 13), x0 the denoised x_t. b > 0."""
-    return -(x_t - a * x0) / b**2
 
 
 def posterior_deviation(a: Coefficient, b: Coefficient, a_next: Coefficient, b_next: Coefficient) -> Coefficient:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from dollar_jax.importing import UserError
+
 PREFIX = "held_out/"
 REWARD = PREFIX + "reward"
 Line = Mapping[str, Any]  # of the log; None where a value is not finite
@@ -22,27 +24,35 @@ class Verdict(NamedTuple):
     stop: bool
 
 
-def within(start: float, value: float, metric: str, tolerance: float) -> bool:
-    """Whether a metric is no worse than at the start by more than the fraction `tolerance` of it.
+def within(values: Sequence[float], metric: str, tolerance: float) -> bool:
+    """Whether the last value of a metric is no worse than its best by more than `tolerance`, in its own units: a share
+    of the best would be less than its noise where the best is good.
 
     Args:
       metric: its name; with a minus in front, smaller is better.
     """
-    worse = (value - start) * (1 if metric.startswith("-") else -1)
-    return worse <= tolerance * abs(start)
+    sign = 1 if metric.startswith("-") else -1
+    return sign * values[-1] <= min(sign * value for value in values) + tolerance
 
 
 def score(history: Sequence[Line], config: ConfigDict) -> float:
     """The last measurement's true reward, or -inf where the unseen metric of `config` has left its bounds.
 
     Raises:
-      KeyError: nothing has been measured under this name.
+      UserError: nothing has been measured under this name.
     """
     name = PREFIX + config.metric.removeprefix("-")
-    first, last = history[0], history[-1]
-    if None in (first[name], last[name], last[REWARD]):  # the log's word for what is not finite
+    if name not in history[0]:
+        measured = sorted(line.removeprefix(PREFIX) for line in history[0] if line.startswith(PREFIX))
+        raise UserError(f"guard.metric={config.metric} is not measured: {', '.join(measured)} are")
+    values, reward = [line[name] for line in history], history[-1][REWARD]
+    if not _finite(values[-1]) or not _finite(reward):
         return -math.inf
-    return last[REWARD] if within(first[name], last[name], config.metric, config.tolerance) else -math.inf
+    return reward if within(list(filter(_finite, values)), config.metric, config.tolerance) else -math.inf
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)  # None: the log's word for what is not
 
 
 def judge(history: Sequence[Line], config: ConfigDict) -> Verdict:
@@ -52,8 +62,8 @@ def judge(history: Sequence[Line], config: ConfigDict) -> Verdict:
     Args:
       history: what was measured, oldest first, the first before any update: {"step": the last update's, "held_out/...":
         values}.
-      config: metric, the unseen one, with a minus in front where smaller is better; tolerance, the fraction of its
-        start by which it may become worse; patience.
+      config: metric, the unseen one, with a minus in front where smaller is better; tolerance, by how much it may be
+        worse than at its best so far; patience.
     """
     if not history:
         return Verdict(None, False)

@@ -1,7 +1,7 @@
 """From networks to samples: denoisers, the reverse process over any times, and the generator's rollouts."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import Schedule, Velocity
+from dollar_jax.importing import UserError
 from dollar_jax.notation import Latent, Params, Text, Times
 
 Denoiser = Callable[[Latent, Times, Text], tuple[Latent, Latent]]  # (x_t, t, text) -> (x0, eps)
@@ -64,7 +65,11 @@ def fold(keys: Keys, stream: int | jax.Array) -> Keys:
 def step_to(
     sampler: Sampler, schedule: Schedule, x0: Latent, eps: Latent, z: Latent, times: Times, following: Times
 ) -> Latent:
-    """x at the `following` times from what the denoiser says at `times`, by one reverse step (Eq. 5) of a sampler."""
+    """x at the `following` times from what the denoiser says at `times`, by one reverse step (Eq. 5) of a sampler.
+
+    Raises:
+      UserError: another sampler.
+    """
     a, b = schedule.at(times)
     a_next, b_next = schedule.at(following)
     match sampler:
@@ -74,6 +79,8 @@ def step_to(
             sigma = diffusion.posterior_deviation(a, b, a_next, b_next)
         case "renoise":
             sigma = b_next
+        case _:
+            raise UserError(f"a sampler is one of {', '.join(get_args(Sampler))}, not {sampler!r}")
     return diffusion.reverse_step(x0, eps, z, a_next, b_next, sigma)
 
 
@@ -137,17 +144,23 @@ def rollout(
 
     Returns:
       x_t [b f h w c] and its times [b].
+
+    Raises:
+      UserError: another kind.
     """
     ordered = jnp.asarray(sorted(times, reverse=True))
     drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(times)))(fold(keys, 0))
     noise = normal(fold(keys, 1), latents.shape[1:])
-    if kind == "data":
-        x_t = diffusion.forward(latents, noise, *schedule.at(ordered[drawn]))
-    else:
-        path = jnp.broadcast_to(ordered[:, None], (len(times), latents.shape[0]))
-        last, visited = walk(student, noise, text, path, schedule, sampler, fold(keys, 2))
-        visited = jnp.concatenate([visited, last[None]])
-        x_t = jax.vmap(lambda states, index: states[index], (1, 0))(visited, drawn)
+    match kind:
+        case "data":
+            x_t = diffusion.forward(latents, noise, *schedule.at(ordered[drawn]))
+        case "simulate":
+            path = jnp.broadcast_to(ordered[:, None], (len(times), latents.shape[0]))
+            last, visited = walk(student, noise, text, path, schedule, sampler, fold(keys, 2))
+            visited = jnp.concatenate([visited, last[None]])
+            x_t = jax.vmap(lambda states, index: states[index], (1, 0))(visited, drawn)
+        case _:
+            raise UserError(f"generator.rollout is data or simulate, not {kind!r}")
     return lax.stop_gradient(x_t), ordered[drawn]
 
 
@@ -161,12 +174,25 @@ def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: S
 
     Args:
       generated_at: [b], of `times`.
+
+    Raises:
+      UserError: another kind.
     """
-    if kind == "all":
-        return jnp.zeros_like(generated_at), jnp.full_like(generated_at, count)
-    ordered = jnp.asarray(sorted(times))
-    earlier = jnp.where(ordered[None, :] < generated_at[:, None], ordered[None, :], -1)
-    return earlier.max(axis=1) + 1, generated_at + 1
+    match kind:
+        case "all":
+            return jnp.zeros_like(generated_at), jnp.full_like(generated_at, count)
+        case "segment":
+            ordered = jnp.asarray(sorted(times))
+            earlier = jnp.where(ordered[None, :] < generated_at[:, None], ordered[None, :], -1)
+            return earlier.max(axis=1) + 1, generated_at + 1
+        case _:
+            raise UserError(f"generator.matched_times is all or segment, not {kind!r}")
+
+
+def clip_times(span: Span, low: int, high: int) -> Span:
+    """The part of a span inside [low, high); the nearest time there, where no part of it is."""
+    first = jnp.clip(span[0], low, high - 1)
+    return first, jnp.clip(span[1], first + 1, high)
 
 
 def draw_times(keys: Keys, span: Span) -> Times:

@@ -7,6 +7,7 @@ the tokens.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs.shapes import get_config
 from dollar_jax.models import build
-from dollar_jax.sharding import data_share, local_rows, make_mesh, replicated, shard
+from dollar_jax.sharding import batch_sharding, data_share, local_rows, make_mesh, replicated, shard
 from dollar_jax.stages.distill import make_setup, make_steps
+from dollar_jax.steps import dollar
 from dollar_jax.train import initialize, place
 
 SIZES = {
@@ -68,25 +70,27 @@ def iterate(mesh) -> dict[str, np.ndarray]:
     state = initialize(setup.init, mesh, teacher, key)
     state = state.replace(fake_score=fake_score, reward_model=on_mesh(random_params(setup.reward_network, 2)))
 
-    rng = np.random.default_rng(0)
-    batch = {
-        "latents": rng.normal(size=(BATCH_SIZE, FRAMES, 4, 4, 4)).astype(np.float32),
-        "text": rng.normal(size=(BATCH_SIZE, TEXT_TOKENS, 8)).astype(np.float32),
-        "text_mask": np.ones((BATCH_SIZE, TEXT_TOKENS), bool),
+    rng, hands = np.random.default_rng(0), 1 + config.fake_score.updates
+    size = hands * BATCH_SIZE
+    drawn = {
+        "latents": rng.normal(size=(size, FRAMES, 4, 4, 4)).astype(np.float32),
+        "text": rng.normal(size=(size, TEXT_TOKENS, 8)).astype(np.float32),
+        "text_mask": np.ones((size, TEXT_TOKENS), bool),
     }
     index, count = data_share(mesh)
-    rows = slice(index * BATCH_SIZE // count, (index + 1) * BATCH_SIZE // count)
-    batch = place({name: value[rows] for name, value in batch.items()}, mesh)
+    rows = slice(index * size // count, (index + 1) * size // count)
+    deal = jax.jit(partial(dollar.deal, hands=hands), out_shardings=batch_sharding(mesh))
+    batch, *others = deal(place({name: value[rows] for name, value in drawn.items()}, mesh))
     steps = make_steps(setup, state, mesh)
     frozen = {"teacher": teacher, "null_text": np.zeros((1, TEXT_TOKENS, 8), np.float32)}
 
     state, metrics = steps["generator"](state, frozen, batch, jax.random.fold_in(key, 1))
-    for index in range(config.fake_score.updates):
-        state, extra = steps["fake_score"](state, {}, batch, jax.random.fold_in(key, 3 + index))
+    for index, other in enumerate(others):
+        state, extra = steps["fake_score"](state, {}, other, jax.random.fold_in(key, 3 + index))
         metrics |= extra
-    latents = steps["propose"](state, batch, jax.random.fold_in(key, 2))
-    reward = place({"reward": local_rows(latents).mean((1, 2, 3, 4))}, mesh)
-    state, extra = steps["reward"](state, {}, batch | {"latents": latents} | reward, key)
+    proposed = steps["propose"](state, batch, jax.random.fold_in(key, 2))
+    reward = place({"reward": local_rows(proposed["latents"]).mean((1, 2, 3, 4))}, mesh)
+    state, extra = steps["reward"](state, {}, proposed | reward, key)
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     paths = jax.tree_util.tree_flatten_with_path(gather({"state": vars(state), "metrics": metrics | extra}))[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in paths}

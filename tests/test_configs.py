@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 from dollar_jax import diffusion
+from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import count_parameters
 from dollar_jax.pipeline import at_size
+from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.distill import student_config
 from dollar_jax.steps import dollar
 
@@ -29,6 +31,34 @@ def test_configs_read_as_they_are_saved(name):
         config.generator.unknown = 1
 
 
+def test_the_papers_recipe():
+    """What Sec. 4.1 says, and what its reference for the student's sampler does."""
+    config = load("dollar")
+    for name in config.students:
+        generator = student_config(config, name).generator
+        assert generator.iterations * generator.batch_size == pytest.approx(320_000, rel=1e-3)
+        assert (generator.sampler, generator.rollout, generator.matched_times) == ("renoise", "simulate", "all")
+        assert generator.optimizer.learning_rate == 2e-5
+    assert generator.objectives.to_dict() == {"variational_score": 1.0, "consistency": 0.5, "latent_reward": 1.0}
+    assert generator.options.latent_reward.units == "raw"
+    assert (config.fake_score.updates, config.reward.reads_captions) == (5, True)
+
+
+def test_the_papers_reward_needs_weights():
+    """One line, before anything else is done."""
+    with pytest.raises(UserError, match=r"reward hpsv2: "):
+        Judge(load("dollar").reward)
+
+
+@pytest.mark.parametrize("name", ["shapes", "dollar"])
+def test_a_student_that_is_tuned_for_a_reward_is_guarded(name):
+    config = student_config(load(name), "vsd_cd_lrm")
+    assert config.generator.guard.metric == "-frechet"
+    assert config.held_out.videos_per_caption > 0
+    checkpoints = config.generator.iterations // config.generator.save_every
+    assert checkpoints >= 5  # fewer are no choice
+
+
 def test_the_papers_step_at_the_papers_size():
     config, teacher = load("dollar"), load("teacher")
     part = {"architecture": teacher.vae.architecture, "config": teacher.vae.network.to_dict()}
@@ -42,7 +72,7 @@ def test_the_papers_step_at_the_papers_size():
     )
     setup = dollar.Distillation(
         network,
-        build(config.reward.architecture, config.reward.network.to_dict()),
+        build(config.reward.architecture, config.reward.network.to_dict() | {"text_width": 256}),
         "conjugate",
         diffusion.make_schedule(**teacher.teacher.schedule),
         config,

@@ -1,3 +1,4 @@
+import inspect
 import itertools
 
 import diffusers
@@ -90,6 +91,20 @@ def test_eps_prediction_is_refused_where_it_cannot_work():
     with pytest.raises(UserError, match="zero_snr"):
         diffusion.check_velocity("eps", VARIANCE_PRESERVING)
     diffusion.check_velocity("eps", diffusion.ddpm_schedule(zero_snr=False))
+
+
+def test_unknown_kinds_are_refused():
+    x, one = jnp.zeros((1, 1, 1, 1, 1)), jnp.ones((1, 1, 1, 1, 1))
+    kinds = "one of conjugate, v, eps, flow, x0, not 'score'"
+    for function in diffusion.to_x0_eps, diffusion.from_x0_eps:
+        with pytest.raises(UserError, match=kinds):
+            inspect.unwrap(function)("score", x, x, one, one)
+    with pytest.raises(UserError, match=kinds):
+        inspect.unwrap(diffusion.check_velocity)("score", VARIANCE_PRESERVING)
+    with pytest.raises(UserError, match="kind is ddpm or flow, not 'cosine'"):
+        inspect.unwrap(diffusion.make_schedule)("cosine")
+    with pytest.raises(UserError, match="betas is linear or scaled_linear, not 'cosine'"):
+        inspect.unwrap(diffusion.ddpm_schedule)(betas="cosine")
 
 
 def test_guidance_is_the_papers_w_and_diffusers_scale_minus_one():

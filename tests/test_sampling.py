@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from gaussian import Gaussian
 
 from dollar_jax import diffusion, sampling
+from dollar_jax.importing import UserError
 
 SCHEDULE = diffusion.ddpm_schedule()
 WORLD = Gaussian(0.5, 0.7, SCHEDULE)
@@ -114,6 +117,23 @@ def test_matched_times():
     assert set(end.tolist()) == {1000}
     drawn = sampling.draw_times(keys(5000), (jnp.full(5000, 3), jnp.full(5000, 6)))
     np.testing.assert_allclose(np.bincount(drawn) / 5000, [0, 0, 0, 1 / 3, 1 / 3, 1 / 3], atol=0.03)
+
+
+def test_clipped_times_are_never_empty():
+    span = jnp.array([0, 0, 15, 990, 400]), jnp.array([1000, 20, 30, 1000, 500])
+    first, end = sampling.clip_times(span, 20, 980)
+    assert first.tolist() == [20, 20, 20, 979, 400]
+    assert end.tolist() == [980, 21, 30, 980, 500]
+
+
+def test_unknown_kinds_are_refused():
+    x, times, text = jnp.zeros((1, 1, 1, 1, 1)), jnp.array([499]), jnp.zeros((1, 1, 1))
+    with pytest.raises(UserError, match="one of ddim, ancestral, renoise, not 'euler'"):
+        inspect.unwrap(sampling.step_to)("euler", SCHEDULE, x, x, x, times, times)
+    with pytest.raises(UserError, match="rollout is data or simulate, not 'online'"):
+        inspect.unwrap(sampling.rollout)("online", WORLD, x, text, (499,), SCHEDULE, "ddim", keys(1))
+    with pytest.raises(UserError, match="matched_times is all or segment, not 'some'"):
+        inspect.unwrap(sampling.matched_times)("some", times, (499,), 1000)
 
 
 def test_rollouts_pass_no_gradient():

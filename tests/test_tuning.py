@@ -19,6 +19,7 @@ from dollar_jax.importing import UserError
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import load
 from dollar_jax.sharding import make_mesh
+from dollar_jax.stages import distill as distill_module
 from dollar_jax.stages.distill import distill
 from dollar_jax.stages.encode import encode
 
@@ -26,11 +27,11 @@ ALONE = {"variational_score": 0.0, "consistency": 0.5, "latent_reward": 0.0}
 BORDER = "dollar_jax.rewards.shapes_world:BorderBrightness"
 
 
-def transformer(**options):
+def transformer(**options) -> Network:
     return toy.TRANSFORMER
 
 
-def autoencoder():
+def autoencoder() -> Network:
     """Means of 4 x 4 pixels and nothing, as four channels."""
 
     def apply(params, x, method):
@@ -43,7 +44,7 @@ def autoencoder():
     return Network(lambda key: {"gain": jnp.float32(2.0)}, apply)
 
 
-def text_encoder():
+def text_encoder() -> Network:
     return Network(
         lambda key: {"embedding": jax.random.normal(key, (64, 2))}, lambda params, tokens: params["embedding"][tokens]
     )
@@ -76,7 +77,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, **reward):
+def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, updates=1, **reward):
     """Runs the stages with these students, each {objectives and other fields of generator, reward}."""
     config = shapes.get_config()
     config.teacher.path = str(folder / "teacher")
@@ -87,7 +88,8 @@ def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, 
     config.report.update({"reference_clips": 8, "measures": "dollar_jax.evaluate.general", "batch_size": 30})
     every = {"iterations": 4, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 0, "keep": 9}
     config.generator.update(every)
-    config.fake_score.updates = 1
+    config.generator.guard.metric = ""
+    config.fake_score.updates = updates
     students = {
         name: {"start_from": "", "reward": reward, "generator": generator}
         for name, (generator, reward) in students.items()
@@ -128,6 +130,7 @@ def test_every_way_to_tune_for_a_reward(folder):
         # Before the student's first update, and where nothing needs it, nothing of it is done.
         assert all(("loss/fake_score" in line) == (name == "joint") for line in learnt)
         assert ("held_out/reward_correlation" in log[-1]) == (name in ("joint", "separate", "fixed"))
+        assert all(("held_out/reward_chain" in line) == (name == "ddpo") for line in held_out(log))
     for name in ("separate", "fixed"):
         first, last = logs[name][1], logs[name][-2]
         assert "loss/reward_model" in first
@@ -164,8 +167,8 @@ def test_a_student_without_reward_is_looked_at_too(folder, tmp_path, capsys):
     alarms = [line for line in capsys.readouterr().err.splitlines() if "ALARM" in line]
     grain = measured[1]["collapse/grain"]
     assert alarms[1] == f"student 2/2  ALARM: its frames are noise ({grain:.3g} times the grain of data)"
-    with pytest.raises(UserError, match=r"student: guard.metric=-frechet needs an objective that asks for a reward"):
-        tune(folder, {"student": (generator | {"guard": {"metric": "-frechet"}}, {})}, workdir=tmp_path)
+    logs = tune(folder, {"free": (generator | {"guard": {"metric": "-frechet"}}, {})}, workdir=tmp_path)
+    assert not any("held_out/score" in line for line in logs["free"])  # there is no reward to go too far for
 
 
 def test_a_guarded_student_is_its_best_checkpoint(folder, tmp_path):
@@ -186,6 +189,70 @@ def test_a_guarded_student_is_its_best_checkpoint(folder, tmp_path):
 
     (again,) = tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path).values()
     assert again == log  # it knows that it had ended
+
+
+def test_a_student_may_wait_for_its_reward_model(folder, tmp_path):
+    """While the latent model learns alone nothing becomes better: that does not count against the student."""
+    guard = {"metric": "-frechet", "tolerance": 1e9, "patience": 1}
+    generator = {"objectives": ALONE | {"latent_reward": 1.0}, "iterations": 2, "guard": guard}
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    (log,) = tune(folder, {"student": (generator, {"pretrain": 6})}, stages=(distill,), workdir=tmp_path).values()
+    assert [line["step"] for line in held_out(log)] == [-1, 1, 3, 5, 7]
+
+
+def test_the_fake_score_sees_batches_of_its_own(folder, tmp_path, monkeypatch):
+    """As many as it has updates, and none of them the generator's."""
+    seen, make_steps = [], distill_module.make_steps
+
+    def spy(*arguments):
+        def record(name, step):
+            def call(state, frozen, batch, key):
+                seen.append((name, np.asarray(batch["latents"])))
+                return step(state, frozen, batch, key)
+
+            return call
+
+        steps = make_steps(*arguments)
+        return steps | {name: record(name, steps[name]) for name in ("generator", "fake_score")}
+
+    monkeypatch.setattr(distill_module, "make_steps", spy)
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    generator = {"objectives": ALONE | {"variational_score": 1.0}, "iterations": 1}
+    tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path, updates=3)
+    assert [name for name, _ in seen] == ["generator", "fake_score", "fake_score", "fake_score"]
+    rows = [row.tobytes() for _, latents in seen for row in latents]
+    assert len(set(rows)) == len(rows) == 16
+
+
+def test_a_policy_gradient_goes_on_where_it_stopped(folder, tmp_path):
+    """Its baselines and the position in the data are in the checkpoint: to the bit the same student."""
+    optimizer = {"learning_rate": 0.01, "warmup": 0, "decay_from": 1.0}
+    generator = {"objectives": ALONE | {"variational_score": 1.0, "policy_gradient": 1.0}, "optimizer": optimizer}
+    states = []
+    for name, stops in {"once": [4], "twice": [2, 4]}.items():
+        workdir = tmp_path / name
+        workdir.mkdir()
+        (workdir / "encoded").symlink_to(folder / "encoded")
+        for iterations in stops:
+            student = {"student": (generator | {"iterations": iterations}, {})}
+            tune(folder, student, stages=(distill,), workdir=workdir)
+        _, params = load(workdir / "student", parts=("transformer",)).networks["transformer"]
+        lines = [line for line in metrics.read(workdir / "student") if line["step"] == 3]
+        states.append((params["mix"].tolist(), [line.get("reward_trajectory") for line in lines]))
+    assert states[0] == states[1]
+
+
+AREA = "dollar_jax.rewards.shapes_world:CaptionArea"
+
+
+def test_a_reward_that_reads_captions_needs_a_model_that_does(folder, tmp_path):
+    """It cannot be learnt without them. The width of the text is the teacher's."""
+    student = {"student": ({"objectives": ALONE | {"latent_reward": 1.0}, "iterations": 1}, {})}
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+    with pytest.raises(UserError, match=r"CaptionArea reads captions, .*: set reward.reads_captions"):
+        tune(folder, student, AREA, (distill,), tmp_path)
+    log = tune(folder, student, AREA, (distill,), tmp_path, reads_captions=True)["student"]
+    assert np.isfinite(log[-1]["held_out/reward_estimate"])
 
 
 def test_a_student_of_no_updates_is_its_start(folder, tmp_path):
@@ -235,7 +302,7 @@ def test_a_faulty_reward_costs_no_checkpoint(folder, tmp_path, monkeypatch):
         return tune(folder, student, "mine:score", (distill,), tmp_path, options=options)["lrm"]
 
     with pytest.raises(UserError, match=r"mine:score raised RuntimeError: out of order \(mine.py, line 11\)"):
-        run(5)
+        run(7)  # two calls look at captions, one at the start, two and one for the checkpoint of two updates
     saved = [path for path in (tmp_path / "lrm/checkpoints").iterdir() if path.name.isdigit()]
     assert [path.name for path in saved] == ["2"]
     assert json.loads((saved[0] / "_CHECKPOINT_METADATA").read_text())
@@ -254,7 +321,24 @@ def test_a_faulty_reward_costs_no_checkpoint(folder, tmp_path, monkeypatch):
             BORDER,
             "an objective beside",
         ),
-        ({"objectives": ALONE | {"latent_reward": 1.0}}, {"replay": 7}, BORDER, "replay=7 must be a multiple"),
+        (
+            {"objectives": ALONE | {"latent_reward": 1.0}},
+            {"replay": 12},
+            BORDER,
+            "replay=12 must be a multiple of the 8",
+        ),
+        (
+            {"objectives": ALONE | {"latent_reward": 1.0}},
+            {"network": {"text_width": 7}},
+            BORDER,
+            "text_width is the teacher's: leave it out, and set reward.reads_captions",
+        ),
+        (
+            {"objectives": ALONE | {"latent_reward": 1.0}, "guard": {"metric": "fid"}},
+            {},
+            BORDER,
+            "guard.metric=fid is not measured: frechet,",
+        ),
         ({"objectives": ALONE | {"latent_reward": 1.0}}, {}, "my_reward", "no module"),
     ],
 )

@@ -8,6 +8,7 @@ from jax import lax
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import Coefficient
+from dollar_jax.importing import UserError
 from dollar_jax.notation import Latent, PerExample, Times
 from dollar_jax.objectives.context import Context
 from dollar_jax.sampling import fold, normal, walk
@@ -24,11 +25,20 @@ def boundary(times: Times, sharpness: float = 10.0, deviation: float = 0.5) -> t
 
 
 def distance(f: Latent, target: Latent, metric: Literal["mse", "huber"] = "mse", delta: float = 1e-3) -> PerExample:
-    """d of Eq. 6, a mean over elements: squared, or pseudo-Huber sqrt(x^2 + delta^2) - delta. [b]"""
+    """d of Eq. 6, a mean over elements: squared, or pseudo-Huber sqrt(x^2 + delta^2) - delta. [b]
+
+    Raises:
+      UserError: another metric.
+    """
     square = (f - target) ** 2
-    if metric == "huber":
-        square = jnp.sqrt(square + delta**2) - delta
-    return jnp.mean(square, axis=(1, 2, 3, 4))
+    match metric:
+        case "mse":
+            values = square
+        case "huber":
+            values = jnp.sqrt(square + delta**2) - delta
+        case _:
+            raise UserError(f"consistency: metric is mse or huber, not {metric!r}")
+    return jnp.mean(values, axis=(1, 2, 3, 4))
 
 
 def consistency(
@@ -49,6 +59,9 @@ def consistency(
       target: whose f the student must equal: the teacher's (Eq. 6 to the letter), the student's average's (LCM), or
         the student's own without gradient.
       metric: mse or huber.
+
+    Raises:
+      UserError: another target or metric.
     """
     times = jnp.asarray((-1, *diffusion.trailing_times(grid)))
     start = jax.vmap(lambda key: jax.random.randint(key, (), 1, grid + 1))(fold(context.keys, 0))
@@ -61,7 +74,15 @@ def consistency(
         return c_skip * x_t + c_out * denoise(x_t, times, context.text)[0]
 
     teacher = context.teacher(guidance)
-    other = {"teacher": teacher, "ema": context.ema, "student": context.student}[target]
+    match target:
+        case "teacher":
+            other = teacher
+        case "ema":
+            other = context.ema
+        case "student":
+            other = context.student
+        case _:
+            raise UserError(f"consistency: target is teacher, ema or student, not {target!r}")
     x_end, _ = walk(teacher, x_start, context.text, path, context.schedule, "ddim", context.keys)
     wanted = lax.stop_gradient(f(other, x_end, path[-1]))
     return distance(f(context.student, x_start, path[0]), wanted, metric), {}

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Array, Bool, Float
 
 from dollar_jax.diffusion import Schedule
+from dollar_jax.importing import UserError
 from dollar_jax.notation import Latent, PerExample, Text
 from dollar_jax.sampling import Denoiser, Keys, Span
+
+Units = Literal["raw", "deviations"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,10 @@ class Context:
       ema: the denoiser with the student's averaged parameters; frozen.
       teacher: teacher(guidance) is the frozen denoiser at that guidance weight w.
       fake_score: the denoiser of the student's distribution; frozen here.
-      reward_model: (latents, text, text_mask) -> [b], in units of the reward's running deviation; frozen here.
+      reward_model: (latents, text, text_mask) -> [b], in the reward's own units; frozen here.
       latents: clean latents of the data, [b f h w c].
       text, text_mask: [b l d] and [b l], True where a token is real.
+      null_text: [1 l d], the embedding of the empty caption.
       generated: the student's one-step x0 at its own times (Alg. 1, line 8), with gradient.
       matched_times: the first time and the one after the last, [b] each, at which `generated` is compared with data.
       keys: [b], independent for each objective.
@@ -30,9 +35,10 @@ class Context:
       sample: sample(k) is the end of the student's whole chain from pure noise, with a gradient through its last k
         calls.
       pixel_reward: latents -> [b], the reward of the decoded videos, differentiable.
+      deviation: the reward's running deviation.
       trajectory: states of a chain along `policy_gradient.path(times)`, drawn from the student as it is;
-      reward, normalized_reward: [b] of the videos in which these end, raw and in running deviations from its mean.
-        None, all three, where no policy gradient asks for them.
+      reward, advantage: [b] of the videos in which these end, and the same less a baseline. None, all three, where no
+        policy gradient asks for them.
     """
 
     schedule: Schedule
@@ -44,12 +50,29 @@ class Context:
     latents: Latent
     text: Text
     text_mask: Bool[Array, "b l"]
+    null_text: Float[Array, "1 l d"]
     generated: Latent
     matched_times: Span
     keys: Keys
     times: tuple[int, ...]
     sample: Callable[[int], Latent]
     pixel_reward: Callable[[Latent], PerExample]
+    deviation: Float[Array, ""]
     trajectory: Float[Array, "b n f h w c"] | None
     reward: PerExample | None
-    normalized_reward: PerExample | None
+    advantage: PerExample | None
+
+
+def in_units(reward: PerExample, deviation: Float[Array, ""], units: Units) -> PerExample:
+    """A reward, or a difference of rewards, as it is (raw) or in its running deviations.
+
+    Raises:
+      UserError: other units.
+    """
+    match units:
+        case "raw":
+            return reward
+        case "deviations":
+            return reward / deviation
+        case _:
+            raise UserError(f"a reward's units are raw or deviations, not {units!r}")

@@ -1,7 +1,7 @@
 """Latent reward models: their regression (Eq. 14) and fine-tuning by them (Eq. 15)."""
 
 from dollar_jax.notation import PerExample
-from dollar_jax.objectives.context import Context
+from dollar_jax.objectives.context import Context, Units, in_units
 
 
 def reward_regression(estimate: PerExample, reward: PerExample) -> PerExample:
@@ -9,10 +9,17 @@ def reward_regression(estimate: PerExample, reward: PerExample) -> PerExample:
     return (reward - estimate) ** 2
 
 
-def latent_reward(context: Context) -> tuple[PerExample, dict]:
-    """-R_phi(G(eps)) (Eq. 15). [b]"""
+def latent_reward(context: Context, *, units: Units = "raw") -> tuple[PerExample, dict]:
+    """-R_phi(G(eps)) (Eq. 15). [b]
+
+    Args:
+      units: raw, as in the paper; or deviations of the reward, so that a weight means the same for every reward.
+
+    Raises:
+      UserError: other units.
+    """
     estimate = context.reward_model(context.generated, context.text, context.text_mask)
-    return -estimate, {"latent_reward_estimate": estimate}
+    return -in_units(estimate, context.deviation, units), {"latent_reward_estimate": estimate}
 
 
 latent_reward.needs = ("reward_model",)

@@ -6,21 +6,22 @@ import jax.numpy as jnp
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import Coefficient
+from dollar_jax.importing import UserError
 from dollar_jax.notation import Latent, PerExample
-from dollar_jax.objectives.context import Context
+from dollar_jax.objectives.context import Context, Units, in_units
 
 END = 19  # the first of the teacher's 50 times: a step to the clean sample has no deviation, and no log-probability
 
 
 def path(times: Sequence[int]) -> tuple[int, ...]:
-    """The times that a chain with log-probabilities visits: the student's, then `END`."""
-    return (*sorted(times, reverse=True), END)
+    """The times that a chain with log-probabilities visits: the student's that are above `END`, then `END`."""
+    return (*(time for time in sorted(times, reverse=True) if time > END), END)
 
 
 def log_probability(x: Latent, mean: Latent, deviation: Coefficient) -> PerExample:
-    """log N(x; mean, deviation^2) (Eq. 28), a mean over elements, so that weights mean the same at every size. [b]"""
+    """log N(x; mean, deviation^2) (Eq. 28), the sum over elements: only so is Eq. 26 the gradient of E[R]. [b]"""
     logs = -0.5 * (((x - mean) / deviation) ** 2 + jnp.log(2 * jnp.pi * deviation**2))
-    return jnp.mean(logs, axis=(1, 2, 3, 4))
+    return jnp.sum(logs, axis=(1, 2, 3, 4))
 
 
 def posterior(
@@ -31,23 +32,31 @@ def posterior(
     return diffusion.reverse_step(x0, eps, jnp.zeros_like(x0), a_next, b_next, deviation), deviation
 
 
-def policy_gradient(context: Context, *, steps: int = 2, normalize: bool = False) -> tuple[PerExample, dict]:
-    """-R sum_n log p_theta(x_{n+1} | x_n) over the last `steps` transitions of the trajectory (Alg. 2, line 13). [b]
+def policy_gradient(context: Context, *, steps: int = 2, units: Units = "raw") -> tuple[PerExample, dict]:
+    """-(R - baseline) sum_n log p_theta(x_{n+1} | x_n) over the trajectory's last transitions (Alg. 2, line 13). [b]
+
+    Its gradient is -dE[R] / dtheta by these transitions, in the reward's units. The baseline, the running mean of the
+    prompt's rewards as in DDPO (arXiv 2305.13301), leaves that as it is and takes the prompts' differences out of its
+    noise.
 
     Args:
-      steps: the paper's truncation N; 2.
-      normalize: take the reward in running deviations from its running mean, which leaves the gradient's expectation
-        in its direction and lowers its variance; the paper takes it as it is.
+      steps: the paper's truncation N, how many transitions at most.
+      units: raw, or deviations of the reward.
+
+    Raises:
+      UserError: less than one step, or other units.
     """
+    if steps < 1:
+        raise UserError(f"policy_gradient: steps={steps}, wanted 1 or more of the chain's transitions")
     times, total = path(context.times), 0.0
-    for index in range(len(times) - 1 - steps, len(times) - 1):
+    for index in range(max(len(times) - 1 - steps, 0), len(times) - 1):
         here, there = (jnp.full(len(context.text), time) for time in times[index : index + 2])
         x_t, x_next = context.trajectory[:, index], context.trajectory[:, index + 1]
         x0, eps = context.student(x_t, here, context.text)
         mean, deviation = posterior(x0, eps, *context.schedule.at(here), *context.schedule.at(there))
         total += log_probability(x_next, mean, deviation)
-    reward = context.normalized_reward if normalize else context.reward
-    return -reward * total, {"log_probability": total, "reward_trajectory": context.reward}
+    advantage = in_units(context.advantage, context.deviation, units)
+    return -advantage * total, {"log_probability": total, "reward_trajectory": context.reward}
 
 
 policy_gradient.needs = ("trajectory",)

@@ -4,18 +4,26 @@ import jax.numpy as jnp
 from jax import lax
 
 from dollar_jax import diffusion
-from dollar_jax.diffusion import Coefficient
+from dollar_jax.importing import UserError
 from dollar_jax.notation import Latent, PerExample
 from dollar_jax.objectives.context import Context
-from dollar_jax.sampling import draw_times, fold, normal
+from dollar_jax.sampling import clip_times, draw_times, fold, normal
+
+NEAR = 1e-3  # x0 no further apart than this, for latents of about unit variance, are as good as equal
 
 
-def kl_gradient(s_real: Latent, s_fake: Latent, a: Coefficient) -> Latent:
-    """Gradient of KL(p_fake,t || p_real,t) with respect to a sample x, where x_t = a x + b eps (Eq. 12).
+def kl_direction(x0_real: Latent, x0_fake: Latent) -> Latent:
+    """b^2 / a^2 times the gradient of KL(p_fake,t || p_real,t) in a sample x, where x_t = a x + b eps (Eq. 12, 13).
 
-    -(s_real(x_t) - s_fake(x_t)) a: the chain rule through the noising gives the a.
+    The gradient is -(s_real - s_fake) a, the a from the chain rule through the noising. With s = -(x_t - a x0) / b^2 it
+    is a^2 / b^2 (x0_fake - x0_real); weighed so, it stays finite where there is no signal, or no noise.
     """
-    return -(s_real - s_fake) * a
+    return x0_fake - x0_real
+
+
+def normalized(gradient: Latent, x: Latent, x0_real: Latent) -> Latent:
+    """gradient / mean |x - x0_real|, each example by its own mean, as DMD does; by `NEAR` where that is less."""
+    return gradient / jnp.maximum(jnp.mean(jnp.abs(x - x0_real), axis=(1, 2, 3, 4), keepdims=True), NEAR)
 
 
 def follow(x: Latent, gradient: Latent) -> PerExample:
@@ -34,28 +42,30 @@ def variational_score(
     low: float = 0.02,
     high: float = 0.98,
 ) -> tuple[PerExample, dict]:
-    """Moves the generated x along the KL gradient, weighed by b^2 / a^2 so that it is a difference of x0 (Eq. 12). [b]
+    """Moves the generated x along `kl_direction` of the real and the fake score at a time of its own (Eq. 12). [b]
 
     Args:
       guidance: w of the real score; the fake score has none.
-      normalize: divide by the mean of |x - x0_real| over each example's elements, as DMD does.
-      low, high: the times are uniform in `matched_times` between these fractions of T.
+      normalize: see `normalized`.
+      low, high: the times are uniform in `matched_times` between these fractions of T; where these leave none, the
+        nearest one between them.
+
+    Raises:
+      UserError: no time is between low and high.
     """
-    steps = context.schedule.signal.shape[0] - 1
-    first, end = context.matched_times
-    span = jnp.maximum(first, round(low * steps)), jnp.minimum(end, round(high * steps))
-    times = draw_times(fold(context.keys, 0), span)
-    a, b = context.schedule.at(times)
+    count = context.schedule.signal.shape[0] - 1
+    first, end = round(low * count), round(high * count)
+    if not 0 <= first < end <= count:
+        raise UserError(f"variational_score: low={low:g}, high={high:g}, wanted 0 <= low < high <= 1")
+    times = draw_times(fold(context.keys, 0), clip_times(context.matched_times, first, end))
 
     x = lax.stop_gradient(context.generated)
-    x_t = diffusion.forward(x, normal(fold(context.keys, 1), x.shape[1:]), a, b)
+    x_t = diffusion.forward(x, normal(fold(context.keys, 1), x.shape[1:]), *context.schedule.at(times))
     x0_real, _ = context.teacher(guidance)(x_t, times, context.text)
     x0_fake, _ = context.fake_score(x_t, times, context.text)
-    s_real, s_fake = (diffusion.score(x0, x_t, a, b) for x0 in (x0_real, x0_fake))
-
-    gradient = kl_gradient(s_real, s_fake, a) * b**2 / a**2
+    gradient = kl_direction(x0_real, x0_fake)
     if normalize:
-        gradient = gradient / jnp.mean(jnp.abs(x - x0_real), axis=(1, 2, 3, 4), keepdims=True)
+        gradient = normalized(gradient, x, x0_real)
     return follow(context.generated, gradient), {}
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import Schedule, Velocity
@@ -32,19 +34,31 @@ def velocity_matching(
     return velocity_loss(velocity, diffusion.from_x0_eps(kind, x0, eps, a, b))
 
 
-def velocity(context: Context, *, kind: Velocity = "conjugate") -> tuple[PerExample, dict]:
-    """Eq. 4 on data for the network in training: what holds a teacher while it is tuned for a reward. [b]"""
+def drop_captions(text: Text, null_text: Float[Array, "1 l d"], share: float, keys: Keys) -> Text:
+    """The empty caption in place of this share of the captions, in expectation. [b l d]"""
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)
+    return jnp.where(dropped[:, None, None], null_text, text)
+
+
+def velocity(
+    context: Context, *, kind: Velocity = "conjugate", caption_dropout: float = 0.1
+) -> tuple[PerExample, dict]:
+    """Eq. 4 on data for the network in training: what holds a teacher while it is tuned for a reward. [b]
+
+    Args:
+      kind: of the velocity in which the error is measured.
+      caption_dropout: the share of captions that are empty, as in the teacher's pretraining: guidance needs the network
+        without a caption too, and nothing else here would hold it.
+    """
     count = context.schedule.signal.shape[0] - 1
     size = len(context.text)
     times = draw_times(fold(context.keys, 0), (jnp.zeros(size, jnp.int32), jnp.full(size, count)))
+    text = drop_captions(context.text, context.null_text, caption_dropout, fold(context.keys, 2))
 
     def network(x_t, times, text):
         return diffusion.from_x0_eps(kind, *context.student(x_t, times, text), *context.schedule.at(times))
 
-    return (
-        velocity_matching(network, kind, context.schedule, context.latents, times, context.text, fold(context.keys, 1)),
-        {},
-    )
+    return velocity_matching(network, kind, context.schedule, context.latents, times, text, fold(context.keys, 1)), {}
 
 
 velocity.needs = ()

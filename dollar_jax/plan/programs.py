@@ -65,6 +65,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     check_batch(generator.batch_size, mesh, generator.accumulate)
     part = card["transformer"]
     network = build(part["architecture"], part["config"], **network_options(config))
+    updates = config.fake_score.updates * ("fake_score" in needs)
     batch = _batch(card, generator.batch_size, batch_sharding(mesh))
     setup = make_setup(config, card, network, batch["text"].shape[1:])
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated(mesh))
@@ -81,7 +82,8 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
         walk = Program("trajectory", 1, steps["trajectory"], (state, batch, key))
         drawn = jax.eval_shape(walk.step, *walk.arguments)
         programs += [walk, Program("decode", 1, _decode(pipeline), (vae, batch["latents"]))]
-        batch |= {"trajectory": drawn["trajectory"].update(sharding=spread), **scored}
+        prompt = jax.ShapeDtypeStruct((generator.batch_size,), jnp.int32, sharding=spread)
+        batch |= {"trajectory": drawn["trajectory"].update(sharding=spread), "prompt": prompt, **scored}
     if "pixel_reward" in needs:
         judge = Judge(config.reward)
         steps = make_steps(replace(setup, decode=pipeline.decoder, pixel_reward=judge.score), state, mesh)
@@ -90,23 +92,23 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
         frozen |= {"vae": vae, "reward": with_shardings(jax.eval_shape(lambda: judge.params), mesh)}
     programs.append(Program("generator", 1, steps["generator"], (state, frozen, batch, key)))
     batch = {name: batch[name] for name in ("latents", "text", "text_mask")}
-    if "fake_score" in needs:
-        updates = config.fake_score.updates
+    if updates:
         programs.append(Program("fake_score", updates, steps["fake_score"], (state, {}, batch, key)))
     if "reward_model" in needs:
         if config.reward.step == "separate":
             programs.append(Program("finetune", 1, steps["finetune"], (state, frozen, batch, key)))
         check_batch(config.reward.batch_size, mesh)
-        few = _batch(card, config.reward.batch_size, spread)
-        rewards = jax.ShapeDtypeStruct((config.reward.batch_size,), jnp.float32, sharding=spread)
+        few, proposed = (_batch(card, count * config.reward.batch_size, spread) for count in (1, 2))
+        rewards = jax.ShapeDtypeStruct((2 * config.reward.batch_size,), jnp.float32, sharding=spread)
         programs += [
             Program("propose", 1, steps["propose"], (state, few, key)),
-            Program("decode", 1, _decode(pipeline), (vae, few["latents"])),
-            Program("reward", 1, steps["reward"], (state, {}, few | {"reward": rewards}, key)),
+            Program("decode", 1, _decode(pipeline), (vae, proposed["latents"])),
+            Program("reward", 1, steps["reward"], (state, {}, proposed | {"reward": rewards}, key)),
         ]
     fields = {name: tree for name, tree in vars(state).items() if name != "optimizers"}
     optimizers = {f"Adam of {name}": tree for name, tree in state.optimizers.items()}
-    resident = {**fields, **optimizers, "teacher": teacher, "VAE": vae, "batch": batch}
+    drawn = _batch(card, (1 + updates) * generator.batch_size, spread)  # the generator's and the fake score's
+    resident = {**fields, **optimizers, "teacher": teacher, "VAE": vae, "batch": drawn}
     return Iteration(programs, resident, objectives)
 
 

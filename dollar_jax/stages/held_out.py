@@ -1,6 +1,6 @@
 """Measures a student in training on prompts and noise that are always the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from dollar_jax.guard import PREFIX
 from dollar_jax.importing import resolve
 from dollar_jax.pipeline import draw_noise, pad_rows
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.sharding import shard
+from dollar_jax.sharding import BATCH, constrain, shard
 from dollar_jax.stages.common import HELD_OUT, View, encode_clips, real_clips
 from dollar_jax.steps.dollar import Distillation, DollarState
 from dollar_jax.steps.reward import correlation
@@ -26,20 +26,21 @@ def make_measure(
     judge: Judge | None,
     captions: Sequence[str],
     mesh: Mesh,
-    learns: bool,
+    needs: Collection[str],
 ) -> Callable[[DollarState], dict[str, float]]:
     """(state) -> what the videos of the student's moving average are worth, by names with `held_out/` in front, and
     what `collapse.measure` finds.
 
     reward               the true one, mean over videos
-    reward_estimate      the latent reward model's, in the reward's units, and
+    reward_chain         the same at the end of the chain that a policy gradient trains, where one does
+    reward_estimate      the latent reward model's, in the reward's units, where there is one, and
     reward_correlation   between the two, over videos
     and all that the module `config.report.measures` measures, which the reward does not see.
 
     Args:
       view: opened with these captions.
       judge: the true reward, where there is one.
-      learns: whether there is a latent reward model in training.
+      needs: of the objectives, see `dollar_jax.objectives`.
     """
     pipeline, module = view.pipeline, config.report.measures
     reference, measure = (resolve(f"{module}:{name}", "") for name in ("reference", "measure"))
@@ -55,22 +56,31 @@ def make_measure(
         value = setup.reward_network.apply(state.reward_model, latents, text, text_mask)
         return state.reward_statistics.restore(value)
 
+    @jax.jit
+    def chain(params, noise, text, keys):
+        noise, text, keys = (constrain(x, BATCH) for x in (noise, text, keys))
+        return constrain(setup.walk(params, {"latents": noise, "text": text}, keys)[1])
+
     def run(state: DollarState) -> dict[str, float]:
         params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
-        parts = []
+        parts, ends = [], []
         for start in range(0, len(captions), size):
             rows = slice(start, start + size)
             x, text, row_keys = pad_rows((noise[rows], view.text[rows], keys[rows]), size)
             inputs = x, text, view.null_text, row_keys
             latents = np.asarray(pipeline.sampler(params, *inputs, pipeline.times(None), guidance))
             parts.append((latents, pipeline.decode(latents)))
+            if "trajectory" in needs:
+                ends.append(pipeline.decode(np.asarray(chain(params, x, text, row_keys))))
         latents, frames = (np.concatenate(part)[: len(captions)] for part in zip(*parts, strict=True))
         frames = frames / np.float32(255)
         values = measure(frames, latents, captions, known)
         if judge:
             rewards = judge(frames, captions)
             values["reward"] = rewards.mean()
-            if learns and state.reward_statistics.count:
+            if ends:
+                values["reward_chain"] = judge(np.concatenate(ends)[: len(captions)], captions).mean()
+            if "reward_model" in needs and state.reward_statistics.count:
                 estimates = estimate(state, latents, view.text, view.text_mask)
                 values |= {
                     "reward_estimate": estimates.mean(),

@@ -24,7 +24,7 @@ from dollar_jax.objectives.policy_gradient import path
 from dollar_jax.objectives.velocity import velocity_matching
 from dollar_jax.sampling import Denoiser, Keys, Span, denoiser, draw_times, fold, matched_times, normal, rollout, walk
 from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient, moving_average, update
-from dollar_jax.steps.reward import Replay, RewardStatistics
+from dollar_jax.steps.reward import PromptMeans, Replay, RewardStatistics
 
 
 @struct.dataclass
@@ -37,6 +37,7 @@ class DollarState:
     fake_score: Params
     reward_model: Params
     reward_statistics: RewardStatistics
+    prompt_means: PromptMeans
     replay: Leaf  # a Replay, or None
     optimizers: dict[str, optax.OptState]
 
@@ -91,6 +92,7 @@ class Distillation:
             fake_score=fake_score,
             reward_model=reward_model,
             reward_statistics=RewardStatistics(*jnp.zeros(3)),
+            prompt_means=PromptMeans.empty(),
             replay=self.empty_replay(),
             optimizers={name: self.optimizer(name).init(params) for name, params in trained.items()},
         )
@@ -148,8 +150,9 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
 
     frozen: {'teacher': params, 'null_text': [1 l d]}, and the VAE's params as 'vae' where an objective sees pixels.
     batch: {'latents', 'text', 'text_mask'}; also {'prepared'}, what the reward made of the captions, for such an
-    objective, and {'trajectory', 'reward'} for a policy gradient. Those of the config's objectives that have a weight
-    (and are among `names`, if given) are summed: VSD + beta_CD CD + beta_FT FT in the paper.
+    objective, and {'trajectory', 'reward', 'prompt': number of the caption [b]} for a policy gradient. Those of the
+    config's objectives that have a weight (and are among `names`, if given) are summed: VSD + beta_CD CD + beta_FT FT
+    in the paper.
     """
     generator = setup.config.generator
     weights = {name: weight for name, weight in generator.objectives.items() if weight}
@@ -164,14 +167,21 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
             apply = jax.named_scope(name)(setup.network.apply)
             return denoiser(apply, params, kind, setup.schedule, frozen["null_text"], guidance)
 
-        statistics = state.reward_statistics
+        statistics, means = state.reward_statistics, state.prompt_means
         if "reward" in batch:
-            statistics = statistics.add(batch["reward"])
-            batch = batch | {"normalized_reward": statistics.normalize(batch["reward"])}
+            prompt, reward = batch["prompt"], batch["reward"]
+            statistics = statistics.add(reward)
+            # Of earlier videos only: a baseline that knows a video's own reward would take from its gradient.
+            batch = batch | {"advantage": reward - means.baseline(prompt, statistics.mean)}
+            means = means.add(prompt, reward)
 
         def loss(student, part):
             keys = part["keys"]
             generated, span = setup.generate(student, part, fold(keys, 0))
+
+            def reward_model(*inputs):
+                apply = jax.named_scope("reward_model")(setup.reward_network.apply)
+                return statistics.restore(apply(state.reward_model, *inputs))
 
             def pixel_reward(latents):
                 return setup.pixel_reward(setup.decode(frozen["vae"], latents), part["prepared"], frozen["reward"])
@@ -182,19 +192,21 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
                 ema=network("ema", state.ema, setup.student_velocity),
                 teacher=partial(network, "teacher", frozen["teacher"], setup.velocity),
                 fake_score=network("fake_score", state.fake_score, setup.velocity),
-                reward_model=partial(jax.named_scope("reward_model")(setup.reward_network.apply), state.reward_model),
+                reward_model=reward_model,
                 latents=part["latents"],
                 text=part["text"],
                 text_mask=part["text_mask"],
+                null_text=frozen["null_text"],
                 generated=generated,
                 matched_times=span,
                 keys=keys,
                 times=tuple(generator.times),
                 sample=lambda steps: setup.sample(student, part, fold(keys, len(objectives) + 1), steps),
                 pixel_reward=pixel_reward,
+                deviation=statistics.deviation,
                 trajectory=part.get("trajectory"),
                 reward=part.get("reward"),
-                normalized_reward=part.get("normalized_reward"),
+                advantage=part.get("advantage"),
             )
             total, metrics = 0.0, {}
             for index, (name, objective) in enumerate(objectives.items()):
@@ -214,6 +226,7 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
             student=student,
             ema=moving_average(state.ema, student, generator.ema, state.step),
             reward_statistics=statistics,
+            prompt_means=means,
             optimizers=state.optimizers | {"generator": optimizer_state},
         )
         return state, metrics | norms
@@ -251,17 +264,27 @@ def make_fake_score_step(setup: Distillation) -> Callable:
 
 
 def make_proposal(setup: Distillation) -> Callable:
-    """(state, batch, key) -> latents [b f h w c] for the reward model to learn on: half data, half the student's (Alg.
-    1, line 16). They are decoded and scored outside, by any reward.
+    """(state, batch, key) -> {'latents', 'text', 'text_mask'} of 2 b rows for the reward model to learn on: x and x^ of
+    Alg. 1, line 16, each caption's clip and after it the student's sample. They are decoded and scored outside, by any
+    reward.
     """
 
-    def propose(state: DollarState, batch: dict, key: Key) -> Latent:
-        size = batch["text"].shape[0]
-        generated, _ = setup.generate(state.student, batch, example_keys(key, state.step, size))
-        from_data = (jnp.arange(size) % 2 == 0)[:, None, None, None, None]
-        return jnp.where(from_data, batch["latents"], generated)
+    def propose(state: DollarState, batch: dict, key: Key) -> dict:
+        generated, _ = setup.generate(state.student, batch, example_keys(key, state.step, batch["text"].shape[0]))
+        # Neighbours, so that both are on one device.
+        pairs = {name: [batch[name], batch[name]] for name in ("text", "text_mask")}
+        pairs["latents"] = [batch["latents"], generated]
+        return {name: rearrange(pair, "pair b ... -> (b pair) ...") for name, pair in pairs.items()}
 
     return propose
+
+
+def deal(batch: dict, hands: int) -> list[dict]:
+    """A batch of hands x b rows as so many batches of b: row i goes to the batch i mod hands. So each device deals out
+    its own rows, and the batches are the same on every mesh.
+    """
+    parts = {name: rearrange(x, "(b hands) ... -> hands b ...", hands=hands) for name, x in batch.items()}
+    return [{name: part[hand] for name, part in parts.items()} for hand in range(hands)]
 
 
 def make_trajectory(setup: Distillation) -> Callable:

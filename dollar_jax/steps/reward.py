@@ -1,4 +1,6 @@
-"""The latent reward model learns from true rewards (Alg. 1, lines 16-18): statistics, replay and the step."""
+"""The latent reward model learns from true rewards (Alg. 1, lines 16-18): statistics, replay and the step. A policy
+gradient's baselines.
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Array, Int
 
 from dollar_jax.models.network import Network
 from dollar_jax.notation import Key, Leaf, Params, PerExample
@@ -13,6 +16,8 @@ from dollar_jax.objectives.latent_reward import reward_regression
 from dollar_jax.steps.common import mean_gradient, update
 
 PARTS = ("latents", "text", "text_mask", "reward")  # of a scored batch
+PROMPTS = 2**16  # numbers of prompts; two prompts that share one share their baseline, which is one all the same
+MEMORY = 32  # videos of a prompt after which older ones fade: the student changes
 
 
 @struct.dataclass
@@ -25,8 +30,8 @@ class RewardStatistics:
 
     @property
     def deviation(self) -> jax.Array:
-        """The running deviation, a little above zero."""
-        return jnp.sqrt(self.squares / self.count + 1e-12)
+        """The running deviation, a little above zero, also where nothing was added."""
+        return jnp.sqrt(self.squares / jnp.maximum(self.count, 1) + 1e-12)
 
     def normalize(self, reward: PerExample) -> PerExample:
         """The reward in running deviations from its running mean."""
@@ -43,6 +48,32 @@ class RewardStatistics:
         squares = self.squares + jnp.sum((reward - reward.mean()) ** 2)
         squares += shift**2 * self.count * reward.shape[0] / count
         return RewardStatistics(count, self.mean + shift * reward.shape[0] / count, squares)
+
+
+@struct.dataclass
+class PromptMeans:
+    """The mean reward of each prompt's last videos: the baseline of DDPO (arXiv 2305.13301)."""
+
+    count: Leaf  # [PROMPTS], at most about MEMORY
+    mean: Leaf  # [PROMPTS]
+
+    @classmethod
+    def empty(cls) -> "PromptMeans":
+        """Before any video."""
+        return cls(jnp.zeros(PROMPTS), jnp.zeros(PROMPTS))
+
+    def baseline(self, prompts: Int[Array, " b"], mean: jax.Array) -> PerExample:
+        """Of these prompts' numbers [b]; `mean`, of all rewards, counts like one more video of each."""
+        count = self.count[prompts]
+        return (count * self.mean[prompts] + mean) / (count + 1)
+
+    def add(self, prompts: Int[Array, " b"], reward: PerExample) -> "PromptMeans":
+        """With a batch more."""
+        new = jnp.zeros_like(self.count).at[prompts].add(1)
+        total = jnp.zeros_like(self.mean).at[prompts].add(reward)
+        kept = jnp.minimum(self.count, jnp.maximum(MEMORY - new, 0))
+        count = kept + new
+        return PromptMeans(count, (kept * self.mean + total) / jnp.maximum(count, 1))
 
 
 @struct.dataclass

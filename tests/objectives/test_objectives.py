@@ -1,5 +1,6 @@
 """The objectives against Gaussian worlds whose scores, flows and divergences are known."""
 
+import inspect
 from dataclasses import replace
 
 import jax
@@ -9,11 +10,12 @@ import pytest
 from gaussian import Gaussian
 
 from dollar_jax import diffusion, sampling
+from dollar_jax.importing import UserError
 from dollar_jax.objectives.consistency import boundary, consistency, distance
-from dollar_jax.objectives.context import Context
+from dollar_jax.objectives.context import Context, in_units
 from dollar_jax.objectives.latent_reward import latent_reward, reward_regression
-from dollar_jax.objectives.variational_score import follow, kl_gradient, variational_score
-from dollar_jax.objectives.velocity import velocity_loss, velocity_matching
+from dollar_jax.objectives.variational_score import NEAR, follow, kl_direction, normalized, variational_score
+from dollar_jax.objectives.velocity import drop_captions, velocity, velocity_loss, velocity_matching
 
 SCHEDULE = diffusion.ddpm_schedule()
 REAL = Gaussian(0.5, 0.7, SCHEDULE)
@@ -39,15 +41,17 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "latents": latents,
         "text": jnp.zeros((count, 1, 1)),
         "text_mask": jnp.ones((count, 1), bool),
+        "null_text": jnp.full((1, 1, 1), -1.0),
         "generated": latents,
         "matched_times": (jnp.zeros(count, jnp.int32), jnp.full(count, 1000)),
         "keys": keys(count),
         "times": (249, 499, 749, 999),
         "sample": no,
         "pixel_reward": no,
+        "deviation": jnp.float32(0.5),
         "trajectory": None,
         "reward": None,
-        "normalized_reward": None,
+        "advantage": None,
     }
     return Context(**(values | changes))
 
@@ -79,6 +83,30 @@ def test_velocity_loss_by_hand():
     np.testing.assert_allclose(velocity_loss(velocity, target), [2, 1])
 
 
+def test_a_share_of_captions_is_empty_and_the_others_are_as_they_were():
+    text, null_text = jnp.ones((4000, 2, 3)), jnp.zeros((1, 2, 3))
+    dropped = np.asarray(drop_captions(text, null_text, 0.1, keys(4000)))
+    assert set(np.unique(dropped.mean((1, 2)))) == {0, 1}
+    assert 1 - dropped.mean() == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 4000))
+
+
+def test_a_tuned_teacher_is_held_without_a_caption_too():
+    """A network that errs by 1 where there is no caption, and is right elsewhere: the loss is the share of drops."""
+
+    def right_but_for_null(x_t, times, text):
+        x0, eps = REAL(x_t, times)
+        wrong = (text < 0)[:, :, :, None, None]
+        return x0 + wrong, eps
+
+    def loss(share):
+        ctx = context(4000, student=right_but_for_null)
+        return float(velocity(ctx, kind="x0", caption_dropout=share)[0].mean())
+
+    assert loss(0.5) - loss(0.0) == pytest.approx(0.5, abs=0.05)
+    with_default = float(velocity(context(4000, student=right_but_for_null), kind="x0")[0].mean())
+    assert with_default - loss(0.0) == pytest.approx(0.1, abs=0.03)
+
+
 # Eq. 6-9
 
 
@@ -95,6 +123,15 @@ def test_distances_by_hand():
     f, target = jnp.array([3.0, 0.0]).reshape(1, 1, 1, 1, 2), jnp.zeros((1, 1, 1, 1, 2))
     assert float(distance(f, target)[0]) == pytest.approx(4.5)
     assert float(distance(f, target, "huber", delta=4.0)[0]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("options", [{"metric": "l1"}, {"target": "student_ema"}])
+def test_a_consistency_of_another_kind_is_refused(options):
+    (name, value) = next(iter(options.items()))
+    unchecked = inspect.unwrap(distance if name == "metric" else consistency)
+    arguments = (REAL.mean * jnp.ones((1, 1, 1, 1, 2)),) * 2 if name == "metric" else (context(),)
+    with pytest.raises(UserError, match=rf"consistency: {name} is .*, not '{value}'"):
+        unchecked(*arguments, **options)
 
 
 def flow_map(x_t, times, text):
@@ -165,7 +202,7 @@ def quadrature(count=24):
 
 
 @pytest.mark.parametrize("time", [19, 249, 499, 979])
-def test_kl_gradient_is_that_of_the_closed_form(time):
+def test_kl_direction_is_the_gradient_of_the_closed_form(time):
     z, eps, weights = quadrature()
     times = jnp.full(len(z), time)
     a, b = SCHEDULE.at(times)
@@ -179,9 +216,11 @@ def test_kl_gradient_is_that_of_the_closed_form(time):
     def estimate(mean, deviation):
         fake = Gaussian(mean, deviation, SCHEDULE)
         x_t = diffusion.forward(mean + deviation * z, eps, a, b)
-        # Scores by Eq. 13 from the denoisers, as the objective takes them.
-        s_real, s_fake = (diffusion.score(world(x_t, times)[0], x_t, a, b) for world in (REAL, fake))
-        per_sample = kl_gradient(s_real, s_fake, a).squeeze()
+        x0_real, x0_fake = (world(x_t, times)[0] for world in (REAL, fake))
+        per_sample = (kl_direction(x0_real, x0_fake) * a**2 / b**2).squeeze()
+        # Eq. 12 as it is printed, with the scores that are known.
+        as_printed = -(REAL.score(x_t, times) - fake.score(x_t, times)) * a
+        np.testing.assert_allclose(per_sample, as_printed.squeeze(), rtol=1e-2, atol=1e-3)
         return float(weights @ per_sample), float(weights @ (per_sample * z.squeeze()))
 
     for parameters in ((1.5, 0.3), (-0.2, 1.4)):
@@ -233,6 +272,54 @@ def test_variational_score_looks_at_the_matched_times_between_its_bounds():
     assert np.all((seen >= [100, 250, 750, 500]) & (seen < [250, 500, 900, 502]))
 
 
+@pytest.mark.parametrize(
+    ("first", "end", "low", "high", "wanted"),
+    [
+        (0, 20, 0.02, 0.98, 20),  # all of the last step's times are below
+        (990, 1000, 0.02, 0.98, 979),  # all of the first one's above
+        (995, 1000, 0.02, 1.0, 999),
+    ],
+)
+def test_where_the_bounds_leave_a_segment_no_time_the_nearest_is_taken(first, end, low, high, wanted):
+    seen = []
+
+    def spy(x, times, text):
+        seen.append(times)
+        return REAL(x, times, text)
+
+    span = jnp.full(64, first), jnp.full(64, end)
+    variational_score(context(64, teacher=spy, matched_times=span), low=low, high=high)
+    assert int(seen[0].max()) == wanted
+    assert low * 1000 <= seen[0].min() <= seen[0].max() < high * 1000
+
+
+def test_variational_score_is_finite_at_pure_noise():
+    # There x_t says nothing, x0 is the mean of each world: the direction is the difference of the means.
+    fake = Gaussian(REAL.mean + 0.3, 0.7, SCHEDULE)
+    last = jnp.full(4, 999), jnp.full(4, 1000)
+    assert float(SCHEDULE.signal[-1]) == 0
+
+    def loss(x):
+        ctx = context(generated=x, fake_score=fake, matched_times=last)
+        return variational_score(ctx, high=1.0, normalize=False)[0].sum()
+
+    gradient = jax.grad(loss)(jnp.zeros((4, 1, 2, 2, 2)))
+    np.testing.assert_allclose(gradient, 0.3 / 8, rtol=1e-5)
+
+
+def test_normalisation_has_a_floor():
+    x = jnp.ones((2, 1, 1, 1, 4))
+    gradient = normalized(jnp.full_like(x, 0.2), x, x.at[1].add(0.5))
+    np.testing.assert_allclose(gradient[0], 0.2 / NEAR, rtol=1e-6)
+    np.testing.assert_allclose(gradient[1], 0.2 / 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (0.9, 0.1), (-0.1, 0.5), (0.0, 1.5)])
+def test_bounds_without_times_are_refused(low, high):
+    with pytest.raises(UserError, match=r"variational_score: low=.*high=.*wanted 0 <= low < high <= 1"):
+        variational_score(context(), low=low, high=high)
+
+
 def test_variational_score_by_hand():
     # Fake and real are points, so that x0 is their mean: the direction is (fake - real) / mean |x - real| = 1 / 2.
     real, fake = Gaussian(1.0, 0.0, SCHEDULE), Gaussian(2.0, 0.0, SCHEDULE)
@@ -274,3 +361,13 @@ def test_reward_equations_by_hand():
     loss, metrics = latent_reward(context(latents=generated, generated=generated))
     np.testing.assert_allclose(loss, -0.25)
     np.testing.assert_allclose(metrics["latent_reward_estimate"], 0.25)
+
+
+def test_a_latent_reward_in_deviations_is_over_the_rewards_deviation():
+    generated = jnp.full((4, 1, 1, 1, 2), 0.25)
+    ctx = context(latents=generated, generated=generated)
+    loss, metrics = latent_reward(ctx, units="deviations")
+    np.testing.assert_allclose(loss, -0.25 / 0.5)
+    np.testing.assert_allclose(metrics["latent_reward_estimate"], 0.25)
+    with pytest.raises(UserError, match="units are raw or deviations, not 'percent'"):
+        inspect.unwrap(in_units)(loss, ctx.deviation, "percent")

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from test_objectives import context
 
 from dollar_jax import diffusion
+from dollar_jax.importing import UserError
 from dollar_jax.objectives.policy_gradient import END, log_probability, path, policy_gradient, posterior
 from dollar_jax.sampling import normal, walk
 
@@ -30,10 +32,11 @@ def test_the_posterior_is_eq_27():
     np.testing.assert_allclose(deviation**2, variance, rtol=1e-4)
 
 
-def test_log_probability_is_a_normals():
-    x, mean = jnp.full((1, 1, 1, 1, 2), 3.0), jnp.full((1, 1, 1, 1, 2), 1.0)
-    wanted = -0.5 * (2.0 / 0.5) ** 2 - np.log(0.5) - 0.5 * np.log(2 * np.pi)
-    assert float(log_probability(x, mean, jnp.full((1, 1, 1, 1, 1), 0.5))[0]) == pytest.approx(wanted, rel=1e-6)
+def test_log_probability_is_that_of_independent_normals():
+    x, mean = np.random.default_rng(0).normal(size=(2, 3, 2, 2, 2, 4)).astype(np.float32)
+    deviation = np.array([0.3, 1.0, 2.0], np.float32).reshape(3, 1, 1, 1, 1)
+    wanted = scipy.stats.norm.logpdf(x, mean, deviation).sum((1, 2, 3, 4))
+    np.testing.assert_allclose(log_probability(*map(jnp.asarray, (x, mean, deviation))), wanted, rtol=1e-5)
 
 
 def test_a_path_ends_where_a_step_still_has_a_deviation():
@@ -42,41 +45,48 @@ def test_a_path_ends_where_a_step_still_has_a_deviation():
     assert float(diffusion.posterior_deviation(*SCHEDULE.at(here), *SCHEDULE.at(there)).item()) > 0.1
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_its_gradient_is_that_of_the_expected_reward(steps, normalize):
-    """A student that says x0 = theta everywhere, and the mean of x as the reward: d E[R] / d theta follows from the
-    means of the transitions, each an affine function of the one before.
-    """
-    count, theta = 20_000, 0.3
-    shape = (1, 1, 1, 1)
-    times = path(TIMES)
-    batched = jnp.broadcast_to(jnp.array(times)[:, None], (len(times), count))
+def student(value):
+    """Says x0 = value everywhere."""
 
-    def student(value):
-        def denoise(x_t, times, text):
-            a, b = SCHEDULE.at(times)
-            x0 = jnp.full_like(x_t, 1.0) * value
-            return x0, (x_t - a * x0) / b
+    def denoise(x_t, times, text):
+        a, b = SCHEDULE.at(times)
+        x0 = jnp.full_like(x_t, 1.0) * value
+        return x0, (x_t - a * x0) / b
 
-        return denoise
+    return denoise
 
+
+def chain(times, count, shape, theta):
+    """A context with `count` trajectories of the student, whose reward is the mean of x at their end."""
+    batched = jnp.broadcast_to(jnp.array(path(times))[:, None], (len(path(times)), count))
     keys = jax.random.split(jax.random.key(0), count)
     text = jnp.zeros((count, 1, 1))
     last, visited = walk(student(theta), normal(keys, shape), text, batched, SCHEDULE, "ancestral", keys)
     reward = last.mean((1, 2, 3, 4))
-    normalized = (reward - reward.mean()) / reward.std()
-    fixed = context(
+    return context(
         count=count,
+        times=times,
         latents=last,
         generated=last,
         trajectory=jnp.concatenate([visited, last[None]]).swapaxes(0, 1),
         reward=reward,
-        normalized_reward=normalized,
+        advantage=reward - reward.mean(),
+        deviation=reward.std(),
     )
 
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("units", ["raw", "deviations"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 2, 3, 4)])
+def test_its_gradient_is_that_of_the_expected_reward(steps, units, shape):
+    """The mean of x as the reward, whose expectation's derivative in theta follows from the means of the transitions,
+    each an affine function of the one before. It is the same for one element and for many.
+    """
+    theta, times = 0.3, path(TIMES)
+    fixed = chain(TIMES, 20_000, shape, theta)
+
     def loss(value):
-        return policy_gradient(replace(fixed, student=student(value)), steps=steps, normalize=normalize)[0].mean()
+        return policy_gradient(replace(fixed, student=student(value)), steps=steps, units=units)[0].mean()
 
     # Weights of x0 and of x_t in each transition's mean; a later transition carries an earlier one's x along.
     wanted = 0.0
@@ -85,5 +95,39 @@ def test_its_gradient_is_that_of_the_expected_reward(steps, normalize):
         sigma = diffusion.posterior_deviation(a, b, a_next, b_next)
         carried = jnp.sqrt(b_next**2 - sigma**2) / b
         wanted = wanted * carried + a_next - carried * a
-    wanted = float(jnp.squeeze(wanted)) / (float(reward.std()) if normalize else 1.0)
+    wanted = float(jnp.squeeze(wanted)) / (float(fixed.deviation) if units == "deviations" else 1.0)
     assert -float(jax.grad(loss)(theta)) == pytest.approx(wanted, rel=0.08)
+
+
+def test_a_baseline_takes_noise_from_the_gradient_and_nothing_else():
+    """Rewards far from zero: without a baseline the estimates of single batches scatter, around the same mean."""
+    fixed = chain(TIMES, 4000, (1, 2, 2, 2), 0.3)
+    estimates = {}
+    for name, advantage in {"without": fixed.reward + 5, "with": fixed.advantage}.items():
+
+        def loss(value, advantage=advantage):
+            ctx = replace(fixed, student=student(value), advantage=advantage)
+            return policy_gradient(ctx)[0].reshape(40, 100).mean(1)
+
+        estimates[name] = np.asarray(jax.jacfwd(loss)(0.3))
+    assert estimates["with"].std() < estimates["without"].std() / 10
+    error = estimates["without"].std() / np.sqrt(40)
+    assert estimates["with"].mean() == pytest.approx(estimates["without"].mean(), abs=4 * error)
+
+
+def test_a_chain_shorter_than_the_truncation_is_taken_whole():
+    """A student of one step has one transition, from pure noise to `END`."""
+    fixed = chain((999,), 8, (1, 2, 2, 2), 0.3)
+    fixed = replace(fixed, student=student(0.3))
+    np.testing.assert_array_equal(policy_gradient(fixed, steps=2)[0], policy_gradient(fixed, steps=1)[0])
+    assert np.isfinite(policy_gradient(fixed, steps=2)[0]).all()
+    with pytest.raises(UserError, match="steps=0, wanted 1 or more"):
+        policy_gradient(fixed, steps=0)
+
+
+def test_a_teachers_own_times_end_once():
+    """`END` is one of them: a step from it to itself would have no deviation."""
+    times = diffusion.trailing_times(50)
+    assert path(times) == tuple(sorted(times, reverse=True))
+    fixed = replace(chain(times, 4, (1, 1, 1, 2), 0.3), student=student(0.3))
+    assert np.isfinite(policy_gradient(fixed)[0]).all()

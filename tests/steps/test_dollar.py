@@ -11,7 +11,8 @@ from dollar_jax import diffusion
 from dollar_jax.importing import UserError
 from dollar_jax.objectives import policy_gradient
 from dollar_jax.steps import dollar
-from dollar_jax.steps.reward import make_reward_step
+from dollar_jax.steps.common import example_keys
+from dollar_jax.steps.reward import MEMORY, RewardStatistics, make_reward_step
 
 TEACHER = toy.TRANSFORMER.init(jax.random.key(5))
 FROZEN = {"teacher": TEACHER, "null_text": jnp.zeros((1, 3, 2))}
@@ -65,10 +66,8 @@ def test_each_step_moves_its_own_network_and_nothing_else(rollout):
         sum(weight * float(metrics[f"loss/{name}"]) for name, weight in weights.items()), rel=1e-5
     )
 
-    latents = dollar.make_proposal(this)(state, batch, key)
-    np.testing.assert_array_equal(latents[::2], batch["latents"][::2])
-    assert not np.array_equal(latents[1::2], batch["latents"][1::2])
-    scored = {**batch, "latents": latents, "reward": jnp.arange(4.0)}
+    proposed = dollar.make_proposal(this)(state, batch, key)
+    scored = {**proposed, "reward": jnp.arange(8.0)}
     after, _ = make_reward_step(toy.REWARD_MODEL, this.optimizer("reward"))(state, {}, scored, key)
     assert moved(state, after) == {"reward_model", "reward_statistics", "optimizer of reward"}
     assert same(FROZEN, frozen)
@@ -195,18 +194,75 @@ def test_drafts_gradient_goes_through_its_last_steps_only():
 
 
 def test_a_trajectory_is_an_ancestral_chain_and_its_policy_gradient_moves_the_student():
-    this, batch, key = alone("policy_gradient", normalize=True), toy.batch(), jax.random.key(1)
+    this, batch, key = alone("policy_gradient"), toy.batch(), jax.random.key(1)
     state = this.init(TEACHER, jax.random.key(0))
     drawn = dollar.make_trajectory(this)(state, batch, key)
     assert drawn["trajectory"].shape == (4, 5, 1, 2, 2, 4)
     end = jnp.full(4, policy_gradient.END)
     wanted, _ = this.denoiser(TEACHER)(drawn["trajectory"][:, -1], end, batch["text"])
     np.testing.assert_array_equal(drawn["latents"], wanted)
-    extra = {"trajectory": drawn["trajectory"], "reward": jnp.array([1.0, 3.0, 2.0, 0.0])}
+    extra = {"trajectory": drawn["trajectory"], "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.arange(4)}
     after, metrics = dollar.make_generator_step(this)(state, FROZEN, batch | extra, key)
-    assert moved(state, after) == {"student", "ema", "optimizer of generator", "reward_statistics"}
+    assert moved(state, after) == {"student", "ema", "optimizer of generator", "reward_statistics", "prompt_means"}
     assert float(metrics["reward_trajectory"]) == 1.5
     assert float(after.reward_statistics.mean) == 1.5
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_proposal_is_each_captions_clip_and_sample(size):
+    """Alg. 1, line 16; of one caption too."""
+    this, batch, key = setup(), toy.batch(size), jax.random.key(1)
+    state = this.init(TEACHER, jax.random.key(0))
+    proposed = dollar.make_proposal(this)(state, batch, key)
+    generated, _ = this.generate(state.student, batch, example_keys(key, state.step, size))
+    np.testing.assert_array_equal(proposed["latents"][::2], batch["latents"])
+    np.testing.assert_array_equal(proposed["latents"][1::2], generated)
+    for name in "text", "text_mask":
+        np.testing.assert_array_equal(proposed[name][::2], batch[name])
+        np.testing.assert_array_equal(proposed[name][1::2], batch[name])
+    scored = proposed | {"reward": jnp.arange(2.0 * size)}
+    _, metrics = make_reward_step(toy.REWARD_MODEL, this.optimizer("reward"))(state, {}, scored, key)
+    assert float(metrics["reward_data"]) == size - 1
+    assert float(metrics["reward_student"]) == size
+
+
+def test_dealt_batches_are_the_rows_in_turn():
+    dealt = dollar.deal({"x": jnp.arange(6), "y": jnp.arange(12).reshape(6, 2)}, 3)
+    assert [hand["x"].tolist() for hand in dealt] == [[0, 3], [1, 4], [2, 5]]
+    np.testing.assert_array_equal(dealt[1]["y"], [[2, 3], [8, 9]])
+
+
+def test_a_latent_rewards_value_is_in_the_rewards_units():
+    """The model learns (R - mean) / deviation; the objective says R, and its gradient is as much larger."""
+    results = {}
+    for units, statistics in {
+        "raw": RewardStatistics(jnp.float32(4), jnp.float32(20.0), jnp.float32(4 * 0.03**2)),
+        "deviations": RewardStatistics(jnp.float32(4), jnp.float32(20.0), jnp.float32(4 * 0.03**2)),
+    }.items():
+        this = alone("latent_reward", units=units)
+        state = this.init(TEACHER, jax.random.key(0)).replace(reward_statistics=statistics)
+        _, results[units] = dollar.make_generator_step(this)(state, FROZEN, toy.batch(), jax.random.key(1))
+    raw, deviations = results["raw"], results["deviations"]
+    assert 19 < float(raw["latent_reward_estimate"]) < 21
+    assert float(raw["loss"]) == pytest.approx(-float(raw["latent_reward_estimate"]), rel=1e-6)
+    assert float(raw["norm/student_gradient"]) == pytest.approx(
+        0.03 * float(deviations["norm/student_gradient"]), rel=1e-3
+    )
+
+
+def test_a_policy_gradient_compares_a_video_with_earlier_ones_of_its_prompt():
+    """The same rewards twice: the second time those of the first are known, and nothing is left to learn from them."""
+    this, batch, key = alone("policy_gradient"), toy.batch(), jax.random.key(1)
+    state = this.init(TEACHER, jax.random.key(0))
+    drawn = dollar.make_trajectory(this)(state, batch, key)["trajectory"]
+    extra = {"trajectory": drawn, "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.array([5, 6, 7, 8])}
+    step, norms = jax.jit(dollar.make_generator_step(this)), []
+    for _ in range(MEMORY):
+        after, metrics = step(state, FROZEN, batch | extra, key)
+        norms.append(float(metrics["norm/student_gradient"]))
+        state = state.replace(prompt_means=after.prompt_means, reward_statistics=after.reward_statistics)
+    assert norms[-1] < norms[0] / 10
+    np.testing.assert_allclose(state.prompt_means.mean[5:9], [1, 3, 2, 0], rtol=1e-5)
 
 
 def test_velocity_on_data_is_the_teachers_loss():

@@ -6,7 +6,7 @@ import pytest
 import toy
 from test_dollar import setup
 
-from dollar_jax.steps.reward import Replay, RewardStatistics, correlation, make_reward_step
+from dollar_jax.steps.reward import MEMORY, PromptMeans, Replay, RewardStatistics, correlation, make_reward_step
 
 
 def scored(size, seed=0):
@@ -23,6 +23,34 @@ def test_running_statistics_are_those_of_all_rewards_so_far():
     normalized = statistics.normalize(jnp.asarray(rewards[-1]))
     np.testing.assert_allclose(normalized, wanted, rtol=1e-4)
     np.testing.assert_allclose(statistics.restore(normalized), rewards[-1], rtol=1e-5)
+
+
+def test_statistics_of_nothing_are_finite():
+    statistics = RewardStatistics(*jnp.zeros(3))
+    assert float(statistics.restore(jnp.ones(2))[0]) == pytest.approx(0, abs=1e-5)
+    assert float(statistics.deviation) > 0
+
+
+def test_a_prompts_baseline_is_the_mean_of_its_earlier_rewards_and_of_all():
+    prompts, rewards = jnp.array([7, 7, 3]), jnp.array([1.0, 2.0, 5.0])
+    means = PromptMeans.empty()
+    np.testing.assert_allclose(means.baseline(prompts, jnp.float32(0.5)), 0.5)  # nothing of them is known
+    means = means.add(prompts, rewards)
+    baseline = means.baseline(jnp.array([7, 3, 4]), jnp.float32(0.5))
+    np.testing.assert_allclose(baseline, [(1 + 2 + 0.5) / 3, (5 + 0.5) / 2, 0.5], rtol=1e-6)
+    means = means.add(jnp.array([7]), jnp.array([6.0]))
+    np.testing.assert_allclose(means.baseline(jnp.array([7]), jnp.float32(0.0)), [9 / 4], rtol=1e-6)
+
+
+def test_a_baseline_forgets():
+    """A student that has changed is compared with what it has become; one batch of many videos is taken whole."""
+    means, prompt = PromptMeans.empty(), jnp.zeros(MEMORY, jnp.int32)
+    means = means.add(prompt, jnp.ones(MEMORY)).add(prompt, jnp.full(MEMORY, 3.0))
+    assert float(means.mean[0]) == 3
+    after = means.add(prompt[:1], jnp.array([3.0 + MEMORY]))
+    assert float(after.mean[0]) == pytest.approx(4)
+    many = jnp.zeros(4 * MEMORY, jnp.int32)
+    assert float(means.add(many, jnp.full(4 * MEMORY, 7.0)).mean[0]) == 7
 
 
 def test_a_replay_keeps_the_newest_and_draws_only_what_came_in():
