@@ -15,13 +15,11 @@ Paths are relative to the card's folder and stay inside it. A converted network 
 that it came with.
 """
 
-import json
-from pathlib import Path
+import os
 from typing import Any
 
-import jsonschema
-
 from dollar_jax.importing import UserError
+from dollar_jax.reading import read_json, require_schema
 
 Card = dict[str, Any]
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -94,32 +92,22 @@ SCHEMA = _object(
     lead=_integer(0, 1000),
     objectives={"type": "object", "additionalProperties": _number(-1e9, 1e9)},
 )
-_VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
-def parse(text: str, place: str | Path) -> Card:
-    """A card from its JSON.
+def read(path: str | os.PathLike) -> Card:
+    """The card in a file.
 
-    Args:
-      place: where it is, for the message.
     Raises:
       UserError: it is no JSON, or a field is missing, unknown, of another type or out of its range.
     """
-    try:
-        card = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON: {str(error)[:200]}") from error
-    check(card, place)
+    card = read_json(path)
+    check(card, path)
     return card
 
 
-def check(card: Any, place: str | Path) -> None:
-    """Raises UserError where `parse` does."""
-    fault = jsonschema.exceptions.best_match(_VALIDATOR.iter_errors(card))
-    if fault is not None:
-        name = ".".join(map(str, fault.absolute_path))
-        words = fault.message if len(fault.message) <= 200 else f"{fault.message[:200]} ..."
-        raise UserError(f"{place}: {name or 'the card'}: {' '.join(words.split())}")
+def check(card: Any, place: str | os.PathLike) -> None:
+    """Raises UserError where `read` does; `place` is for the message."""
+    require_schema(card, SCHEMA, place, "see dollar_jax/card.py")
     if {"times", "schedule"} <= card.keys():
         steps = card["schedule"].get("steps", 1000)
         if max(card["times"]) >= steps:
@@ -128,11 +116,7 @@ def check(card: Any, place: str | Path) -> None:
         raise UserError(f"{place}: lead: {card['lead']} of {card['latent_shape'][0]} latent frames leaves none")
 
 
-def require(card: Card, names: tuple[str, ...] | list[str], place: str | Path) -> None:
+def require(card: Card, names: tuple[str, ...] | list[str], place: str | os.PathLike) -> None:
     """Raises UserError if the card lacks one of these fields."""
     if missing := [name for name in names if name not in card]:
         raise UserError(f"{place}: this checkpoint has no {missing[0]}")
-
-
-def _refuse(word: str) -> float:
-    raise ValueError(f"{word} is no number of JSON")

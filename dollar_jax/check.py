@@ -4,12 +4,12 @@ import importlib
 import json
 from typing import Any
 
-import jsonschema
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import read_card
 from dollar_jax.importing import UserError, trust
+from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import held_out_source, video_source
@@ -89,8 +89,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     parts = [config[name] for name in ("vae", "text", "teacher", "reward") if name in config]
     architectures = [part.architecture for part in parts if "architecture" in part]
     trust(name.partition(":")[0] for name in architectures if ":" in name)
-    students = {f"students.{name}.": student_config(config, name) for name in config.get("students", {})}
-    for place, changed in {"": config, **students}.items():
+    students = {f"student {name}": student_config(config, name) for name in config.get("students", {})}
+    for place, changed in {"the config": config, **students}.items():
         _check_ranges(changed, place)
     trained = [config[part] for part in ("vae", "teacher") if part in config.stages]
     if "distill" in config.stages:
@@ -106,10 +106,8 @@ def _check_ranges(config: ConfigDict, place: str) -> None:
     try:
         fields = json.loads(config.to_json(), parse_constant=_refuse)
     except ValueError as error:
-        raise UserError(f"the config: {error}") from error
-    fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(fields))
-    if fault is not None:
-        raise UserError(f"config.{place}{'.'.join(map(str, fault.absolute_path))}: {fault.message[:200]}")
+        raise UserError(f"{place}: {error}") from error
+    require_schema(fields, SCHEMA, place, "give another value")
 
 
 def _refuse(word: str) -> Any:
@@ -140,7 +138,7 @@ def _check_student(config: ConfigDict, place: str) -> None:
         steps = config.teacher.get("schedule", {}).get("steps", 1000)
     if max(config.generator.times) >= steps:
         raise UserError(
-            f"config.{place}generator.times: {max(config.generator.times)} is no time of the teacher's, which has 0 to"
+            f"{place}: generator.times: {max(config.generator.times)} is no time of the teacher's, which has 0 to"
             f" {steps - 1}"
         )
     needs = needs_of(config.generator)

@@ -21,15 +21,17 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from dollar_jax import card as cards
 from dollar_jax import checksums
-from dollar_jax.card import Card, check, parse
+from dollar_jax.card import Card
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.distributed import is_main
-from dollar_jax.files import inside, new_folder, require_space, write_atomically
+from dollar_jax.files import new_folder, require_space, write_atomically
 from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
 from dollar_jax.notation import Params
+from dollar_jax.reading import inside
 from dollar_jax.sharding import with_shardings
 
 SHARED = ("vae", "text_encoder", "tokenizer")  # what a student has in common with its teacher
@@ -43,7 +45,7 @@ def write_card(folder: str | os.PathLike, card: Card) -> None:
       UserError: the card would be refused when it is read.
     """
     path, content = Path(folder) / "config.json", json.dumps(card, indent=2) + "\n"
-    check(json.loads(content), path)
+    cards.check(json.loads(content), path)
     write_atomically(path, content)
 
 
@@ -60,12 +62,9 @@ def read_card(folder: str | os.PathLike) -> Card:
       UserError: the folder is no model's, or its card is not what a card may be.
     """
     folder, place = Path(folder), root(folder) / "config.json"
-    try:
-        card = parse(place.read_text(encoding="utf-8"), place)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{folder}: no checkpoint here ({place} is missing)") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not UTF-8 text") from error
+    if not place.is_file():
+        raise UserError(f"{folder}: no checkpoint here ({place} is missing)")
+    card = cards.read(place)
     if folder == root(folder):
         return card
     own = "vae" if card["role"] == "vae" else "transformer"

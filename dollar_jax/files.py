@@ -1,6 +1,4 @@
-"""Files and folders: written so that a killed process leaves either the old one or the new one; read as what a stranger
-hands over, which names no path outside its own folder.
-"""
+"""Writing files and folders so that a killed process leaves either the old one or the new one."""
 
 import os
 import shutil
@@ -51,46 +49,6 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
             if not temporary.exists():
                 break
             time.sleep(0.1)
-
-
-def inside(folder: str | os.PathLike, name: str) -> Path:
-    """The path that `name`, a stranger's word, has in the stranger's `folder`.
-
-    A folder that the Hugging Face Hub's client downloaded, `snapshots/REVISION`, consists of links into `blobs` beside
-    `snapshots`: these count as inside.
-
-    Raises:
-      UserError: `name` is absolute, has a `..`, or a link leads out of the folder.
-    """
-    folder = Path(folder).resolve()
-    parts = name.replace("\\", "/").split("/")
-    try:
-        path = (folder / name).resolve() if not name.startswith("~") else Path("/")
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, half a character, a NUL
-        raise UserError(f"{folder} points to {name!r}, which is no path") from error
-    roots = [folder]
-    for parent in (folder, *folder.parents):
-        if parent.parent.name == "snapshots":
-            roots.append(parent.parents[1] / "blobs")
-            break
-    if Path(name).is_absolute() or ".." in parts or not any(path.is_relative_to(root) for root in roots):
-        raise UserError(f"{folder} points to {name!r}, outside itself: nothing there is read")
-    return path
-
-
-def read_lines(path: str | os.PathLike) -> list[str]:
-    """The lines of a text file, UTF-8 with or without a byte order mark, split at line feeds only.
-
-    Raises:
-      UserError: there is no such file, or it is not UTF-8.
-    """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text") from error
-    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def require_space(folder: str | os.PathLike, needed: int) -> None:

@@ -15,12 +15,12 @@ from dollar_jax import checkpoint, diffusion, sampling
 from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Schedule
-from dollar_jax.files import inside
 from dollar_jax.importing import UserError
 from dollar_jax.models import build, independent_chunks
 from dollar_jax.models.network import Network
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.notation import Params
+from dollar_jax.reading import inside
 from dollar_jax.sharding import BATCH, constrain
 
 Frames = UInt8[np.ndarray, "n F H W 3"]

@@ -1,4 +1,4 @@
-"""Files as strangers write them: their places and their JSON."""
+"""Files as strangers write them: places, text and JSON. Nothing there names a path outside its own folder."""
 
 import json
 import math
@@ -9,14 +9,53 @@ from typing import Any
 
 import jsonschema
 
-from dollar_jax.files import inside
 from dollar_jax.importing import UserError
+
+
+def inside(folder: str | os.PathLike, name: str) -> Path:
+    """The path that `name`, a stranger's word, has in the stranger's `folder`.
+
+    A folder that the Hugging Face Hub's client downloaded, `snapshots/REVISION`, consists of links into `blobs` beside
+    `snapshots`: these count as inside.
+
+    Raises:
+      UserError: `name` is absolute, has a `..`, or a link leads out of the folder.
+    """
+    folder = Path(folder).resolve()
+    parts = name.replace("\\", "/").split("/")
+    try:
+        path = (folder / name).resolve() if not name.startswith("~") else Path("/")
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, half a character, a NUL
+        raise UserError(f"{folder} points to {name!r}, which is no path") from error
+    roots = [folder]
+    for parent in (folder, *folder.parents):
+        if parent.parent.name == "snapshots":
+            roots.append(parent.parents[1] / "blobs")
+            break
+    if Path(name).is_absolute() or ".." in parts or not any(path.is_relative_to(root) for root in roots):
+        raise UserError(f"{folder} points to {name!r}, outside itself: nothing there is read")
+    return path
 
 
 def within(folder: str | os.PathLike, name: str) -> Path:
     """`folder / name` where `inside` allows it. What a link leads to may have no name that says its format."""
     inside(folder, name)
     return Path(folder) / name
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """The lines of a text file, UTF-8 with or without a byte order mark, split at line feeds only.
+
+    Raises:
+      UserError: there is no such file, or it is not UTF-8.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text") from error
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -52,6 +91,7 @@ def require_schema(content: Any, schema: Mapping[str, Any], path: str | os.PathL
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply; {remedy}") from error
     if fault is not None:
-        name = ".".join(map(str, fault.absolute_path))
+        name = ".".join(map(str, fault.absolute_path))[:200]
+        name = name if name.isprintable() else repr(name)
         words = " ".join(fault.message.split())[:200]
         raise UserError(f"{path}: {f'{name}: ' if name else ''}{words}; {remedy}")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dollar_jax.files import inside, read_lines
 from dollar_jax.importing import UserError
+from dollar_jax.reading import inside, read_lines
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 import toy_pipeline
 
 from dollar_jax import checkpoint, importing, models, pipeline
-from dollar_jax.card import check, parse
+from dollar_jax.card import check
 from dollar_jax.convert.to_torch import to_torch
-from dollar_jax.files import inside
 from dollar_jax.importing import UserError
 from dollar_jax.models.network import Network
+from dollar_jax.reading import inside
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_not_even_trusted_modules_run_what_makes_no_network(folder, monkeypatch,
     for name, words in {
         "subprocess:Popen": "subprocess:Popen is no function",  # a class
         "os:system": "os:system is no function",  # not Python
-        "subprocess:run": "subprocess:run is no function that is annotated",
+        "subprocess:run": "subprocess:run is no function annotated",
         "toy_pipeline:transformer": "does not take the config",
-        "toy_pipeline:write": "no function that is annotated",
+        "toy_pipeline:write": "no function annotated",
         "toy_pipeline:nothing": "no function 'nothing'",
     }.items():
         with pytest.raises(UserError, match=words):
@@ -182,7 +182,6 @@ def test_sizes_that_make_no_network_are_one_line():
 def test_our_own_cards_pass():
     card = toy_pipeline.CARD | {"vae": {"architecture": "t5", "config": {}, "path": "vae", "item": ""}}
     check(json.loads(json.dumps(card)), "here")
-    assert parse(json.dumps(card), "here") == json.loads(json.dumps(card))
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])

@@ -13,8 +13,9 @@ from dollar_jax.convert import clip, cogvideox, cogvideox_vae, t5
 from dollar_jax.importing import UserError
 from dollar_jax.reading import read_json, require_schema, within
 
-# Any JSON, with numbers that a network can have.
-SIZES = {"minimum": -1e6, "maximum": 1e6, "maxLength": 1000, "maxItems": 1000}
+# Any JSON, with numbers that a network can have and words that fit into a message.
+_WORD = {"maxLength": 1000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"}
+SIZES = {"minimum": -1e6, "maximum": 1e6, "maxItems": 1000, **_WORD, "propertyNames": _WORD}
 SIZES |= {"items": {"$ref": "#"}, "additionalProperties": {"$ref": "#"}}
 # Of what their config.json says beyond sizes, these words stay; others could name code or places.
 WORDS = ("_diffusers_version", "transformers_version", "torch_dtype", "dtype", "dense_act_fn")
@@ -74,7 +75,7 @@ def of_folder(root: Path, folder: str = "") -> tuple[Architecture, dict[str, Any
     """
     path = within(root, os.path.join(folder, "config.json"))
     theirs = read_json(path)
-    require_schema(theirs, SIZES, path, "no network is that large")
+    require_schema(theirs, SIZES, path, "is it the description of a network?")
     listed = theirs.get("architectures")
     name = theirs.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
     for architecture in ARCHITECTURES:

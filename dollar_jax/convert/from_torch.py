@@ -8,21 +8,21 @@ import jax
 
 from dollar_jax.checkpoint import Card, save_params, write_card
 from dollar_jax.convert import aesthetic, clip, schedulers
-from dollar_jax.convert.architectures import describing, of_folder, plain, word
+from dollar_jax.convert.architectures import SIZES, describing, of_folder, plain, word
 from dollar_jax.convert.tables import Rule, convert
 from dollar_jax.convert.tensors import Tensors, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
-from dollar_jax.files import inside, new_folder, require_space
+from dollar_jax.files import new_folder, require_space
 from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size
-from dollar_jax.reading import read_json, require_schema, within
+from dollar_jax.reading import inside, read_json, require_schema, within
 
 PIPELINE = "CogVideoXPipeline"
 GUIDANCE = 5.0  # the paper's w; the stock pipeline's guidance_scale of 6
 LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
 _BETA = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-_SCHEDULER = {
+_SCHEDULER = SIZES | {
     "properties": {
         "num_train_timesteps": {"type": "integer", "minimum": 1, "maximum": 100_000},
         "beta_start": _BETA,

@@ -12,12 +12,13 @@ import numpy as np
 from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.checkpoint import load_component, read_card, root
 from dollar_jax.convert import schedulers
-from dollar_jax.convert.architectures import by_network, describe, read_json
+from dollar_jax.convert.architectures import by_network, describe
 from dollar_jax.convert.tables import restore
 from dollar_jax.convert.tensors import write_folder
 from dollar_jax.data.text import copy_tokenizer
-from dollar_jax.files import inside, new_folder, require_space
+from dollar_jax.files import new_folder, require_space
 from dollar_jax.importing import UserError
+from dollar_jax.reading import inside, read_json
 
 SCHEDULER_FILE = Path(__file__).with_name("dollar_scheduler.py")
 

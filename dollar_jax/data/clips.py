@@ -11,9 +11,8 @@ from tqdm import tqdm
 
 from dollar_jax.data.dataset import Dataset, Example
 from dollar_jax.data.video import is_image, read_clip
-from dollar_jax.files import read_lines
 from dollar_jax.importing import UserError
-from dollar_jax.reading import within
+from dollar_jax.reading import read_lines, within
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # printed with a message, they could say anything in its place
 

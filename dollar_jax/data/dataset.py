@@ -18,9 +18,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dollar_jax.files import inside, new_folder
+from dollar_jax.files import new_folder
 from dollar_jax.importing import UserError
-from dollar_jax.reading import read_json, require_schema
+from dollar_jax.reading import inside, read_json, require_schema
 
 SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # in a file, in memory
 NAME, VERSION = "captioned_videos", "1.0.0"

@@ -2,8 +2,8 @@
 
 import os
 
-from dollar_jax.files import read_lines
 from dollar_jax.importing import UserError
+from dollar_jax.reading import read_lines
 
 
 def read_prompts(path: str | os.PathLike, flag: str = "prompts") -> list[str]:

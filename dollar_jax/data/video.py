@@ -106,7 +106,7 @@ def _decoding(path: str | os.PathLike) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except Exception as error:  # each format's reader raises what it meets in a damaged file
-        reason = str(getattr(error, "strerror", None) or error or type(error).__name__).splitlines()[0][:200]
+        reason = (str(getattr(error, "strerror", None) or error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path}: cannot be decoded ({reason}); convert it, or leave it out") from error
 
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from dollar_jax.files import inside
 from dollar_jax.importing import UserError
+from dollar_jax.reading import inside
 
 
 class Name(NamedTuple):

@@ -33,7 +33,7 @@ def build(architecture: str, config: dict, **options) -> Network:
         )
     make = resolve(f"{module}:{function}", "")
     if not inspect.isfunction(make) or not _says_network(inspect.signature(make).return_annotation):
-        raise UserError(f"{architecture} is no function that is annotated as `build(**config) -> Network`: it is not run")
+        raise UserError(f"{architecture} is no function annotated as build(**config) -> Network: it is not called")
     try:
         inspect.signature(make).bind(**config, **options)
     except TypeError as error:

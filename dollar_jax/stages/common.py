@@ -31,10 +31,9 @@ def video_source(config: ConfigDict):
     if config.data.path:
         dataset = open_dataset(config.data.path)
         for name in ("frames", "height", "width"):
-            if dataset.info[name] != config.video[name]:
-                raise UserError(
-                    f"{config.data.path} has {name} {dataset.info[name]:g}, config.video.{name} is {config.video[name]}"
-                )
+            there, here = dataset.info.get(name), config.video[name]
+            if there != here:
+                raise UserError(f"{config.data.path} has {name} {there}, config.video.{name} is {here}")
         return dataset
     return _rendered(config, config.data.clips, config.seed, config.data.long_captions)
 

@@ -36,7 +36,6 @@ def main(folder: str | None = None) -> None:
         target = Path(model) / "transformer"
         print(f"{size:.2f} GB")
         save = _timed("save, checksums included", lambda: checkpoint.save_params(target, params), size)
-        del params
         written = _timed("checksums alone", lambda: checksums.write(target), size)
         load = _timed("load, verified", lambda: checkpoint.load_component(model, part), size)
         verify = _timed("verification alone", lambda: checksums.fault(target), size)
