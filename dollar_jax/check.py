@@ -97,9 +97,13 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         trained += [student.generator for student in students.values()]
     for stage in trained:
         check_batch(stage.batch_size, mesh, stage.accumulate)
-    _check_data(config, max((stage.batch_size for stage in trained), default=1))
-    for place, student in students.items():
-        _check_student(student, place)
+    sizes = [stage.batch_size for stage in trained]
+    if "distill" in config.stages:
+        sizes += [_drawn(student) for student in students.values()]
+    _check_data(config, max(sizes, default=1))
+    if {"distill", "report"} & set(config.stages):
+        for place, student in students.items():
+            _check_student(student, place)
 
 
 def _check_ranges(config: ConfigDict, place: str) -> None:
@@ -114,13 +118,20 @@ def _refuse(word: str) -> Any:
     raise ValueError(f"{word} is no number")
 
 
+def _drawn(student: ConfigDict) -> int:
+    """Examples that an iteration draws: a batch for the generator, and one for each update of the fake score."""
+    return student.generator.batch_size * (
+        1 + student.fake_score.updates * ("fake_score" in needs_of(student.generator))
+    )
+
+
 def _check_data(config: ConfigDict, batch_size: int) -> None:
     if not config.data.path and "clips" not in config.data:
         raise UserError("there is no data: set --config.data.path=FOLDER, what python -m dollar_jax.data wrote")
     source = video_source(config)
     parts = getattr(source, "parts", [source])
     if (least := min(map(len, parts))) < batch_size:
-        raise UserError(f"{least} examples are too few for a batch of {batch_size}: give more, or smaller batches")
+        raise UserError(f"{least} examples are too few: an iteration takes {batch_size}; give more, or smaller batches")
     if "report" in config.stages or config.get("held_out", {}).get("videos_per_caption"):
         needed = getattr(importlib.import_module(config.report.measures), "LEAST_CLIPS", 1)
         count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2)

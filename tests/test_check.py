@@ -60,7 +60,7 @@ def test_the_config_of_the_shapes_world_passes():
         ("video.fps", float("inf"), "the config: Infinity"),
         ("show_captions", (), "the config: show_captions"),
         ("report.reference_clips", 50, "compares with 128 real clips or more, here are 50"),
-        ("data.clips", 20, "20 examples are too few for a batch of 32"),
+        ("data.clips", 20, "20 examples are too few: an iteration takes 48"),
         ("data.path", "/nowhere", "/nowhere"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_teacher_and_data_of_ones_own(tmp_path):
     examples = [{"video": np.zeros((9, 32, 32, 3), np.uint8), "caption": "a cat"}] * 3
     write_dataset(tmp_path / "data", iter(examples), {"frames": 9, "height": 32, "width": 32, "fps": 8.0})
     config.data.path = str(tmp_path / "data")
-    refused(config, "3 examples are too few for a batch of 16")
+    refused(config, "3 examples are too few: an iteration takes 48")
 
 
 def test_a_config_is_the_users_own_code(monkeypatch):

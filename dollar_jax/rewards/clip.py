@@ -137,6 +137,8 @@ class Preference:
     to_images: Callable[[Frames, int], Images]
 
     def __init__(self, checkpoint: str, tokenizer: str = "", dtype: str = "float32"):
+        if not checkpoint:
+            raise UserError("give its converted weights, reward.options.checkpoint=FOLDER; see docs/rewards.md")
         self._clip = Clip(checkpoint, dtype, tokenizer)
         self.params = self._clip.params
 

@@ -171,7 +171,7 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
         if "reward" in batch:
             prompt, reward = batch["prompt"], batch["reward"]
             statistics = statistics.add(reward)
-            # Of earlier videos only: a baseline that knows a video's own reward would take from its gradient.
+            # The prompt's mean is of earlier videos; of the mean of all, a video's own reward is one of many.
             batch = batch | {"advantage": reward - means.baseline(prompt, statistics.mean)}
             means = means.add(prompt, reward)
 
