@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
@@ -57,7 +58,9 @@ def _in_a_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _stop(reason: str) -> NoReturn:
-    # Parts of it may be a stranger's: one line, and nothing that a terminal obeys.
+    with suppress(OSError):  # a closed pipe, a full disk
+        sys.stdout.flush()
+    # Parts of the reason may be a stranger's: one line, and nothing that a terminal obeys.
     words = "".join(letter if letter.isprintable() else " " for letter in reason)
     print(f"error: {words}", file=sys.stderr)
     # A library's thread that still tries to write must not turn this into another exit status.

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.pop("PYTHONUNBUFFERED", None)  # commands have to flush what they print by themselves
 # Most of the time of these small programs is compilation: unoptimised, it takes less than half.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
