@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -33,7 +33,7 @@ def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
       arguments: the names of these.
     """
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_TRUST.name])  # for --help
-    threading.excepthook = _in_a_thread
+    threading.excepthook, sys.unraisablehook = _in_a_thread, _unraisable
     try:
         app.run(lambda argv: main(*argv[1:]), flags_parser=partial(_parse, arguments))
     except UserError as error:
@@ -51,10 +51,19 @@ def _says_full(error: BaseException) -> bool:
     return any(words in "".join(traceback.format_exception(error)) for words in FULL)
 
 
+def _follows(error: BaseException) -> bool:
+    """Whether a library's thread says once more what the command will say, or that nobody waits for it any more."""
+    return _says_full(error) or str(error) == "Event loop is closed"
+
+
 def _in_a_thread(arguments: threading.ExceptHookArgs) -> None:
-    """A library's thread that cannot write need not say so, too: the command says it."""
-    if not _says_full(arguments.exc_value):
+    if not _follows(arguments.exc_value):
         threading.__excepthook__(arguments)
+
+
+def _unraisable(arguments: Any) -> None:
+    if not _follows(arguments.exc_value):  # of TensorStore's threads, say
+        sys.__unraisablehook__(arguments)
 
 
 def _stop(reason: str) -> NoReturn:
@@ -76,7 +85,7 @@ def required(*needed: flags.FlagHolder) -> None:
 
 
 def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # what a library logs as an error it raises as well
     try:
         rest = flags.FLAGS(argv)[1:]
         for name, flag in flags.FLAGS.flag_values_dict().items():

@@ -301,6 +301,8 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(workdir, dataset, environ
     result = run(limited, environment)
     assert result.returncode == 2
     assert "disk is full" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) < 5, result.stderr
     assert not [path for path in (tmp_path / "W/vsd_cd_lrm/checkpoints").iterdir() if path.name.isdigit()]
     result = run(train(tmp_path / "W", dataset), environment)
     assert result.returncode == 0, result.stderr
