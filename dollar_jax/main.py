@@ -5,6 +5,7 @@ Any field can be set: --config.generator.objectives.consistency=0.3.
 
 import json
 import signal
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def main() -> None:
     mesh = make_mesh(config.mesh)
     check(config, mesh)
     with alone(workdir) if distributed.is_main() else nullcontext(), jax.set_mesh(mesh):
+        refuse_links(workdir, ["vae", "teacher", "report", *config.get("students", {})])
         claim(workdir, json.loads(config.to_json()))
         try:
             for stage in stages:
@@ -63,6 +65,13 @@ def _stop(number, frame) -> None:
     from dollar_jax.train import Preempted
 
     raise Preempted("stopped; the same command goes on from the last checkpoint")
+
+
+def refuse_links(workdir: Path, stages: Sequence[str]) -> None:
+    """Raises UserError if a stage's folder is a link: in a stranger's workdir it may lead to the user's own files."""
+    for stage in stages:
+        if (workdir / stage).is_symlink():
+            raise UserError(f"{workdir / stage} is a link: a run writes into folders of its own")
 
 
 def claim(workdir: Path, config: dict) -> None:

@@ -66,14 +66,16 @@ def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
       UserError: no such array, or not float32 of `shape`.
     """
     try:
-        noise = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        noise = np.load(path, allow_pickle=False, mmap_mode="r")  # its header may promise more than there is
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"--noise={path}: {error}") from error
+    if not isinstance(noise, np.ndarray):
+        raise UserError(f"--noise={path} holds several arrays: give one, .npy")
     if noise.dtype != np.float32 or noise.shape != shape:
         raise UserError(
             f"--noise={path} is {noise.dtype} {noise.shape}; this checkpoint and prompts need float32 {shape}"
         )
-    return noise
+    return np.asarray(noise)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,14 @@ def alone(workdir: str | os.PathLike) -> Iterator[None]:
     """
     path = Path(workdir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    try:
+        # A workdir may be a stranger's: what a link leads to is not written over.
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path} is a link: remove it, a run writes a file of its own there") from error
+    with os.fdopen(number, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -64,7 +71,7 @@ def _owner(path: Path) -> str:
     try:
         facts = json.loads(path.read_text())
         return f"process {facts['pid']} on {facts['host']}, since {facts['since']}"
-    except ValueError:  # it has just taken the lock
+    except (ValueError, KeyError, TypeError):  # it has just taken the lock
         return "another run"
 
 

@@ -12,8 +12,10 @@ from dollar_jax import importing
 from dollar_jax.check import check
 from dollar_jax.data.dataset import write_dataset
 from dollar_jax.importing import UserError
-from dollar_jax.main import claim
+from dollar_jax.main import claim, refuse_links
+from dollar_jax.sample import read_noise
 from dollar_jax.sharding import make_mesh
+from dollar_jax.watch import alone
 
 
 def run(config):
@@ -122,3 +124,36 @@ def test_a_damaged_note_of_the_config_is_one_line(content, tmp_path):
     with pytest.raises(UserError, match=r"config.json is damaged") as refusal:
         claim(tmp_path, {"seed": 0})
     assert "\n" not in str(refusal.value)
+
+
+def test_a_run_does_not_write_through_links(tmp_path):
+    """A workdir may be a stranger's, too."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text("mine")
+    (own / ".profile").write_text("mine")
+    workdir = tmp_path / "W"
+    workdir.mkdir()
+    (workdir / "vsd_cd").symlink_to(own)
+    with pytest.raises(UserError, match="vsd_cd is a link"):
+        refuse_links(workdir, ["vae", "vsd_cd"])
+    (workdir / ".lock").symlink_to(own / ".profile")
+    with pytest.raises(UserError, match=r"\.lock is a link"), alone(workdir):
+        pass
+    assert {path.read_text() for path in own.iterdir()} == {"mine"}
+
+
+def test_noise_is_one_array(tmp_path):
+    path = tmp_path / "noise.npy"
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    with pytest.raises(UserError, match="several arrays"):
+        read_noise(str(path), (3,))
+    np.save(path, np.zeros((2, 3), np.float32))
+    assert read_noise(str(path), (2, 3)).sum() == 0
+    path.write_bytes(path.read_bytes().replace(b"(2, 3)", b"(9, 9)"))  # more than the file holds
+    with pytest.raises(UserError, match=r"noise\.npy"):
+        read_noise(str(path), (9, 9))
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"noise\.npy"):
+        read_noise(str(path), (2, 3))
