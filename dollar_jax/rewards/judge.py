@@ -127,6 +127,8 @@ class Judge:
 
     def _checked(self, values: Any, captions: Sequence[str]) -> Scores:
         try:
+            if np.asarray(values).dtype.kind in "US":
+                raise TypeError("it is text")
             numbers = np.asarray(values, np.float32)
         except Exception as error:  # PyTorch's tensors have reasons of their own
             raise UserError(

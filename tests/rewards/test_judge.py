@@ -73,6 +73,9 @@ FORK = '''
 
     class Empty:
         pass
+
+    def words(frames, captions):
+        return ["0.5"] * len(captions)
 '''
 
 
@@ -138,6 +141,7 @@ def test_a_gradient(judge):
         ("not_finite", "returned nan for 2 of 3 videos, first for 'b': return finite numbers"),
         ("one_for_all", r"returned a float32 of shape \(\), wanted \(3,\): one number for each video"),
         ("a_dict", "returned a dict, wanted numbers: TypeError"),
+        ("words", "returned a list, wanted numbers: TypeError: it is text"),
         ("forgot_to_detach", r"returned a Tensor, wanted numbers: RuntimeError: Can't call numpy\(\)"),
         ("hangs", "reward fork_of_rewards:hangs took longer than 0.5 s: make it faster, or raise reward.timeout"),
     ],
