@@ -25,7 +25,9 @@ def inside(folder: str | os.PathLike, name: str) -> Path:
     parts = name.replace("\\", "/").split("/")
     try:
         path = (folder / name).resolve() if not name.startswith("~") else Path("/")
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, half a character, a NUL
+        if path.is_symlink():
+            raise ValueError("a loop of links")  # what Python before 3.13 says by itself
+    except (OSError, RuntimeError, ValueError) as error:  # half a character, a NUL, too
         raise UserError(f"{folder} points to {name!r}, which is no path") from error
     roots = [folder]
     for parent in (folder, *folder.parents):

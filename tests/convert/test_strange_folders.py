@@ -139,7 +139,7 @@ FAULTS = {
     "huge": ({TRANSFORMER: {"num_layers": 10**12}}, "num_layers: 1000000000000 is greater than"),
     "huge, nested": ({TRANSFORMER: {"more": {"a": [10**12]}}}, r"more.a.0: 1000000000000 is greater than"),
     "negative": ({TRANSFORMER: {"num_layers": -2}}, "sizes of its config"),
-    "zero": ({TRANSFORMER: {"attention_head_dim": 0}}, "sizes of its config"),
+    "zero": ({TRANSFORMER: {"attention_head_dim": 0}}, "sizes of its config|weights do not fit the network"),
     "string": ({TRANSFORMER: {"num_layers": "2"}}, "transformer"),
     "list of sizes": ({TRANSFORMER: {"in_channels": [4]}}, "transformer"),
     "none": ({TRANSFORMER: {"patch_size": None}}, "transformer"),
