@@ -28,14 +28,14 @@ def inside(folder: str | os.PathLike, name: str) -> Path:
         if path.is_symlink():
             raise ValueError("a loop of links")  # what Python before 3.13 says by itself
     except (OSError, RuntimeError, ValueError) as error:  # half a character, a NUL, too
-        raise UserError(f"{folder} points to {name!r}, which is no path") from error
+        raise UserError(f"{folder} points to {name!r:.200}, which is no path") from error
     roots = [folder]
     for parent in (folder, *folder.parents):
         if parent.parent.name == "snapshots":
             roots.append(parent.parents[1] / "blobs")
             break
     if Path(name).is_absolute() or ".." in parts or not any(path.is_relative_to(root) for root in roots):
-        raise UserError(f"{folder} points to {name!r}, outside itself: nothing there is read")
+        raise UserError(f"{folder} points to {name!r:.200}, outside itself: nothing there is read")
     return path
 
 
