@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from dollar_jax.config import trust_networks
 from dollar_jax.importing import UserError, trust
 
 FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
@@ -93,7 +94,7 @@ def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
                 raise UserError(f"--{name}={flag} is not a finite number")
         trust(_TRUST.value)
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.get  # noqa: B018 a config that could not be loaded raises when it is touched
+            trust_networks(flags.FLAGS.config)  # one that could not be loaded raises when it is touched
     except OSError as error:
         raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
     except (AttributeError, KeyError) as error:

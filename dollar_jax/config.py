@@ -2,6 +2,19 @@
 
 from ml_collections import ConfigDict
 
+from dollar_jax.importing import trust
+
+
+def trust_networks(config: ConfigDict) -> None:
+    """Trusts the modules of networks that a config names as an `architecture`: it is the user's own code. So may then
+    name them the checkpoints that it leads to.
+    """
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            trust_networks(value)
+        elif name == "architecture" and ":" in value:
+            trust([value.partition(":")[0]])
+
 
 def optimizer(learning_rate: float, **changes) -> ConfigDict:
     """Fields of an AdamW, see `dollar_jax.steps.common.make_optimizer`."""

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 import toy_pipeline
+from ml_collections import ConfigDict
 
 from configs import dollar, shapes
 from dollar_jax import importing
 from dollar_jax.check import check
+from dollar_jax.config import trust_networks
 from dollar_jax.data.dataset import write_dataset
 from dollar_jax.importing import UserError
 from dollar_jax.main import claim, refuse_links
@@ -113,8 +115,10 @@ def test_a_config_is_the_users_own_code(monkeypatch):
     monkeypatch.setattr(importing, "_trusted", set())
     config = shapes.get_config()
     config.teacher.architecture = "my_fork.nets:build"
-    run(config)
+    config.students.vsd_cd.reward = ConfigDict({"architecture": "my_fork.rewards:build"})
+    trust_networks(config)
     assert importing.is_trusted("my_fork.nets")
+    assert importing.is_trusted("my_fork.rewards")
     assert not importing.is_trusted("my_fork")
 
 
