@@ -14,7 +14,6 @@ from tqdm import tqdm
 from dollar_jax.command import required, run
 from dollar_jax.data.prompts import read_prompts
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, or W/STUDENT/checkpoints/STEP.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line.")
@@ -35,7 +34,7 @@ def main() -> None:
 
     from dollar_jax import pipeline  # JAX starts here, after what can be refused without it
     from dollar_jax.data.video import write_video
-    from dollar_jax.videos import Sample, draw
+    from dollar_jax.videos import Sample, draw, read_noise
 
     model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value)
     model.times(_STEPS.value)
@@ -57,25 +56,6 @@ def main() -> None:
             write_atomically(out / f"{sample.name}.npy", buffer.getvalue())
         write_video(out / f"{sample.name}.mp4", frames, model.card["video"]["fps"])
     print(f"{len(samples)} videos in {out}, {time.perf_counter() - start:.1f} s")
-
-
-def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The user's noise.
-
-    Raises:
-      UserError: no such array, or not float32 of `shape`.
-    """
-    try:
-        noise = np.load(path, allow_pickle=False, mmap_mode="r")  # its header may promise more than there is
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--noise={path}: {error}") from error
-    if not isinstance(noise, np.ndarray):
-        raise UserError(f"--noise={path} holds several arrays: give one, .npy")
-    if noise.dtype != np.float32 or noise.shape != shape:
-        raise UserError(
-            f"--noise={path} is {noise.dtype} {noise.shape}; this checkpoint and prompts need float32 {shape}"
-        )
-    return np.asarray(noise)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dollar_jax.checkpoint import Card
+from dollar_jax.importing import UserError
 from dollar_jax.pipeline import Latents, Pipeline, noise_at
 
 Made = tuple["Sample", Float[np.ndarray, "f h w c"], UInt8[np.ndarray, "F H W 3"]]
@@ -60,3 +61,22 @@ def draw(
 def noise_of(card: Card, seed: int, samples: Sequence[Sample]) -> tuple[Latents, jax.Array]:
     """Noise [n f h w c] and keys [n] of these samples: of all that `pipeline.draw_noise` draws, those asked for."""
     return noise_at(card, seed, *jnp.array([(sample.prompt, sample.video) for sample in samples]).T)
+
+
+def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The user's noise.
+
+    Raises:
+      UserError: no such array, or not float32 of `shape`.
+    """
+    try:
+        noise = np.load(path, allow_pickle=False, mmap_mode="r")  # its header may promise more than there is
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--noise={path}: {error}") from error
+    if not isinstance(noise, np.ndarray):
+        raise UserError(f"--noise={path} holds several arrays: give one, .npy")
+    if noise.dtype != np.float32 or noise.shape != shape:
+        raise UserError(
+            f"--noise={path} is {noise.dtype} {noise.shape}; this checkpoint and prompts need float32 {shape}"
+        )
+    return np.asarray(noise)

@@ -15,8 +15,8 @@ from dollar_jax.config import trust_networks
 from dollar_jax.data.dataset import write_dataset
 from dollar_jax.importing import UserError
 from dollar_jax.main import claim, refuse_links
-from dollar_jax.sample import read_noise
 from dollar_jax.sharding import make_mesh
+from dollar_jax.videos import read_noise
 from dollar_jax.watch import alone
 
 
