@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dollar_jax.checkpoint import read_card
 from dollar_jax.importing import UserError
 from dollar_jax.reading import require_schema
-from dollar_jax.rewards.judge import Judge
+from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import held_out_source, video_source
 from dollar_jax.stages.distill import needs_of, student_config
@@ -98,8 +98,9 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         sizes += [_drawn(student) for student in students.values()]
     _check_data(config, max(sizes, default=1))
     if {"distill", "report"} & set(config.stages):
+        judges = {}
         for place, student in students.items():
-            _check_student(student, place)
+            _check_student(student, place, judges)
 
 
 def _check_ranges(config: ConfigDict, place: str) -> None:
@@ -138,7 +139,8 @@ def _check_data(config: ConfigDict, batch_size: int) -> None:
             )
 
 
-def _check_student(config: ConfigDict, place: str) -> None:
+def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge]) -> None:
+    """Looks at what a student needs; a reward that several share is made once: it may load gigabytes."""
     if config.teacher.path:
         steps = read_card(config.teacher.path).get("schedule", {}).get("steps", 1000)
     else:
@@ -150,7 +152,9 @@ def _check_student(config: ConfigDict, place: str) -> None:
         )
     needs = needs_of(config.generator)
     if needs - {"fake_score"} or "report" in config.stages:
-        judge = Judge(config.reward)
-        judge.stop()
+        reward = str([config.reward[field] for field in ("name", *DEFAULTS)])
+        if reward not in judges:
+            judges[reward] = Judge(config.reward)
+            judges[reward].stop()
         if "pixel_reward" in needs:
-            judge.require_gradient()
+            judges[reward].require_gradient()

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from dollar_jax.command import required, run
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import UserError, resolve
+from dollar_jax.reading import read_json
 
 MACHINE = ("mesh", "remat", "attention", "offload")  # how it is computed, not what: a run may go on with others
 
@@ -83,13 +84,13 @@ def claim(workdir: Path, config: dict) -> None:
     path = workdir / "config.json"
     if path.exists():
         try:
-            noted = json.loads(path.read_text(encoding="utf-8"))
-            before, now = (
-                flatten({name: value for name, value in fields.items() if name not in MACHINE})
-                for fields in (noted, config)
-            )
-        except (ValueError, AttributeError) as error:
+            noted = read_json(path)
+        except UserError as error:
             raise UserError(f"{path} is damaged ({error}): remove it if this is the run's own config") from error
+        before, now = (
+            flatten({name: value for name, value in fields.items() if name not in MACHINE})
+            for fields in (noted, config)
+        )
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             key = changed[0]

@@ -15,6 +15,7 @@ from dollar_jax.config import trust_networks
 from dollar_jax.data.dataset import write_dataset
 from dollar_jax.importing import UserError
 from dollar_jax.main import claim, refuse_links
+from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import make_mesh
 from dollar_jax.videos import read_noise
 from dollar_jax.watch import alone
@@ -161,3 +162,20 @@ def test_noise_is_one_array(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"noise\.npy"):
         read_noise(str(path), (2, 3))
+
+
+def test_a_reward_that_students_share_is_made_once(monkeypatch):
+    """It may load gigabytes."""
+    made = []
+
+    def judge(reward):
+        made.append(reward.name)
+        return Judge(reward)
+
+    monkeypatch.setattr("dollar_jax.check.Judge", judge)
+    config = shapes.get_config()
+    run(config)
+    assert made == ["brightness"]
+    config.students.vsd_cd.reward = ConfigDict({"name": "dollar_jax.rewards.shapes_world:BorderBrightness"})
+    run(config)
+    assert sorted(made[1:]) == ["brightness", "dollar_jax.rewards.shapes_world:BorderBrightness"]
