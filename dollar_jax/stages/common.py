@@ -90,14 +90,14 @@ def network_options(config: ConfigDict) -> dict:
     return {"dtype": config.dtype, "remat": config.remat, "attention": config.attention or None}
 
 
-def host_batches(source, config: ConfigDict, seed: int, mesh: Mesh) -> grain.DatasetIterator:
-    """Endless batches of `config.batch_size`: the rows for the devices of this process.
+def host_batches(source, config: ConfigDict, seed: int, mesh: Mesh, hands: int = 1) -> grain.DatasetIterator:
+    """Endless batches of `hands` times `config.batch_size`: the rows for the devices of this process.
 
     Raises:
       UserError: the devices cannot share such a batch equally.
     """
     check_batch(config.batch_size, mesh, config.accumulate)
-    return iter(batches(source, config.batch_size, seed, *data_share(mesh)))
+    return iter(batches(source, hands * config.batch_size, seed, *data_share(mesh)))
 
 
 class View(NamedTuple):

@@ -15,16 +15,16 @@ from ml_collections import ConfigDict
 from dollar_jax import diffusion
 from dollar_jax.card import Card
 from dollar_jax.checkpoint import bring, load_component, read_card, write_card
-from dollar_jax.data.pipeline import batches
 from dollar_jax.importing import UserError, resolve
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, at_size
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, data_share, local_rows, shard, thin
+from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, shard, thin
 from dollar_jax.stages.common import (
     encode_clips,
     encoded_source,
+    host_batches,
     network_options,
     open_view,
     prompts,
@@ -152,10 +152,9 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         "sampler": generator.sampler,
         "guidance": generator.guidance,
     }
-    check_batch(generator.batch_size, mesh, generator.accumulate)
     # Each update of the fake score has a batch of its own, as in DMD2.
     hands = 1 + config.fake_score.updates * ("fake_score" in needs)
-    drawn = iter(batches(encoded_source(config, workdir), hands * generator.batch_size, config.seed, *data_share(mesh)))
+    drawn = host_batches(encoded_source(config, workdir), generator, config.seed, mesh, hands)
     judge = Judge(reward) if needs - {"fake_score"} else None
     captions = np.repeat(prompts(config), config.held_out.videos_per_caption).tolist()
     write_card(folder, card)
