@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
                 "use_rotary_positional_embeddings": True,
             }
         ),
-        velocity="conjugate",
+        prediction_type="conjugate",
         schedule=ConfigDict({"kind": "ddpm", "zero_snr": True, "snr_shift": 1.0}),
         steps=50,
         sampler="ddim",

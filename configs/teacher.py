@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
                 "sample_frames": 157,  # 40 latent frames
             }
         ),
-        velocity="conjugate",
+        prediction_type="conjugate",
         schedule=ConfigDict({"kind": "ddpm", "betas": "scaled_linear", "zero_snr": True, "snr_shift": 3.0}),
         steps=50,
         sampler="ddim",

@@ -5,7 +5,7 @@
                 the entry `item` of the checkpoint at `path`; `path` = checkpoints means the newest. The vae has its
                 scaling_factor too
   tokenizer     {path, length}, a Hugging Face tokenizer folder
-  velocity, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
+  prediction_type, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
   video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
                 (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
   lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
@@ -18,13 +18,23 @@ that it came with.
 import os
 from typing import Any
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.reading import read_json, require_schema
 
 Card = dict[str, Any]
 COMPONENTS = ("transformer", "vae", "text_encoder")
 NETWORKS = (*COMPONENTS, "clip", "aesthetic")
-SAMPLED = (*COMPONENTS, "tokenizer", "velocity", "schedule", "times", "sampler", "guidance", "video", "latent_shape")
+SAMPLED = (
+    *COMPONENTS,
+    "tokenizer",
+    "prediction_type",
+    "schedule",
+    "times",
+    "sampler",
+    "guidance",
+    "video",
+    "latent_shape",
+)
 
 
 def _object(required: tuple[str, ...] | list[str] = (), **properties) -> dict:
@@ -75,7 +85,7 @@ SCHEMA = _object(
     role={"enum": ["teacher", "student", *NETWORKS]},
     **dict.fromkeys(NETWORKS, _NETWORK),
     tokenizer=_object(("path", "length"), path=_PATH, length=_integer(1, 100_000)),
-    velocity={"enum": ["conjugate", "v", "eps", "flow", "x0"]},
+    prediction_type={"enum": ["conjugate", "v", "eps", "flow", "x0"]},
     schedule={"type": "object", "required": ["kind"], "oneOf": _SCHEDULES},
     times={"type": "array", "items": _integer(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
     sampler={"enum": ["ddim", "ancestral", "renoise"]},

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import read_card
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sharding import check_batch

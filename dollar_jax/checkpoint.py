@@ -26,13 +26,13 @@ from dollar_jax import checksums
 from dollar_jax.card import Card
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.distributed import is_main
+from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space, write_atomically
-from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Params
 from dollar_jax.reading import inside
 from dollar_jax.sharding import with_shardings
+from dollar_jax.types import Params
 
 SHARED = ("vae", "text_encoder", "tokenizer")  # what a student has in common with its teacher
 NUMBERED = "checkpoints"

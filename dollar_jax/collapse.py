@@ -1,7 +1,7 @@
 """Collapse, told in plain words: do the videos of a student in training still have structure, move, and differ?
 
 A student that lost its way makes one video, still ones, one colour, or noise, while its losses tell nothing. What it
-makes is compared with what it made before its first update, when it was as its teacher; its grain with that of data,
+makes is compared with what it made before its first update, when it was as its teacher; its sharpness with data's,
 since first samples in few steps are too smooth.
 """
 
@@ -36,13 +36,13 @@ SYMPTOMS = (
 )
 
 
-def grain(frames: Videos) -> float:
+def sharpness(frames: Videos) -> float:
     """The mean difference between a pixel and its four neighbours' mean, of videos 0..1: high in noise, 0 in a blur."""
     neighbours = frames[:, :, :-2, 1:-1] + frames[:, :, 2:, 1:-1] + frames[:, :, 1:-1, :-2] + frames[:, :, 1:-1, 2:]
     return float(np.abs(frames[:, :, 1:-1, 1:-1] - neighbours / 4).mean())
 
 
-def measure(frames: Videos, captions: Sequence[str], data_grain: float) -> dict[str, float]:
+def measure(frames: Videos, captions: Sequence[str], data_sharpness: float) -> dict[str, float]:
     """What tells a collapse, from videos 0..1, as many for each caption, those of a caption side by side.
 
     Returns:
@@ -52,7 +52,7 @@ def measure(frames: Videos, captions: Sequence[str], data_grain: float) -> dict[
                  noise is not taken for variety
       vendi      Eq. 17 on these thumbnails, less 1, mean over captions: 0 where all are the same; not for one video a
                  caption
-      grain      relative to `data_grain`, the `grain` of real videos
+      sharpness  relative to `data_sharpness`, the `sharpness` of real videos
     """
     n, _, height, width, _ = frames.shape
     rows, columns = (side - side % CELLS for side in (height, width))
@@ -64,7 +64,7 @@ def measure(frames: Videos, captions: Sequence[str], data_grain: float) -> dict[
     names = len(set(captions))
     if n > names:
         values["vendi"] = np.mean([vendi(group) for group in thumbnails.reshape(names, n // names, -1)]) - 1
-    values["grain"] = grain(frames) / data_grain
+    values["sharpness"] = sharpness(frames) / data_sharpness
     return {PREFIX + name: float(value) for name, value in values.items()}
 
 
@@ -79,7 +79,7 @@ def alarms(start: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         before, value = (values.get(PREFIX + name) for values in (start, now))
         if before and (value is None or value < LEAST * before):
             found.append(f"{words} ({name} {value or 0:.3g}, {before:.3g} at the start)")
-    rough = now.get(PREFIX + "grain", 0.0)
+    rough = now.get(PREFIX + "sharpness", 0.0)
     if rough is None or rough > MOST:
-        found.append(f"its frames are noise ({math.nan if rough is None else rough:.3g} times the grain of data)")
+        found.append(f"its frames are noise ({math.nan if rough is None else rough:.3g} times the sharpness of data)")
     return found

@@ -55,7 +55,7 @@ def held_out(videos_per_caption: int) -> ConfigDict:
 
 
 def guard(metric: str, tolerance: float, patience: int = 3) -> ConfigDict:
-    """When to end a student's tuning for a reward and which checkpoint to take, see `dollar_jax.guard.judge`; '' for
+    """When to end a student's tuning for a reward and which checkpoint to take, see `dollar_jax.guard.assess`; '' for
     never and the last.
     """
     return ConfigDict({"metric": metric, "tolerance": tolerance, "patience": patience})

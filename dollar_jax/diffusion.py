@@ -1,6 +1,6 @@
 """Diffusion without networks: schedules, the forward process, velocity kinds and reverse steps.
 
-Symbols are in `dollar_jax.notation`. Coefficients come from `Schedule.at` already shaped to broadcast with latents.
+Symbols are in `dollar_jax.types`. Coefficients come from `Schedule.at` already shaped to broadcast with latents.
 """
 
 from typing import Literal, NamedTuple, get_args
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Latent, Times
+from dollar_jax.errors import UserError
+from dollar_jax.types import Latent, Times
 
-Velocity = Literal["conjugate", "v", "eps", "flow", "x0"]
+PredictionType = Literal["conjugate", "v", "eps", "flow", "x0"]
 Coefficient = Float[Array, "b 1 1 1 1"]
 
 
@@ -102,12 +102,12 @@ def trailing_times(count: int, steps: int = 1000) -> tuple[int, ...]:
     return tuple(range(steps // count - 1, steps, steps // count))
 
 
-def check_velocity(velocity: Velocity, schedule: Schedule) -> None:
+def check_prediction_type(prediction_type: PredictionType, schedule: Schedule) -> None:
     """Raises UserError where the pair cannot work: eps carries no information on x0 where the signal is zero."""
-    if velocity not in get_args(Velocity):
-        raise _unknown(velocity)
-    if velocity == "eps" and not schedule.signal[-1] > 0:
-        raise UserError("velocity 'eps' needs a schedule with signal at its last time: set schedule.zero_snr=False")
+    if prediction_type not in get_args(PredictionType):
+        raise _unknown(prediction_type)
+    if prediction_type == "eps" and not schedule.signal[-1] > 0:
+        raise UserError("prediction_type 'eps' needs signal at the schedule's last time: set schedule.zero_snr=False")
 
 
 def forward(x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
@@ -115,7 +115,9 @@ def forward(x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
     return a * x0 + b * eps
 
 
-def to_x0_eps(velocity: Velocity, v: Latent, x_t: Latent, a: Coefficient, b: Coefficient) -> tuple[Latent, Latent]:
+def to_x0_eps(
+    prediction_type: PredictionType, v: Latent, x_t: Latent, a: Coefficient, b: Coefficient
+) -> tuple[Latent, Latent]:
     """(x0, eps) that the network's velocity `v` of a kind means at x_t. Both satisfy x_t = a x0 + b eps.
 
     conjugate: v = x0 - eps (Eq. 8); v: v = a eps - b x0 (Eq. 3); flow: v = eps - x0; eps and x0: themselves.
@@ -125,7 +127,7 @@ def to_x0_eps(velocity: Velocity, v: Latent, x_t: Latent, a: Coefficient, b: Coe
     Raises:
       UserError: another kind.
     """
-    match velocity:
+    match prediction_type:
         case "conjugate":
             return (x_t + b * v) / (a + b), (x_t - a * v) / (a + b)
         case "flow":
@@ -138,16 +140,16 @@ def to_x0_eps(velocity: Velocity, v: Latent, x_t: Latent, a: Coefficient, b: Coe
         case "x0":
             return v, (x_t - a * v) / b
         case _:
-            raise _unknown(velocity)
+            raise _unknown(prediction_type)
 
 
-def from_x0_eps(velocity: Velocity, x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
+def from_x0_eps(prediction_type: PredictionType, x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
     """The velocity of a kind that (x0, eps) have: a network's regression target (Eq. 3, 4). Inverse of `to_x0_eps`.
 
     Raises:
       UserError: another kind.
     """
-    match velocity:
+    match prediction_type:
         case "conjugate":
             return x0 - eps
         case "flow":
@@ -159,11 +161,11 @@ def from_x0_eps(velocity: Velocity, x0: Latent, eps: Latent, a: Coefficient, b: 
         case "x0":
             return x0
         case _:
-            raise _unknown(velocity)
+            raise _unknown(prediction_type)
 
 
-def _unknown(velocity: str) -> UserError:
-    return UserError(f"a velocity is one of {', '.join(get_args(Velocity))}, not {velocity!r}")
+def _unknown(prediction_type: str) -> UserError:
+    return UserError(f"a prediction_type is one of {', '.join(get_args(PredictionType))}, not {prediction_type!r}")
 
 
 def guide(v: Latent, v_null: Latent, guidance: float) -> Latent:

@@ -18,7 +18,7 @@ import urllib.request
 import jax
 from jax.experimental import multihost_utils
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 TIMEOUT = 300.0  # seconds for all processes of a run to come together
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:

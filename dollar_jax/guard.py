@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 PREFIX = "held_out/"
 REWARD = PREFIX + "reward"
@@ -18,7 +18,7 @@ Line = Mapping[str, Any]  # of the log; None where a value is not finite
 
 
 class Verdict(NamedTuple):
-    """See `judge`."""
+    """See `assess`."""
 
     best: int | None  # updates done; None where nothing was measured
     stop: bool
@@ -55,7 +55,7 @@ def _finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)  # None: the log's word for what is not
 
 
-def judge(history: Sequence[Line], config: ConfigDict) -> Verdict:
+def assess(history: Sequence[Line], config: ConfigDict) -> Verdict:
     """The measurement of the largest true reward within bounds, and whether the run has been out of them, or has not
     become better, for `patience` measurements in a row.
 

@@ -3,10 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterable
 
-
-class UserError(Exception):
-    """A mistake of the user's: printed as one line that names the fault and the remedy, exit status 2."""
-
+from dollar_jax.errors import UserError
 
 _trusted: set[str] = set()
 

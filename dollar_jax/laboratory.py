@@ -19,8 +19,8 @@ from absl import flags
 
 from configs.laboratory import EXPERIMENTS, PARENTS, get_config
 from dollar_jax import collapse, guard
-from dollar_jax.command import required, run
-from dollar_jax.importing import UserError
+from dollar_jax.cli import required, run
+from dollar_jax.errors import UserError
 
 _EXPERIMENT = flags.DEFINE_enum("experiment", None, list(EXPERIMENTS), "Which; `base` trains what the others share.")
 _OUT = flags.DEFINE_string("out", None, "Folder of all experiments.")

@@ -12,9 +12,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from dollar_jax.command import required, run
+from dollar_jax.cli import required, run
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError, resolve
+from dollar_jax.importing import resolve
 from dollar_jax.reading import read_json
 
 MACHINE = ("mesh", "remat", "attention", "offload")  # how it is computed, not what: a run may go on with others

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from dollar_jax import pictures
 from dollar_jax.distributed import is_main
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 from dollar_jax.reading import read_lines
 
 QUIET = 10.0  # seconds between two lines of progress where there is no terminal

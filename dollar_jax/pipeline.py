@@ -15,13 +15,13 @@ from dollar_jax import checkpoint, diffusion, sampling
 from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Schedule
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import build, independent_chunks
 from dollar_jax.models.network import Network
 from dollar_jax.models.tiling import in_tiles
-from dollar_jax.notation import Params
 from dollar_jax.reading import inside
 from dollar_jax.sharding import BATCH, constrain
+from dollar_jax.types import Params
 
 Frames = UInt8[np.ndarray, "n F H W 3"]
 Latents = Float[np.ndarray, "n f h w c"]
@@ -116,7 +116,7 @@ class Pipeline:
 
         def run(params, noise, text, null_text, keys, times, guidance):
             denoise = sampling.denoiser(
-                network.apply, params, self.card["velocity"], self.schedule, null_text, guidance
+                network.apply, params, self.card["prediction_type"], self.schedule, null_text, guidance
             )
             noise, text, keys = (constrain(x, BATCH) for x in (noise, text, keys))
             return constrain(sampling.sample(denoise, noise, text, times, self.schedule, self.card["sampler"], keys))

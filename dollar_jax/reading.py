@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 def inside(folder: str | os.PathLike, name: str) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from dollar_jax.command import required, run
+from dollar_jax.cli import required, run
 from dollar_jax.data.prompts import read_prompts
 from dollar_jax.files import write_atomically
 

@@ -10,9 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from dollar_jax import diffusion
-from dollar_jax.diffusion import Schedule, Velocity
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Latent, Params, Text, Times
+from dollar_jax.diffusion import PredictionType, Schedule
+from dollar_jax.errors import UserError
+from dollar_jax.types import Latent, Params, Text, Times
 
 Denoiser = Callable[[Latent, Times, Text], tuple[Latent, Latent]]  # (x_t, t, text) -> (x0, eps)
 Sampler = Literal["ddim", "ancestral", "renoise"]
@@ -23,7 +23,7 @@ Span = tuple[Times, Times]  # the first time and the one after the last
 def denoiser(
     apply: Callable,
     params: Params,
-    velocity: Velocity,
+    prediction_type: PredictionType,
     schedule: Schedule,
     null_text: Text | None = None,
     guidance: float = 0.0,
@@ -32,7 +32,7 @@ def denoiser(
 
     Args:
       apply: apply(params, x_t [b f h w c], times [b], text [b l d]) -> velocity [b f h w c].
-      velocity: the kind of what it predicts.
+      prediction_type: what the network predicts.
       null_text: [1 l d], the embedding of the empty caption; needed when guidance is not 0.
       guidance: the paper's w. Not 0: an example and its twin without caption are neighbours in one doubled batch, so
         that both are on one device.
@@ -47,7 +47,7 @@ def denoiser(
             v = diffusion.guide(with_text, without, guidance)
         else:
             v = apply(params, x_t, times, text).astype(jnp.float32)
-        return diffusion.to_x0_eps(velocity, v, x_t, *schedule.at(times))
+        return diffusion.to_x0_eps(prediction_type, v, x_t, *schedule.at(times))
 
     return denoise
 
@@ -84,7 +84,7 @@ def step_to(
     return diffusion.reverse_step(x0, eps, z, a_next, b_next, sigma)
 
 
-def walk(
+def solve(
     denoise: Denoiser,
     x_t: Latent,
     text: Text,
@@ -124,7 +124,7 @@ def sample(
     """
     path = jnp.asarray([*sorted(times, reverse=True), -1])
     path = jnp.broadcast_to(path[:, None], (len(path), noise.shape[0]))
-    return walk(denoise, noise, text, path, schedule, sampler, keys)[0]
+    return solve(denoise, noise, text, path, schedule, sampler, keys)[0]
 
 
 def rollout(
@@ -156,7 +156,7 @@ def rollout(
             x_t = diffusion.forward(latents, noise, *schedule.at(ordered[drawn]))
         case "simulate":
             path = jnp.broadcast_to(ordered[:, None], (len(times), latents.shape[0]))
-            last, visited = walk(student, noise, text, path, schedule, sampler, fold(keys, 2))
+            last, visited = solve(student, noise, text, path, schedule, sampler, fold(keys, 2))
             visited = jnp.concatenate([visited, last[None]])
             x_t = jax.vmap(lambda states, index: states[index], (1, 0))(visited, drawn)
         case _:

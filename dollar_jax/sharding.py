@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 BATCH = ("data", "fsdp")  # what a batch is split over
 CONTEXT = "context"

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from dollar_jax import collapse, guard
 from dollar_jax.checkpoint import Checkpoints
 from dollar_jax.distributed import Preemption, is_main
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 from dollar_jax.metrics import Logger, read
 from dollar_jax.sharding import batch_sharding, replicated, shard
 from dollar_jax.watch import Heartbeat
@@ -86,7 +86,7 @@ def train(
         from `state.step` or the number.
       batches: dicts of arrays, with captions as strings under 'caption'.
       config: iterations; save_every, keep, best: checkpoints; log_every; show_every, 0 for never; guard, see
-        `guard.judge`, where `measure` is given.
+        `guard.assess`, where `measure` is given.
       show: (state) -> (frames uint8 [n f h w 3], captions) for the log.
       measure: (state) -> values by names that begin with `held_out/` or `collapse/`, before the first update and at
         every checkpoint.
@@ -107,7 +107,7 @@ def train(
     history = [line for line in read(folder) if line["step"] < start and any(n.startswith(guard.PREFIX) for n in line)]
 
     def verdict():
-        return guard.judge(history, config.guard) if guarded else guard.Verdict(None, False)
+        return guard.assess(history, config.guard) if guarded else guard.Verdict(None, False)
 
     def look(done):
         begun = time.perf_counter()

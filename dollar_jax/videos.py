@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dollar_jax.checkpoint import Card
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.pipeline import Latents, Pipeline, noise_at
 
 Made = tuple["Sample", Float[np.ndarray, "f h w c"], UInt8[np.ndarray, "F H W 3"]]

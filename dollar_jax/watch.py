@@ -19,8 +19,8 @@ from pathlib import Path
 
 import jax
 
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 
 INTERVAL = 10.0  # seconds between two signs of life
 LOST = 80.0  # seconds without one, after which a process counts as dead; JAX ends the whole run after 100

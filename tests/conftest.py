@@ -16,7 +16,7 @@ from dollar_jax.importing import trust
 
 install_import_hook("dollar_jax", "beartype.beartype")
 
-# Helpers of several test files lie beside this one.
-sys.path.insert(0, str(Path(__file__).parent))
+# The helpers of several test files, also in the processes that tests start.
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 trust(["toy_pipeline", "test_tuning"])  # their models' cards name networks of theirs

@@ -13,7 +13,7 @@ from dollar_jax import importing
 from dollar_jax.check import check
 from dollar_jax.config import trust_networks
 from dollar_jax.data.dataset import write_dataset
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.main import claim, refuse_links
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import make_mesh

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dollar_jax import checkpoint, checksums
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import build
 
 SIZES = {"channels": 2}
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved, kind):
         cwd=Path(__file__).parent,
         text=True,
         capture_output=True,
-        env=os.environ | {"PYTHONPATH": ".."},
+        env=os.environ | {"PYTHONPATH": "..:helpers"},
     )
     assert result.returncode == 0, result.stderr
     assert "checkpoints/2 is damaged" in result.stderr

@@ -39,19 +39,19 @@ COLLAPSES = {
     still: {"change"},
     all_alike: {"variance", "vendi"},
     alike_by_caption: {"vendi"},
-    noise: {"variance", "vendi", "grain"},
+    noise: {"variance", "vendi", "sharpness"},
 }
 
 
 def measure(frames, captions=CAPTIONS):
-    return collapse.measure(frames, captions, collapse.grain(videos(9)))
+    return collapse.measure(frames, captions, collapse.sharpness(videos(9)))
 
 
 def test_values_by_hand():
     frames = np.zeros((2, 2, 4, 4, 3), np.float32)
     frames[0, :, 0, 0] = 1  # a white pixel, still
     frames[1, 0] = 1  # white, then black
-    values = collapse.measure(frames, ["a", "a"], data_grain=0.5)
+    values = collapse.measure(frames, ["a", "a"], data_sharpness=0.5)
     assert values["collapse/contrast"] == pytest.approx(np.sqrt(1 / 16 * 15 / 16) / 2)  # in two frames of four
     assert values["collapse/change"] == pytest.approx(0.5)
     # Means over time: 1 at one cell of the first and 0 elsewhere, 1/2 everywhere in the second.
@@ -60,8 +60,8 @@ def test_values_by_hand():
     first[0] = 1
     assert values["collapse/vendi"] == pytest.approx(vendi(np.stack([first, second])) - 1)
     frames[0, :, 0, 0], frames[0, :, 1, 1] = 0, 1  # inside: its four cells read 1, 1/4, 1/4 and 0
-    assert collapse.grain(frames) == pytest.approx(2 * 1.5 / 16)
-    assert collapse.measure(frames, ["a", "a"], 0.5)["collapse/grain"] == pytest.approx(2 * 2 * 1.5 / 16)
+    assert collapse.sharpness(frames) == pytest.approx(2 * 1.5 / 16)
+    assert collapse.measure(frames, ["a", "a"], 0.5)["collapse/sharpness"] == pytest.approx(2 * 2 * 1.5 / 16)
 
 
 @pytest.mark.parametrize(("break_it", "gone"), COLLAPSES.items())
@@ -69,7 +69,7 @@ def test_what_is_gone_is_named(break_it, gone):
     names = {
         words.split("(")[1].split(" ")[0] for words in collapse.alarms(measure(videos()), measure(break_it(videos(1))))
     }
-    assert {"grain" if name[0].isdigit() else name for name in names} == gone
+    assert {"sharpness" if name[0].isdigit() else name for name in names} == gone
 
 
 def test_a_healthy_student_is_left_in_peace():
@@ -83,10 +83,10 @@ def test_what_is_not_finite_is_gone():
     start = measure(videos())
     (words,) = collapse.alarms(start, start | {"collapse/change": None})
     assert words.startswith("its videos hardly move (change 0, 0.")
-    (words,) = collapse.alarms(start, start | {"collapse/grain": None})
+    (words,) = collapse.alarms(start, start | {"collapse/sharpness": None})
     assert words.startswith("its frames are noise")
 
 
 def test_images_do_not_move_and_single_videos_have_no_twins():
     values = measure(videos()[:, :1], ["a", "b", "c", "d"])
-    assert values.keys() == {"collapse/contrast", "collapse/variance", "collapse/grain"}
+    assert values.keys() == {"collapse/contrast", "collapse/variance", "collapse/sharpness"}

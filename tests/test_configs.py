@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from dollar_jax import diffusion
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import count_parameters
 from dollar_jax.pipeline import at_size

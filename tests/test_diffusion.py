@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dollar_jax import diffusion
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 KINDS = ("conjugate", "v", "eps", "flow", "x0")
 VARIANCE_PRESERVING = diffusion.ddpm_schedule()
@@ -89,8 +89,8 @@ def test_times_of_the_paper():
 
 def test_eps_prediction_is_refused_where_it_cannot_work():
     with pytest.raises(UserError, match="zero_snr"):
-        diffusion.check_velocity("eps", VARIANCE_PRESERVING)
-    diffusion.check_velocity("eps", diffusion.ddpm_schedule(zero_snr=False))
+        diffusion.check_prediction_type("eps", VARIANCE_PRESERVING)
+    diffusion.check_prediction_type("eps", diffusion.ddpm_schedule(zero_snr=False))
 
 
 def test_unknown_kinds_are_refused():
@@ -100,7 +100,7 @@ def test_unknown_kinds_are_refused():
         with pytest.raises(UserError, match=kinds):
             inspect.unwrap(function)("score", x, x, one, one)
     with pytest.raises(UserError, match=kinds):
-        inspect.unwrap(diffusion.check_velocity)("score", VARIANCE_PRESERVING)
+        inspect.unwrap(diffusion.check_prediction_type)("score", VARIANCE_PRESERVING)
     with pytest.raises(UserError, match="kind is ddpm or flow, not 'cosine'"):
         inspect.unwrap(diffusion.make_schedule)("cosine")
     with pytest.raises(UserError, match="betas is linear or scaled_linear, not 'cosine'"):

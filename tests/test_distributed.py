@@ -18,7 +18,7 @@ import jax
 import pytest
 
 from dollar_jax import distributed
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -26,7 +26,7 @@ GUIDES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 INDENTED = re.compile(r"^ {4}(.*)", re.M)
 # What a module takes beside flags.
-WORDS = {"dollar_jax.convert.__main__": r"(from|to)_torch \S+ \S+", "tests.benchmarks.convert_5b": r"\S+"}
+WORDS = {"dollar_jax.convert.__main__": r"(from|to)_torch \S+ \S+", "benchmarks.convert_5b": r"\S+"}
 
 # Prints what the module's flags say against the command lines on stdin.
 PARSE = """
@@ -40,7 +40,7 @@ defined = flags.FLAGS.flags_by_module_dict()
 for line in json.load(sys.stdin):
     sys.argv = [module, *line]  # where a config looks for its fields
     values = flags.FlagValues()
-    for flag in defined[module] + defined.get("dollar_jax.command", []):
+    for flag in defined[module] + defined.get("dollar_jax.cli", []):
         if flag.name != "config":
             flags.DEFINE_flag(flag, values)
         else:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.reading import inside, read_lines
 
 

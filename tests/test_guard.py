@@ -3,7 +3,7 @@ import math
 import pytest
 
 from dollar_jax import config, guard
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 def history(*pairs):
@@ -17,26 +17,26 @@ RULE = config.guard("-frechet", tolerance=5.0, patience=2)
 
 
 def test_nothing_measured():
-    assert guard.judge([], RULE) == (None, False)
+    assert guard.assess([], RULE) == (None, False)
 
 
 def test_the_best_is_the_largest_reward_within_bounds():
-    assert guard.judge(history((1.0, 100.0), (2.0, 104.9), (3.0, 105.1)), RULE) == (10, False)
-    assert guard.judge(history((1.0, 100.0), (2.0, 50.0), (1.5, 100.0)), RULE) == (10, False)
+    assert guard.assess(history((1.0, 100.0), (2.0, 104.9), (3.0, 105.1)), RULE) == (10, False)
+    assert guard.assess(history((1.0, 100.0), (2.0, 50.0), (1.5, 100.0)), RULE) == (10, False)
 
 
 def test_a_run_out_of_bounds_ends_after_patience():
     pairs = [(1.0, 100.0), (2.0, 101.0), (3.0, 120.0), (4.0, 140.0)]
-    assert guard.judge(history(*pairs[:3]), RULE) == (10, False)
-    assert guard.judge(history(*pairs), RULE) == (10, True)
+    assert guard.assess(history(*pairs[:3]), RULE) == (10, False)
+    assert guard.assess(history(*pairs), RULE) == (10, True)
 
 
 def test_a_run_that_only_worsens_keeps_its_start():
-    assert guard.judge(history((1.0, 100.0), (0.9, 100.0), (0.8, 100.0)), RULE) == (0, True)
+    assert guard.assess(history((1.0, 100.0), (0.9, 100.0), (0.8, 100.0)), RULE) == (0, True)
 
 
 def test_a_run_that_comes_back_goes_on():
-    assert guard.judge(history((1.0, 100.0), (2.0, 110.0), (3.0, 104.0)), RULE) == (20, False)
+    assert guard.assess(history((1.0, 100.0), (2.0, 110.0), (3.0, 104.0)), RULE) == (20, False)
 
 
 @pytest.mark.parametrize(("metric", "value", "inside"), [("-x", 10.6, False), ("-x", 10.4, True), ("-x", 2.0, True)])
@@ -54,13 +54,13 @@ def test_a_start_without_fault_leaves_as_much_room_as_any():
 def test_a_run_is_compared_with_its_best():
     """A student that is distilled and tuned at once starts far from data: that is no measure for what it may become."""
     pairs = [(1.0, 300.0), (0.9, 100.0), (2.0, 104.0), (3.0, 120.0)]
-    assert guard.judge(history(*pairs), RULE) == (20, False)
+    assert guard.assess(history(*pairs), RULE) == (20, False)
 
 
 def test_a_metric_that_is_not_measured_is_named():
     rule = config.guard("-fid", tolerance=1.0)
     with pytest.raises(UserError, match=r"guard.metric=-fid is not measured: frechet, reward are"):
-        guard.judge(history((1.0, 100.0)), rule)
+        guard.assess(history((1.0, 100.0)), rule)
 
 
 def test_what_is_not_finite_is_out_of_bounds():

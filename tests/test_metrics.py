@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from dollar_jax import metrics
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 def train(folder, start, stop, every=5, total=20):
@@ -171,7 +171,7 @@ def test_what_was_measured_is_a_short_line(tmp_path, capsys):
         f"held_out/{name}": 1.0 for name in ("colour", "clean_db", "frechet", "alignment", "vendi", "hf", "spread")
     }
     with metrics.Logger(tmp_path, "student", 10) as log:
-        log.measured(4, values | {"collapse/grain": 1.0}, 0.1)
+        log.measured(4, values | {"collapse/sharpness": 1.0}, 0.1)
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "student 5/10  held out: alignment 1 frechet 1 spread 1 vendi 1 hf 1"
     assert metrics.read(tmp_path)[0].keys() >= values.keys()

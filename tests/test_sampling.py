@@ -7,7 +7,7 @@ import pytest
 from gaussian import Gaussian
 
 from dollar_jax import diffusion, sampling
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 SCHEDULE = diffusion.ddpm_schedule()
 WORLD = Gaussian(0.5, 0.7, SCHEDULE)
@@ -69,8 +69,8 @@ def test_the_order_of_times_does_not_matter():
 def test_a_step_onto_itself_stands_still():
     x_t = sampling.normal(keys(2), (1, 2, 2, 2))
     path = jnp.array([[499, -1], [499, -1], [479, -1]])
-    moved, _ = sampling.walk(WORLD, x_t, jnp.zeros((2, 1, 1)), path, SCHEDULE, "ddim", keys(2))
-    alone, _ = sampling.walk(WORLD, x_t[:1], TEXT, path[1:, :1], SCHEDULE, "ddim", keys(1))
+    moved, _ = sampling.solve(WORLD, x_t, jnp.zeros((2, 1, 1)), path, SCHEDULE, "ddim", keys(2))
+    alone, _ = sampling.solve(WORLD, x_t[:1], TEXT, path[1:, :1], SCHEDULE, "ddim", keys(1))
     np.testing.assert_array_equal(moved[0], alone[0])
     np.testing.assert_array_equal(moved[1], x_t[1])
 

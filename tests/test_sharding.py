@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from dollar_jax import sharding
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
-SCRIPT = Path(__file__).parent / "one_iteration.py"
+SCRIPT = Path(__file__).parent / "helpers" / "one_iteration.py"
 
 
 def start(out, mesh, devices, *others):

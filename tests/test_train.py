@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dollar_jax.config import stage
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.metrics import read
 from dollar_jax.sharding import make_mesh
 from dollar_jax.train import SKIPS, Preempted, Skips, train

@@ -13,7 +13,7 @@ import toy_pipeline
 from dollar_jax import checkpoint, importing, models, pipeline
 from dollar_jax.card import check
 from dollar_jax.convert.to_torch import to_torch
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.network import Network
 from dollar_jax.reading import inside
 
@@ -144,7 +144,7 @@ def test_the_hubs_cache_is_inside(tmp_path):
 FAULTS = {
     "times": [[249, 5000], [], [-1], ["x"], [1, 1], 5, None],
     "schedule": [{"kind": "subprocess"}, {"kind": "ddpm", "steps": 0}, {"kind": "ddpm", "shift": 2.0}, []],
-    "velocity": ["w", 1],
+    "prediction_type": ["w", 1],
     "sampler": ["euler", None],
     "guidance": ["6", float("nan"), float("inf"), 1e30, True],
     "video": [{"fps": 0}, {"fps": "8\n"}, {"frames": 1.5}, {"height": -1}, {"width": 10**12}, {"extra": 1}],

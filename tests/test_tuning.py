@@ -15,7 +15,7 @@ from configs import shapes
 from dollar_jax import checkpoint, diffusion, metrics
 from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.data.text import write_word_tokenizer
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import load
 from dollar_jax.sharding import make_mesh
@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
     card = {
         "role": "teacher",
         **parts,
-        "velocity": "conjugate",
+        "prediction_type": "conjugate",
         "schedule": {"kind": "ddpm"},
         "times": diffusion.trailing_times(50),
         "sampler": "ddim",
@@ -165,8 +165,8 @@ def test_a_student_without_reward_is_looked_at_too(folder, tmp_path, capsys):
     assert [line["step"] for line in measured] == [-1, 1]
     assert all("held_out/vendi" in line and "held_out/reward" not in line for line in measured)
     alarms = [line for line in capsys.readouterr().err.splitlines() if "ALARM" in line]
-    grain = measured[1]["collapse/grain"]
-    assert alarms[1] == f"student 2/2  ALARM: its frames are noise ({grain:.3g} times the grain of data)"
+    sharpness = measured[1]["collapse/sharpness"]
+    assert alarms[1] == f"student 2/2  ALARM: its frames are noise ({sharpness:.3g} times the sharpness of data)"
     logs = tune(folder, {"free": (generator | {"guard": {"metric": "-frechet"}}, {})}, workdir=tmp_path)
     assert not any("held_out/score" in line for line in logs["free"])  # there is no reward to go too far for
 

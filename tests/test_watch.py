@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dollar_jax import watch
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.watch import LOST, PATIENCE, SLOW, Heartbeat, Watch, alone
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl import flags
 
-from dollar_jax.command import run
-from dollar_jax.importing import UserError
+from dollar_jax.cli import run
+from dollar_jax.errors import UserError
 
 _ITEM = flags.DEFINE_string("item", "", "to_torch: student, ema, params or fake_score of a training stage.")
 

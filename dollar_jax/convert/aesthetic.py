@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dollar_jax.convert.tables import Rule, linear, same
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 LINEAR = ("",)  # before `weight` and `bias`
 MLP = tuple(f"layers.{number}." for number in (0, 2, 4, 6, 7))  # the other numbers are dropout's

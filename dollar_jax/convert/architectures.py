@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from dollar_jax.convert import clip, cogvideox, cogvideox_vae, t5
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.reading import read_json, require_schema, within
 
 # Any JSON, with numbers that a network can have and words that fit into a message.

@@ -10,7 +10,7 @@ import numpy as np
 
 from dollar_jax.convert.tables import Change, Rule, linear_rules, norm_rules, same
 from dollar_jax.convert.tensors import Tensors
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.clip import Config, Text, Vision, read
 
 # 0, 1, 2, ... in the files of older versions of transformers.

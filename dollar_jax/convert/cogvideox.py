@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dollar_jax.convert.tables import Change, Rule, linear_rules, norm_rules, same
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.cogvideox_dit import Config
 
 

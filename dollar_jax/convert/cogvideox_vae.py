@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dollar_jax.convert.tables import Change, Rule, convolution_rules, layer_rules, norm_rules
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.cogvideox_vae import build
 
 SIZES = (

@@ -13,12 +13,12 @@ from diffusers.utils.torch_utils import randn_tensor
 class DollarScheduler(SchedulerMixin, ConfigMixin):
     """Reverse steps between the times that a student knows.
 
-    x_t = a_t x0 + b_t eps; every step takes x0 and eps from the model's velocity and goes to the next time with them.
+    x_t = a_t x0 + b_t eps; every step takes x0 and eps from the model's prediction and goes to the next time with them.
 
     Args:
       times: of the model, descending.
       signal, noise: a_t and b_t at these times.
-      velocity: what the model predicts: 'conjugate' (x0 - eps), 'flow' (eps - x0), 'v', 'eps' or 'x0'.
+      prediction_type: what the model predicts: 'conjugate' (x0 - eps), 'flow' (eps - x0), 'v', 'eps' or 'x0'.
       sampler: 'ddim', 'ancestral' or 'renoise'; the last two draw new noise between steps.
     """
 
@@ -31,7 +31,7 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
         times: list[int] = (999, 749, 499, 249),
         signal: list[float] = (),
         noise: list[float] = (),
-        velocity: str = "conjugate",
+        prediction_type: str = "conjugate",
         sampler: str = "ddim",
     ):
         self.set_timesteps(len(times))
@@ -78,7 +78,7 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
         return self.config.signal[place], self.config.noise[place]
 
     def _x0_eps(self, v: torch.Tensor, x: torch.Tensor, a: float, b: float) -> tuple[torch.Tensor, torch.Tensor]:
-        match self.config.velocity:
+        match self.config.prediction_type:
             case "conjugate":
                 return (x + b * v) / (a + b), (x - a * v) / (a + b)
             case "flow":
@@ -90,4 +90,4 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
                 return (x - b * v) / a, v
             case "x0":
                 return v, (x - a * v) / b
-        raise ValueError(f"unknown velocity {self.config.velocity}")
+        raise ValueError(f"unknown prediction_type {self.config.prediction_type}")

@@ -12,8 +12,8 @@ from dollar_jax.convert.architectures import SIZES, describing, of_folder, plain
 from dollar_jax.convert.tables import Rule, convert
 from dollar_jax.convert.tensors import Tensors, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
+from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
-from dollar_jax.importing import UserError
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size
 from dollar_jax.reading import inside, read_json, require_schema, within

@@ -4,8 +4,8 @@ import jax
 
 from dollar_jax.convert.tables import Rule, convolution, same
 from dollar_jax.convert.tensors import Tensors
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Params
+from dollar_jax.errors import UserError
+from dollar_jax.types import Params
 
 NAMES = {
     "kernel": ("conv.weight", convolution),

@@ -6,12 +6,12 @@ from typing import Any
 
 from dollar_jax import diffusion
 from dollar_jax.checkpoint import Card
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 STOCK = "CogVideoXDDIMScheduler"
 # The public 5B comes with another solver for the same model; here DDIM samples it.
 KNOWN = (STOCK, "CogVideoXDPMScheduler")
-VELOCITIES = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
+PREDICTION_TYPES = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
 STEPS = 50  # the stock pipeline's
 # What diffusers takes where the file says nothing.
 DEFAULTS = {
@@ -30,7 +30,7 @@ FIXED = {"trained_betas": None, "set_alpha_to_one": True, "timestep_spacing": "t
 
 
 def to_card(theirs: Mapping[str, Any]) -> Card:
-    """velocity, schedule, times and sampler, from the content of scheduler_config.json.
+    """prediction_type, schedule, times and sampler, from the content of scheduler_config.json.
 
     Raises:
       UserError: a scheduler that is not known, or set up in a way that is not.
@@ -40,7 +40,7 @@ def to_card(theirs: Mapping[str, Any]) -> Card:
         raise UserError(f"the scheduler is a {name}, which cannot be converted; known are {', '.join(KNOWN)}")
     theirs = DEFAULTS | dict(theirs)
     allowed = {name: (value,) for name, value in FIXED.items()}
-    allowed |= {"prediction_type": tuple(VELOCITIES), "beta_schedule": ("linear", "scaled_linear")}
+    allowed |= {"prediction_type": tuple(PREDICTION_TYPES), "beta_schedule": ("linear", "scaled_linear")}
     for name, values in allowed.items():
         if theirs[name] not in values:
             wanted = " or ".join(map(repr, values))
@@ -54,10 +54,10 @@ def to_card(theirs: Mapping[str, Any]) -> Card:
         "zero_snr": theirs["rescale_betas_zero_snr"],
         "snr_shift": theirs["snr_shift_scale"],
     }
-    velocity = VELOCITIES[theirs["prediction_type"]]
-    diffusion.check_velocity(velocity, diffusion.make_schedule(**schedule))
+    prediction_type = PREDICTION_TYPES[theirs["prediction_type"]]
+    diffusion.check_prediction_type(prediction_type, diffusion.make_schedule(**schedule))
     return {
-        "velocity": velocity,
+        "prediction_type": prediction_type,
         "schedule": schedule,
         "times": diffusion.trailing_times(STEPS, schedule["steps"]),
         "sampler": "ddim",
@@ -68,14 +68,14 @@ def from_card(card: Card) -> tuple[str, dict[str, Any]]:
     """(class, content of scheduler_config.json) that samples as the card says.
 
     The stock scheduler where it can, else `DollarScheduler` of `dollar_scheduler.py`, which goes with the folder: stock
-    ones know neither conjugate velocities nor flows, nor times of one's own, nor samplers that draw new noise.
+    ones know neither conjugate velocity nor flows, nor times of one's own, nor samplers that draw new noise.
     """
     times, schedule = sorted(card["times"], reverse=True), dict(card["schedule"])
     table = diffusion.make_schedule(**schedule)
     steps = table.signal.shape[0] - 1
     trailing = steps % len(times) == 0 and sorted(times) == list(diffusion.trailing_times(len(times), steps))
-    kinds = {velocity: kind for kind, velocity in VELOCITIES.items()}
-    stock = schedule.pop("kind") == "ddpm" and card["sampler"] == "ddim" and card["velocity"] in kinds
+    kinds = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
+    stock = schedule.pop("kind") == "ddpm" and card["sampler"] == "ddim" and card["prediction_type"] in kinds
     if trailing and stock:
         bound = inspect.signature(diffusion.ddpm_schedule).bind(**schedule)
         bound.apply_defaults()
@@ -87,7 +87,7 @@ def from_card(card: Card) -> tuple[str, dict[str, Any]]:
             "beta_end": parameters["beta_end"],
             "rescale_betas_zero_snr": parameters["zero_snr"],
             "snr_shift_scale": parameters["snr_shift"],
-            "prediction_type": kinds[card["velocity"]],
+            "prediction_type": kinds[card["prediction_type"]],
             "clip_sample": False,
             **FIXED,
         }
@@ -95,6 +95,6 @@ def from_card(card: Card) -> tuple[str, dict[str, Any]]:
         "times": times,
         "signal": [float(table.signal[time + 1]) for time in times],
         "noise": [float(table.noise[time + 1]) for time in times],
-        "velocity": card["velocity"],
+        "prediction_type": card["prediction_type"],
         "sampler": card["sampler"],
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dollar_jax.convert.tables import Rule, linear_rules, norm_rules, same
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.t5 import Config
 
 

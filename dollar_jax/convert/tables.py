@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Params
+from dollar_jax.errors import UserError
+from dollar_jax.types import Params
 
 STACKED = "{layer}"
 

@@ -16,8 +16,8 @@ from dollar_jax.convert.architectures import by_network, describe
 from dollar_jax.convert.tables import restore
 from dollar_jax.convert.tensors import write_folder
 from dollar_jax.data.text import copy_tokenizer
+from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
-from dollar_jax.importing import UserError
 from dollar_jax.reading import inside, read_json
 
 SCHEDULER_FILE = Path(__file__).with_name("dollar_scheduler.py")

@@ -17,8 +17,8 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from dollar_jax.command import required, run
-from dollar_jax.importing import UserError
+from dollar_jax.cli import required, run
+from dollar_jax.errors import UserError
 
 MOST = 100_000  # what a model's card takes
 

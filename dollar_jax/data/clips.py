@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from dollar_jax.data.dataset import Dataset, Example
 from dollar_jax.data.video import is_image, read_clip
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.reading import read_lines, within
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # printed with a message, they could say anything in its place

@@ -18,8 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder
-from dollar_jax.importing import UserError
 from dollar_jax.reading import inside, read_json, require_schema
 
 SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # in a file, in memory

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 
 from dollar_jax.data.dataset import Dataset, Example, Source
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 BATCHES_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 EXAMPLES_AHEAD = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)

@@ -2,7 +2,7 @@
 
 import os
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.reading import read_lines
 
 

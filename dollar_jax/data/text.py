@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.reading import inside, read_json
 
 # Only tokenizers are wanted of it: that there is no PyTorch is no news, and faults are said once, here.

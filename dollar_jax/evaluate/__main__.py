@@ -13,8 +13,8 @@ import sys
 
 from absl import flags
 
-from dollar_jax.command import run
-from dollar_jax.importing import UserError
+from dollar_jax.cli import run
+from dollar_jax.errors import UserError
 
 # Each module defines its flags and main(); no other is imported, so that two commands may have a flag of one name.
 COMMANDS = {

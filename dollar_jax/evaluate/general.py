@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.distribution import Subspace, fit, frechet, hf
 from dollar_jax.evaluate.vendi import diversity
-from dollar_jax.importing import UserError
 
 COMPONENTS = 32
 LEAST_CLIPS = 4  # for `reference`

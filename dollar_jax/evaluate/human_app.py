@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flask import Flask, Response, abort, g, redirect, request, url_for
 
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.human_guard import protect
 from dollar_jax.evaluate.human_study import (
     CHOICES,
@@ -20,7 +21,6 @@ from dollar_jax.evaluate.human_study import (
     remaining,
 )
 from dollar_jax.evaluate.pages import render
-from dollar_jax.importing import UserError
 
 PAGE = "human.html.jinja"
 EMPTY_BOX = 8  # bytes of the smallest box of an MP4 file: its size and its kind

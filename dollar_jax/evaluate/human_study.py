@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.samples import find_samples
-from dollar_jax.importing import UserError
 
 
 class Question(NamedTuple):

@@ -25,10 +25,10 @@ from ml_collections import ConfigDict
 
 from dollar_jax.models import clip, cogvideox_vae, independent_chunks, latent_reward
 from dollar_jax.models.network import Network, count_parameters
-from dollar_jax.notation import Params
 from dollar_jax.plan.estimate import OPTIONS, progress
 from dollar_jax.rewards.clip import letterboxed
 from dollar_jax.sharding import AXES, make_mesh, replicated
+from dollar_jax.types import Params
 
 FRAMES, HEIGHT, WIDTH = 128, 192, 320
 LATENT_FRAMES, *LATENT = 40, 24, 40, 12  # f, and h w c, of these videos

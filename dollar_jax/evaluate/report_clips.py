@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dollar_jax import pictures
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 from dollar_jax.reading import inside
 
 PIXELATED = 64  # frames up to this height are shown as they are, every pixel a square

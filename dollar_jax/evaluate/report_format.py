@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.report_rows import METRICS, TEACHER
-from dollar_jax.importing import UserError
 from dollar_jax.reading import require_schema
 
 _TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import jax
 
 from dollar_jax import metrics
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate import report_format
 from dollar_jax.evaluate.report import write
 from dollar_jax.evaluate.report_clips import Look, read_clips
 from dollar_jax.evaluate.report_rows import label, over_seeds
 from dollar_jax.evaluate.report_text import plain
-from dollar_jax.importing import UserError
 from dollar_jax.reading import inside, read_json
 
 SEEDS = ("seed", "teacher.path")  # fields in which seeds of one experiment differ: each may have a teacher of its own

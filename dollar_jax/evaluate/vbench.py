@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 class Dimension(NamedTuple):

@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dollar_jax.data.video import write_video
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 from dollar_jax.pipeline import Pipeline
 from dollar_jax.reading import read_json
 from dollar_jax.videos import Sample, draw

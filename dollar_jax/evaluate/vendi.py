@@ -10,9 +10,9 @@ from jaxtyping import Float, Real, UInt8
 from tqdm import tqdm
 
 from dollar_jax.data.video import read_video
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.features.pixels import pixels
 from dollar_jax.evaluate.samples import find_samples
-from dollar_jax.importing import UserError
 
 Embed = Callable[[Real[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
 

@@ -4,7 +4,8 @@ import inspect
 import pkgutil
 from typing import Any
 
-from dollar_jax.importing import UserError, is_trusted, resolve
+from dollar_jax.errors import UserError
+from dollar_jax.importing import is_trusted, resolve
 from dollar_jax.models.network import Network
 
 _MODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))

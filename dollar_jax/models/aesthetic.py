@@ -11,9 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.network import Network, from_module
-from dollar_jax.notation import PerExample
+from dollar_jax.types import PerExample
 
 
 def build(dtype: DTypeLike = jnp.float32, widths: Sequence[int] = (768, 1)) -> Network:

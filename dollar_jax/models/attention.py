@@ -17,7 +17,7 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.sharding import BATCH, CONTEXT, fit
 
 QUERIES = 128  # at most at a time: a CPU's cache holds their logits

@@ -21,10 +21,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config
-from dollar_jax.notation import Tokens
+from dollar_jax.types import Tokens
 
 Images = Float[Array, "b h w 3"]  # less CLIP's mean, by its standard deviation
 Sequence = Float[Array, "b n d"]

@@ -21,12 +21,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import positions
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config
-from dollar_jax.notation import Latent, Text, Times
 from dollar_jax.sharding import BATCH, CONTEXT, constrain, context_size
+from dollar_jax.types import Latent, Text, Times
 
 Sequence = Float[Array, "b n d"]  # text tokens, then video tokens
 Condition = Float[Array, "b t"]  # embedded times

@@ -17,10 +17,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.convolution import CausalConv, Stream, UpsamplingConv, group_frames, ungroup_frames
 from dollar_jax.models.network import Network, from_module
-from dollar_jax.notation import Latent
+from dollar_jax.types import Latent
 
 Features = Float[Array, "b f h w c"]
 NewFeatures = Float[Array, "b f_ h_ w_ c_"]

@@ -8,10 +8,10 @@ any autoencoder with `encode` and `decode` methods will do.
 import jax
 from einops import rearrange
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.convolution import repeat_first
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Latent, Params, Video
+from dollar_jax.types import Latent, Params, Video
 
 
 def encode(autoencoder: Network, params: Params, video: Video, chunk: int = 16) -> tuple[Latent, Latent]:

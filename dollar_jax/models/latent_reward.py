@@ -11,10 +11,10 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module
-from dollar_jax.notation import Latent, PerExample, Text
+from dollar_jax.types import Latent, PerExample, Text
 
 WIDTH, GROUPS = 128, 32
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Key, Params
+from dollar_jax.errors import UserError
+from dollar_jax.types import Key, Params
 
 
 class Network(NamedTuple):

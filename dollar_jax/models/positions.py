@@ -8,7 +8,7 @@ import numpy as np
 from einops import repeat
 from jaxtyping import Float, Real
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 Grid = tuple[int, int, int]
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config
-from dollar_jax.notation import Text, Tokens
+from dollar_jax.types import Text, Tokens
 
 Mask = Bool[Array, "b l"] | None  # False where a token is padding
 

@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Latent, Params, Video
+from dollar_jax.types import Latent, Params, Video
 
 Size = Sequence[int]  # rows and columns
 Image = Float[Array, "b f h w c"]  # pixels or latents

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from dollar_jax.notation import Latent, PerExample, Video
+from dollar_jax.types import Latent, PerExample, Video
 
 
 def sample_posterior(mean: Latent, log_variance: Latent, eps: Latent) -> Latent:

@@ -8,10 +8,10 @@ from jax import lax
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import Coefficient
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Latent, PerExample, Times
+from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context
-from dollar_jax.sampling import fold, normal, walk
+from dollar_jax.sampling import fold, normal, solve
+from dollar_jax.types import Latent, PerExample, Times
 
 
 def boundary(times: Times, sharpness: float = 10.0, deviation: float = 0.5) -> tuple[Coefficient, Coefficient]:
@@ -83,7 +83,7 @@ def consistency(
             other = context.student
         case _:
             raise UserError(f"consistency: target is teacher, ema or student, not {target!r}")
-    x_end, _ = walk(teacher, x_start, context.text, path, context.schedule, "ddim", context.keys)
+    x_end, _ = solve(teacher, x_start, context.text, path, context.schedule, "ddim", context.keys)
     wanted = lax.stop_gradient(f(other, x_end, path[-1]))
     return distance(f(context.student, x_start, path[0]), wanted, metric), {}
 

@@ -7,9 +7,9 @@ from typing import Literal
 from jaxtyping import Array, Bool, Float
 
 from dollar_jax.diffusion import Schedule
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Latent, PerExample, Text
+from dollar_jax.errors import UserError
 from dollar_jax.sampling import Denoiser, Keys, Span
+from dollar_jax.types import Latent, PerExample, Text
 
 Units = Literal["raw", "deviations"]
 

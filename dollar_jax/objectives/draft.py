@@ -1,7 +1,7 @@
 """DRaFT-K (arXiv 2309.17400): the reward's own gradient, through the decoder, into the last steps of a whole chain."""
 
-from dollar_jax.notation import PerExample
 from dollar_jax.objectives.context import Context
+from dollar_jax.types import PerExample
 
 
 def draft(context: Context, *, steps: int = 1) -> tuple[PerExample, dict]:

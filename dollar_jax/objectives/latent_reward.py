@@ -1,7 +1,7 @@
 """Latent reward models: their regression (Eq. 14) and fine-tuning by them (Eq. 15)."""
 
-from dollar_jax.notation import PerExample
 from dollar_jax.objectives.context import Context, Units, in_units
+from dollar_jax.types import PerExample
 
 
 def reward_regression(estimate: PerExample, reward: PerExample) -> PerExample:

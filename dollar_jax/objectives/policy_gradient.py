@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import Coefficient
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Latent, PerExample
+from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context, Units, in_units
+from dollar_jax.types import Latent, PerExample
 
 END = 19  # the first of the teacher's 50 times: a step to the clean sample has no deviation, and no log-probability
 

@@ -1,7 +1,7 @@
 """ReFL (arXiv 2304.05977): the reward's own gradient, through the decoder, into one step of the student."""
 
-from dollar_jax.notation import PerExample
 from dollar_jax.objectives.context import Context
+from dollar_jax.types import PerExample
 
 
 def refl(context: Context) -> tuple[PerExample, dict]:

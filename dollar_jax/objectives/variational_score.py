@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from dollar_jax import diffusion
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Latent, PerExample
+from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context
 from dollar_jax.sampling import clip_times, draw_times, fold, normal
+from dollar_jax.types import Latent, PerExample
 
 NEAR = 1e-3  # x0 no further apart than this, for latents of about unit variance, are as good as equal
 

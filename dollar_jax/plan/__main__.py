@@ -10,9 +10,9 @@ import json
 from absl import flags
 from ml_collections import config_flags
 
-from dollar_jax.command import required, run
+from dollar_jax.cli import required, run
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:2x2x2, v6e:4x4, v5e:16x16, h200:8, cpu:2, ...")

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Card, read_card
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.pipeline import at_size
 
 # What differs from the defaults of `cogvideox_dit.Config` in the public CogVideoX folders.
@@ -35,7 +35,7 @@ def teacher_card(config: ConfigDict, public: str) -> Card:
             "vae": {"architecture": "cogvideox_vae", "config": {}, "scaling_factor": 1.0},
             "text_encoder": {"architecture": "t5", "config": T5_XXL},
             "tokenizer": {"length": LENGTH},
-            "velocity": "v",
+            "prediction_type": "v",
             "schedule": PUBLIC_SCHEDULE,
         }
     else:
@@ -54,6 +54,6 @@ def _trained(config: ConfigDict) -> Card:
         },
         "text_encoder": {"architecture": config.text.architecture, "config": config.text.network.to_dict()},
         "tokenizer": {"length": config.text.length},
-        "velocity": teacher.velocity,
+        "prediction_type": teacher.prediction_type,
         "schedule": teacher.schedule.to_dict(),
     }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.plan.chips import CHIPS, Chip
 
 # Without a TPU libtpu looks for one and reports at length that there is none; and it locks out other processes, for the

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from einops import rearrange
 
-from dollar_jax.notation import Params, PerExample
 from dollar_jax.rewards.clip import Clip, Videos, cropped, load
+from dollar_jax.types import Params, PerExample
 
 
 class Aesthetic:

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float
 
 from dollar_jax.checkpoint import Card, load_component, read_card
 from dollar_jax.data.text import load_tokenizer, tokenize
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import clip
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Params, PerExample
+from dollar_jax.types import Params, PerExample
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)

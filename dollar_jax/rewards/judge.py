@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 from ml_collections import ConfigDict
 
-from dollar_jax.importing import UserError, resolve
-from dollar_jax.notation import Params, PerExample
+from dollar_jax.errors import UserError
+from dollar_jax.importing import resolve
 from dollar_jax.pictures import evenly
+from dollar_jax.types import Params, PerExample
 
 Frames = Float[np.ndarray, "b f h w 3"] | UInt8[np.ndarray, "b f h w 3"]
 Scores = Float32[np.ndarray, " b"]
@@ -108,7 +109,7 @@ class Judge:
         return self._reward.score(self._thin(frames), prepared, *weights)
 
     def stop(self) -> None:
-        """Ends what the reward does, if it can (a `program`)."""
+        """Ends what the reward does, if it can (a `executable`)."""
         if hasattr(self._reward, "stop"):
             self._reward.stop()
 

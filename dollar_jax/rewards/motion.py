@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from jaxtyping import Array, Float, Float64, UInt8
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
 Scores = Float64[np.ndarray, " b"]

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dollar_jax.notation import Params, PerExample
 from dollar_jax.rewards.clip import Preference, Videos, cropped
+from dollar_jax.types import Params, PerExample
 
 
 class PickScore(Preference):

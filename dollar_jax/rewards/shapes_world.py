@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from dollar_jax.data.shapes import COLOURS, MOTIONS, attributes
-from dollar_jax.importing import UserError
-from dollar_jax.notation import PerExample
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.shapes import alignment, read
+from dollar_jax.types import PerExample
 
 Frames = Float[Array, "b f h w 3"]  # 0..1
 NAMES = ("colour", "shape", "motion")  # of the attributes

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from dollar_jax.importing import UserError
-from dollar_jax.notation import Params, PerExample
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.judge import DEFAULTS, Judge
+from dollar_jax.types import Params, PerExample
 
 
 class WeightedSum:

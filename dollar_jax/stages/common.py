@@ -14,7 +14,7 @@ from dollar_jax.checkpoint import Card
 from dollar_jax.data.dataset import Dataset, open_dataset
 from dollar_jax.data.pipeline import batches
 from dollar_jax.data.shapes import CAPTIONS, LONG_CAPTIONS, ShapesWorld
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
 from dollar_jax.sharding import check_batch, data_share, shard

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from dollar_jax import diffusion
 from dollar_jax.card import Card
 from dollar_jax.checkpoint import bring, load_component, read_card, write_card
-from dollar_jax.importing import UserError, resolve
+from dollar_jax.errors import UserError
+from dollar_jax.importing import resolve
 from dollar_jax.models import build
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, at_size
@@ -72,7 +73,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, text_shape: tup
       UserError: a replay or a text width that does not fit, or what making the schedule and the networks raises.
     """
     reward, schedule = config.reward, diffusion.make_schedule(**card["schedule"])
-    diffusion.check_velocity(card["velocity"], schedule)
+    diffusion.check_prediction_type(card["prediction_type"], schedule)
     if "text_width" in reward.network:
         raise UserError("reward.network.text_width is the teacher's: leave it out, and set reward.reads_captions")
     text_width = {"text_width": text_shape[1]} if reward.reads_captions else {}
@@ -91,7 +92,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, text_shape: tup
     return dollar.Distillation(
         network=network,
         reward_network=build(reward.architecture, reward.network.to_dict() | text_width),
-        velocity=card["velocity"],
+        prediction_type=card["prediction_type"],
         schedule=schedule,
         config=config,
         empty_replay=empty_replay,
@@ -147,7 +148,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         "role": "student",
         "objectives": {objective: weight for objective, weight in generator.objectives.items() if weight},
         "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"},
-        "velocity": "x0" if generator.heterogeneous else teacher_card["velocity"],
+        "prediction_type": "x0" if generator.heterogeneous else teacher_card["prediction_type"],
         "times": list(generator.times),
         "sampler": generator.sampler,
         "guidance": generator.guidance,

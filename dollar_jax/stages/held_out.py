@@ -46,7 +46,7 @@ def make_measure(
     reference, measure = (resolve(f"{module}:{name}", "") for name in ("reference", "measure"))
     frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
     frames = frames / np.float32(255)
-    known, data_grain = reference(frames, *rest), collapse.grain(frames)
+    known, data_sharpness = reference(frames, *rest), collapse.sharpness(frames)
     size = config.report.batch_size
     guidance = pipeline.card["guidance"]
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
@@ -59,7 +59,7 @@ def make_measure(
     @jax.jit
     def chain(params, noise, text, keys):
         noise, text, keys = (constrain(x, BATCH) for x in (noise, text, keys))
-        return constrain(setup.walk(params, {"latents": noise, "text": text}, keys)[1])
+        return constrain(setup.trajectory(params, {"latents": noise, "text": text}, keys)[1])
 
     def run(state: DollarState) -> dict[str, float]:
         params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
@@ -87,6 +87,6 @@ def make_measure(
                     "reward_correlation": correlation(estimates, jnp.asarray(rewards)),
                 }
         values = {PREFIX + name: float(value) for name, value in values.items()}
-        return values | collapse.measure(frames, captions, data_grain)
+        return values | collapse.measure(frames, captions, data_sharpness)
 
     return run

@@ -20,7 +20,7 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Eq. 4 with caption dropout; its card says how to sample it and where the VAE and the text encoder are."""
     folder, stage = workdir / "teacher", config.teacher
     schedule = diffusion.make_schedule(**stage.schedule)
-    diffusion.check_velocity(stage.velocity, schedule)
+    diffusion.check_prediction_type(stage.prediction_type, schedule)
     encoded = read_card(workdir / "encoded")
     card = bring(encoded, workdir / "encoded", folder) | {
         "role": "teacher",
@@ -32,7 +32,7 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             "path": "checkpoints",
             "item": "ema",
         },
-        "velocity": stage.velocity,
+        "prediction_type": stage.prediction_type,
         "schedule": stage.schedule.to_dict(),
         "times": diffusion.trailing_times(stage.steps, schedule.signal.shape[0] - 1),
         "sampler": stage.sampler,
@@ -44,7 +44,7 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     key = jax.random.key(config.seed)
     state = initialize(partial(init_state, network, stage), mesh, jax.random.fold_in(key, 0), offload=config.offload)
     view = open_view(folder, card, network, config, mesh)
-    step = compile_step(make_step(network, stage.velocity, schedule, stage), state, mesh)
+    step = compile_step(make_step(network, stage.prediction_type, schedule, stage), state, mesh)
 
     def update(state, batch, captions, number):
         del captions, number  # the captions' embeddings are in the batch

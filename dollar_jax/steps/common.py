@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Key, Leaf, Params
 from dollar_jax.sampling import Keys
+from dollar_jax.types import Key, Leaf, Params
 
 
 @struct.dataclass

@@ -15,16 +15,16 @@ from jax import lax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from dollar_jax.diffusion import Schedule, Velocity
+from dollar_jax.diffusion import PredictionType, Schedule
 from dollar_jax.importing import resolve
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Key, Latent, Leaf, Params, PerExample, Video
 from dollar_jax.objectives.context import Context
+from dollar_jax.objectives.denoising import denoising_loss
 from dollar_jax.objectives.policy_gradient import path
-from dollar_jax.objectives.velocity import velocity_matching
-from dollar_jax.sampling import Denoiser, Keys, Span, denoiser, draw_times, fold, matched_times, normal, rollout, walk
+from dollar_jax.sampling import Denoiser, Keys, Span, denoiser, draw_times, fold, matched_times, normal, rollout, solve
 from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient, moving_average, update
 from dollar_jax.steps.reward import PromptMeans, Replay, RewardStatistics
+from dollar_jax.types import Key, Latent, Leaf, Params, PerExample, Video
 
 
 @struct.dataclass
@@ -49,7 +49,7 @@ class Distillation:
     Attributes:
       network: of teacher, fake score and student alike.
       reward_network: the latent reward model.
-      velocity: what teacher and fake score predict.
+      prediction_type: what teacher and fake score predict.
       schedule: a_t and b_t.
       config: the fields `generator`, `fake_score` and `reward` of the config.
       empty_replay: () -> the replay that the reward model starts with, None for none.
@@ -59,7 +59,7 @@ class Distillation:
 
     network: Network
     reward_network: Network
-    velocity: Velocity
+    prediction_type: PredictionType
     schedule: Schedule
     config: ConfigDict
     empty_replay: Callable[[], Replay | None] = lambda: None
@@ -67,9 +67,9 @@ class Distillation:
     pixel_reward: Callable[[Video, dict], PerExample] | None = None
 
     @property
-    def student_velocity(self) -> Velocity:
+    def student_prediction_type(self) -> PredictionType:
         """The teacher's kind (homogeneous), or x0 (heterogeneous)."""
-        return "x0" if self.config.generator.heterogeneous else self.velocity
+        return "x0" if self.config.generator.heterogeneous else self.prediction_type
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
         """AdamW of 'generator', 'fake_score' or 'reward'; each counts its own updates."""
@@ -119,7 +119,7 @@ class Distillation:
     def denoiser(self, student: Params) -> Denoiser:
         """The student as (x_t, t, text) -> (x0, eps)."""
         apply = jax.named_scope("student")(self.network.apply)
-        return denoiser(apply, student, self.student_velocity, self.schedule)
+        return denoiser(apply, student, self.student_prediction_type, self.schedule)
 
     def sample(self, student: Params, batch: dict, keys: Keys, steps: int) -> Latent:
         """The end of the student's whole chain from pure noise; its last `steps` calls have a gradient (DRaFT-K)."""
@@ -130,15 +130,15 @@ class Distillation:
         x_t = normal(fold(keys, 0), batch["latents"].shape[1:])
         for stream, params, part in (1, lax.stop_gradient(student), times[: cut + 1]), (2, student, times[cut:]):
             denoise, part_keys = self.denoiser(params), fold(keys, stream)
-            x_t, _ = walk(denoise, x_t, batch["text"], part, self.schedule, generator.sampler, part_keys)
+            x_t, _ = solve(denoise, x_t, batch["text"], part, self.schedule, generator.sampler, part_keys)
         return x_t
 
-    def walk(self, student: Params, batch: dict, keys: Keys) -> tuple[Float[Array, "b n f h w c"], Latent]:
+    def trajectory(self, student: Params, batch: dict, keys: Keys) -> tuple[Float[Array, "b n f h w c"], Latent]:
         """Every state of the student's chain by ancestral steps along `policy_gradient.path`, and the x0 it ends in."""
         denoise, times = self.denoiser(student), jnp.asarray(path(self.config.generator.times))
         times = jnp.broadcast_to(times[:, None], (len(times), batch["text"].shape[0]))
         noise = normal(fold(keys, 0), batch["latents"].shape[1:])
-        last, visited = walk(denoise, noise, batch["text"], times, self.schedule, "ancestral", fold(keys, 1))
+        last, visited = solve(denoise, noise, batch["text"], times, self.schedule, "ancestral", fold(keys, 1))
         trajectory = rearrange(jnp.concatenate([visited, last[None]]), "n b ... -> b n ...")
         return trajectory, denoise(last, times[-1], batch["text"])[0]
 
@@ -188,10 +188,10 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
 
             context = Context(
                 schedule=setup.schedule,
-                student=network("student", student, setup.student_velocity),
-                ema=network("ema", state.ema, setup.student_velocity),
-                teacher=partial(network, "teacher", frozen["teacher"], setup.velocity),
-                fake_score=network("fake_score", state.fake_score, setup.velocity),
+                student=network("student", student, setup.student_prediction_type),
+                ema=network("ema", state.ema, setup.student_prediction_type),
+                teacher=partial(network, "teacher", frozen["teacher"], setup.prediction_type),
+                fake_score=network("fake_score", state.fake_score, setup.prediction_type),
                 reward_model=reward_model,
                 latents=part["latents"],
                 text=part["text"],
@@ -246,7 +246,9 @@ def make_fake_score_step(setup: Distillation) -> Callable:
             x0, span = setup.generate(state.student, part, fold(keys, 0))
             times = draw_times(fold(keys, 1), span)
             network = partial(jax.named_scope("fake_score")(setup.network.apply), fake_score)
-            value = velocity_matching(network, setup.velocity, setup.schedule, x0, times, part["text"], fold(keys, 2))
+            value = denoising_loss(
+                network, setup.prediction_type, setup.schedule, x0, times, part["text"], fold(keys, 2)
+            )
             return value, {}
 
         examples = {**batch, "keys": example_keys(key, state.step, batch["text"].shape[0])}
@@ -294,7 +296,7 @@ def make_trajectory(setup: Distillation) -> Callable:
 
     def follow(state: DollarState, batch: dict, key: Key) -> dict:
         keys = example_keys(key, state.step, batch["text"].shape[0])
-        trajectory, x0 = setup.walk(state.student, batch, keys)
+        trajectory, x0 = setup.trajectory(state.student, batch, keys)
         return {"trajectory": trajectory, "latents": x0}
 
     return follow

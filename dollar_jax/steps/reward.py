@@ -11,9 +11,9 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Key, Leaf, Params, PerExample
 from dollar_jax.objectives.latent_reward import reward_regression
 from dollar_jax.steps.common import mean_gradient, update
+from dollar_jax.types import Key, Leaf, Params, PerExample
 
 PARTS = ("latents", "text", "text_mask", "reward")  # of a scored batch
 PROMPTS = 2**16  # numbers of prompts; two prompts that share one share their baseline, which is one all the same

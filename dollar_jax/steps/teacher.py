@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dollar_jax.diffusion import Schedule, Velocity
+from dollar_jax.diffusion import PredictionType, Schedule
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Key, Params
-from dollar_jax.objectives.velocity import velocity_matching
+from dollar_jax.objectives.denoising import denoising_loss
 from dollar_jax.steps.common import TrainState, make_optimizer, mean_gradient, moving_average, update
+from dollar_jax.types import Key, Params
 
 
-def make_step(network: Network, velocity: Velocity, schedule: Schedule, config: ConfigDict):
+def make_step(network: Network, prediction_type: PredictionType, schedule: Schedule, config: ConfigDict):
     """(state, frozen, batch, key) -> (state, metrics).
 
     frozen: {'null_text': [1 l d]}. batch: {'latents': [b f h w c], 'text': [b l d]}.
@@ -38,7 +38,7 @@ def make_step(network: Network, velocity: Velocity, schedule: Schedule, config: 
                 return network.apply(params, x_t, times, text)
 
             args = (part[name] for name in ("latents", "times", "text", "keys"))
-            return velocity_matching(run, velocity, schedule, *args), {}
+            return denoising_loss(run, prediction_type, schedule, *args), {}
 
         gradient, metrics = mean_gradient(loss, state.params, examples, config.accumulate)
         params, optimizer_state, norms = update(

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dollar_jax.models.network import Network
-from dollar_jax.notation import Key, Params
 from dollar_jax.objectives.autoencoder import kl, reconstruction, sample_posterior
 from dollar_jax.sampling import normal
 from dollar_jax.steps.common import TrainState, example_keys, make_optimizer, mean_gradient, moving_average, update
+from dollar_jax.types import Key, Params
 
 
 def make_step(network: Network, config: ConfigDict):

@@ -20,7 +20,7 @@ from dollar_jax import checkpoint, pipeline
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.tensors import open_folder
 from dollar_jax.convert.to_torch import to_torch
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 FOLDERS = {
@@ -125,7 +125,7 @@ def test_the_card_says_what_the_folder_says(plain, tmp_path):
     (source / "scheduler" / "scheduler_config.json").write_text(json.dumps(json.loads(path.read_text()) | scheduler))
     card = from_torch(source, tmp_path / "ours")
     assert card == checkpoint.read_card(tmp_path / "ours") | {"times": card["times"]}
-    assert card["velocity"] == "x0"
+    assert card["prediction_type"] == "x0"
     assert card["schedule"] == {
         "kind": "ddpm",
         "steps": 1000,
@@ -213,12 +213,12 @@ def test_the_same_noise_is_the_same_video(change, tmp_path):
         assert np.abs(ours - theirs).mean() < 1
 
 
-@pytest.mark.parametrize("velocity", ["v", "conjugate"])
-def test_a_student_distilled_here_samples_there(plain, tmp_path, velocity):
+@pytest.mark.parametrize("prediction_type", ["v", "conjugate"])
+def test_a_student_distilled_here_samples_there(plain, tmp_path, prediction_type):
     """A few iterations on a teacher of the stock pipeline, exported; both the averaged and the raw student."""
     from_torch(plain, tmp_path / "teacher")
     card = checkpoint.read_card(tmp_path / "teacher")
-    checkpoint.write_card(tmp_path / "teacher", card | {"velocity": velocity})
+    checkpoint.write_card(tmp_path / "teacher", card | {"prediction_type": prediction_type})
     fields = {
         "teacher.path": "teacher",
         "stages": "('encode','distill')",
@@ -246,7 +246,7 @@ def test_a_student_distilled_here_samples_there(plain, tmp_path, velocity):
         exported = tmp_path / item
         to_torch(student, exported, item)
         own = (exported / "scheduler" / "dollar_scheduler.py").exists()
-        assert own == (velocity == "conjugate")
+        assert own == (prediction_type == "conjugate")
         assert ("trust_remote_code" in (exported / "README.md").read_text()) == own
         options = {"trust_remote_code": True} if own else {}
         latents[item], _ = stock_latents(exported, noise, len(card["times"]), 0.0, **options)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dollar_jax.convert.cogvideox_vae import FIXED, SIZES, config, pointwise
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 PUBLIC = dict.fromkeys(SIZES, 4) | FIXED | {"scaling_factor": 1.15258426, "_class_name": "AutoencoderKLCogVideoX"}
 

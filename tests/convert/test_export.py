@@ -9,7 +9,7 @@ import stock
 
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.to_torch import to_torch
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.to_torch import to_torch
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"
@@ -114,7 +114,7 @@ def test_what_exists_is_left_alone(plain, tmp_path):
 
 def test_networks_that_diffusers_does_not_have(plain, tmp_path):
     from_torch(plain, tmp_path / "ours")
-    change_json(tmp_path / "ours", "config.json", velocity="v")
+    change_json(tmp_path / "ours", "config.json", prediction_type="v")
     card = json.loads((tmp_path / "ours" / "config.json").read_text())
     card["vae"]["config"]["exactly_causal"] = True
     (tmp_path / "ours" / "config.json").write_text(json.dumps(card))

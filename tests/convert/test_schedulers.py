@@ -10,7 +10,7 @@ from diffusers import CogVideoXDDIMScheduler
 from dollar_jax import diffusion, sampling
 from dollar_jax.convert import schedulers
 from dollar_jax.convert.dollar_scheduler import DollarScheduler
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 DDPM = {"kind": "ddpm", "zero_snr": True, "snr_shift": 3.0}
 FLOW = {"kind": "flow", "shift": 3.0}
@@ -23,8 +23,8 @@ PUBLIC = {
 FOUR = (249, 499, 749, 999)
 
 
-def card(velocity="v", schedule=None, times=FOUR, sampler="ddim") -> dict:
-    return {"velocity": velocity, "schedule": schedule or DDPM, "times": times, "sampler": sampler}
+def card(prediction_type="v", schedule=None, times=FOUR, sampler="ddim") -> dict:
+    return {"prediction_type": prediction_type, "schedule": schedule or DDPM, "times": times, "sampler": sampler}
 
 
 def network(x, times):
@@ -53,7 +53,7 @@ def test_sampling_there_is_sampling_here(card, stock):
     def apply(params, x, times, text):
         return network(x, times[:, None, None, None, None])
 
-    denoise = sampling.denoiser(apply, {}, card["velocity"], schedule)
+    denoise = sampling.denoiser(apply, {}, card["prediction_type"], schedule)
     keys = jax.random.split(jax.random.key(0), 2)
     ours = sampling.sample(denoise, jnp.asarray(noise), jnp.zeros((2, 1, 1)), card["times"], schedule, "ddim", keys)
 
@@ -94,7 +94,7 @@ def test_fewer_steps_are_those_that_the_student_knows():
 
 def test_a_card_of_the_public_files():
     assert schedulers.to_card(PUBLIC) == {
-        "velocity": "v",
+        "prediction_type": "v",
         "schedule": {
             "kind": "ddpm",
             "steps": 1000,
@@ -123,7 +123,7 @@ def test_the_same_coefficients(change):
         ({"timestep_spacing": "linspace"}, "timestep_spacing = 'linspace': only 'trailing'"),
         ({"trained_betas": [0.1]}, "trained_betas"),
         ({"beta_schedule": "squaredcos_cap_v2"}, "only 'linear' or 'scaled_linear'"),
-        ({"prediction_type": "epsilon"}, "velocity 'eps' needs a schedule with signal"),
+        ({"prediction_type": "epsilon"}, "prediction_type 'eps' needs signal"),
     ],
 )
 def test_what_cannot_be_converted(change, fault):

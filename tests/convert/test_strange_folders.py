@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from dollar_jax.convert.architectures import ARCHITECTURES, describe, of_folder
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.tensors import open_file, open_folder
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"

@@ -16,7 +16,7 @@ from dollar_jax.convert.tables import (
     restore,
     same,
 )
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 TABLE = [
     Rule("embed.weight", "embed", same),

@@ -8,7 +8,7 @@ from PIL import Image
 from dollar_jax.data.clips import open_clips, read_captions
 from dollar_jax.data.shapes import ShapesWorld
 from dollar_jax.data.video import read_clip, write_video
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 SIZE = {"frames": 9, "height": 32, "width": 32, "fps": 8}
 

@@ -7,7 +7,7 @@ import pytest
 from dollar_jax.data.dataset import Dataset
 from dollar_jax.data.pipeline import batches, in_order
 from dollar_jax.data.shapes import ShapesWorld
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 class Counting:

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from dollar_jax.data import dataset
 from dollar_jax.data.dataset import open_dataset, write_dataset
 from dollar_jax.data.shapes import ShapesWorld
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 def same(a, b):

@@ -1,7 +1,7 @@
 import pytest
 
 from dollar_jax.data.prompts import read_prompts
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 
 def test_empty_lines_are_no_prompts(tmp_path):

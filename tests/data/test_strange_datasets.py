@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dollar_jax.data.dataset import open_dataset, write_dataset
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 TENSOR = "tensorflow_datasets.core.features.tensor_feature.Tensor"
 VIDEOS = "captioned_videos-videos.array_record-00000"

@@ -7,7 +7,7 @@ import pytest
 import stock
 
 from dollar_jax.data.text import copy_tokenizer, load_tokenizer, tokenize, write_word_tokenizer
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 CONFIG = "tokenizer_config.json"
 CODE = """

@@ -10,7 +10,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from dollar_jax.data.video import read_clip, read_video, write_video
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1,\nsecret.ts\n#EXT-X-ENDLIST\n"

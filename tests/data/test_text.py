@@ -3,7 +3,7 @@ import pytest
 
 from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.data.text import load_tokenizer, tokenize, write_word_tokenizer
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 PAD, END, UNKNOWN = 0, 1, 2  # as in T5
 

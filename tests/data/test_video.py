@@ -9,7 +9,7 @@ from PIL import Image
 
 from dollar_jax.data.shapes import ShapesWorld
 from dollar_jax.data.video import read_clip, read_video, write_video
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 GREYS = np.arange(10, 250, 20, dtype=np.uint8)  # twelve frames told apart by their grey
 

@@ -3,8 +3,8 @@ import pytest
 from einops import rearrange
 
 from dollar_jax.data.shapes import CAPTIONS, ShapesWorld
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate import shapes
-from dollar_jax.importing import UserError
 
 
 def load(clips, seed):

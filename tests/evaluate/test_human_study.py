@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate import human_study
 from dollar_jax.evaluate.human_study import (
     QUESTIONS,
@@ -18,7 +19,6 @@ from dollar_jax.evaluate.human_study import (
     remaining,
     skipped_lines,
 )
-from dollar_jax.importing import UserError
 
 CHOICES = {question.key: "left" for question in QUESTIONS}
 

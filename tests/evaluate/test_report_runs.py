@@ -11,9 +11,9 @@ import pytest
 from browser import needs_browser, open_browser, requested
 from page import Page
 
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_runs import combine
-from dollar_jax.importing import UserError
 
 CONFIG = {"seed": 0, "rollout": "simulate", "times": [249, 499], "mesh": {"data": 1}, "teacher": {"path": ""}}
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.samples import Name, find_samples
-from dollar_jax.importing import UserError
 
 MP4 = b"\0\0\0\x18ftypisom" + bytes(12)
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate import vbench
-from dollar_jax.importing import UserError
 
 # Columns of the paper's tables: the sixteen dimensions, then quality, semantic and total score, all in percent. Of
 # Tab. 2 the models that the authors measured, and one of those that others did.

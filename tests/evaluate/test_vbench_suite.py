@@ -9,9 +9,9 @@ import pytest
 import toy_pipeline
 
 from dollar_jax.data.video import read_video
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate import vbench_suite
 from dollar_jax.evaluate.vbench_suite import claim, manifest_path, suite, write_suite
-from dollar_jax.importing import UserError
 from dollar_jax.videos import Sample, draw
 
 SHORT = ["a pear", "in a still frame, a cat", "a dog"]

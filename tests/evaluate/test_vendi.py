@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from dollar_jax.data.video import read_video, write_video
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.features.pixels import pixels
 from dollar_jax.evaluate.features.thumbnails import thumbnails
 from dollar_jax.evaluate.vendi import diversity, diversity_of_folder, vendi
-from dollar_jax.importing import UserError
 
 
 def test_identical_samples_count_once():

@@ -10,7 +10,7 @@ import torch
 
 from dollar_jax.convert import aesthetic as keys
 from dollar_jax.convert.tables import convert, restore
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import aesthetic
 
 

@@ -16,7 +16,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models.attention import QUERIES, attention
 from dollar_jax.sharding import AXES, BATCH, CONTEXT, make_mesh
 

@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel
 from dollar_jax.convert import clip as keys
 from dollar_jax.convert.tables import convert, restore
 from dollar_jax.convert.tensors import open_file
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import clip
 from dollar_jax.models.network import count_parameters
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from dollar_jax.convert import cogvideox
 from dollar_jax.convert.tables import convert
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import cogvideox_dit
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import count_parameters

@@ -11,7 +11,7 @@ from flax import nnx
 
 from dollar_jax.convert import cogvideox_vae as theirs
 from dollar_jax.convert.tables import convert
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import cogvideox_vae
 from dollar_jax.models.network import count_parameters
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from dollar_jax.convert import inception as keys
 from dollar_jax.convert.tensors import open_file
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate.features import inception as features
 from dollar_jax.evaluate.features.inception import inception
-from dollar_jax.importing import UserError
 
 SIDE = 75  # the smallest that the network takes: as good for parity, and fast
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import independent_chunks
 from dollar_jax.models.network import Network
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import latent_reward
 from dollar_jax.models.network import count_parameters
 

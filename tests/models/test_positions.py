@@ -8,7 +8,7 @@ import torch
 from diffusers import CogVideoXPipeline
 from diffusers.models.embeddings import get_3d_sincos_pos_embed
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import positions
 
 

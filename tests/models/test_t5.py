@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from dollar_jax.convert import t5 as keys
 from dollar_jax.convert.tables import convert
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import t5
 
 SMALL = {

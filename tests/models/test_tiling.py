@@ -10,7 +10,7 @@ from einops import rearrange
 
 from dollar_jax.convert import cogvideox_vae as theirs
 from dollar_jax.convert.tables import convert
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import cogvideox_vae, tiling
 from dollar_jax.models.network import Network
 

@@ -10,12 +10,12 @@ import pytest
 from gaussian import Gaussian
 
 from dollar_jax import diffusion, sampling
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.objectives.consistency import boundary, consistency, distance
 from dollar_jax.objectives.context import Context, in_units
+from dollar_jax.objectives.denoising import denoising, denoising_loss, drop_captions, squared_error
 from dollar_jax.objectives.latent_reward import latent_reward, reward_regression
 from dollar_jax.objectives.variational_score import NEAR, follow, kl_direction, normalized, variational_score
-from dollar_jax.objectives.velocity import drop_captions, velocity, velocity_loss, velocity_matching
 
 SCHEDULE = diffusion.ddpm_schedule()
 REAL = Gaussian(0.5, 0.7, SCHEDULE)
@@ -71,16 +71,16 @@ def test_conjugate_loss_on_gaussian_data_is_the_conditional_variance_and_no_less
             return diffusion.from_x0_eps("conjugate", *REAL(x_t, times), *SCHEDULE.at(times)) + shift
 
         text = jnp.zeros((count, 1, 1))
-        return velocity_matching(network, "conjugate", SCHEDULE, x0, times, text, keys(count, 1)).mean()
+        return denoising_loss(network, "conjugate", SCHEDULE, x0, times, text, keys(count, 1)).mean()
 
     assert float(loss(0.0)) == pytest.approx(wanted, rel=4 * np.sqrt(2 / count))
     assert float(jax.grad(loss)(0.0)) == pytest.approx(0, abs=8 * np.sqrt(wanted / count))
     assert float(loss(0.3)) == pytest.approx(float(loss(0.0)) + 0.09, abs=0.02)
 
 
-def test_velocity_loss_by_hand():
+def test_squared_error_by_hand():
     velocity, target = jnp.ones((2, 1, 1, 1, 2)), jnp.array([[1.0, 3.0], [0.0, 0.0]]).reshape(2, 1, 1, 1, 2)
-    np.testing.assert_allclose(velocity_loss(velocity, target), [2, 1])
+    np.testing.assert_allclose(squared_error(velocity, target), [2, 1])
 
 
 def test_a_share_of_captions_is_empty_and_the_others_are_as_they_were():
@@ -100,10 +100,10 @@ def test_a_tuned_teacher_is_held_without_a_caption_too():
 
     def loss(share):
         ctx = context(4000, student=right_but_for_null)
-        return float(velocity(ctx, kind="x0", caption_dropout=share)[0].mean())
+        return float(denoising(ctx, kind="x0", caption_dropout=share)[0].mean())
 
     assert loss(0.5) - loss(0.0) == pytest.approx(0.5, abs=0.05)
-    with_default = float(velocity(context(4000, student=right_but_for_null), kind="x0")[0].mean())
+    with_default = float(denoising(context(4000, student=right_but_for_null), kind="x0")[0].mean())
     assert with_default - loss(0.0) == pytest.approx(0.1, abs=0.03)
 
 

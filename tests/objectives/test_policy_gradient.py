@@ -10,9 +10,9 @@ import scipy.stats
 from test_objectives import context
 
 from dollar_jax import diffusion
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.objectives.policy_gradient import END, log_probability, path, policy_gradient, posterior
-from dollar_jax.sampling import normal, walk
+from dollar_jax.sampling import normal, solve
 
 SCHEDULE = diffusion.ddpm_schedule()
 TIMES = (249, 499, 749, 999)
@@ -61,7 +61,7 @@ def chain(times, count, shape, theta):
     batched = jnp.broadcast_to(jnp.array(path(times))[:, None], (len(path(times)), count))
     keys = jax.random.split(jax.random.key(0), count)
     text = jnp.zeros((count, 1, 1))
-    last, visited = walk(student(theta), normal(keys, shape), text, batched, SCHEDULE, "ancestral", keys)
+    last, visited = solve(student(theta), normal(keys, shape), text, batched, SCHEDULE, "ancestral", keys)
     reward = last.mean((1, 2, 3, 4))
     return context(
         count=count,

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.plan.chips import CHIPS, GB
 from dollar_jax.plan.topology import make_devices, parse
 

@@ -24,7 +24,7 @@ SENT = {
 
 def exchange(topology, *kinds):
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    program = [sys.executable, str(Path(__file__).parent / "exchange.py"), topology, *kinds]
+    program = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "exchange.py"), topology, *kinds]
     return json.loads(subprocess.run(program, env=environment, check=True, capture_output=True, text=True).stdout)
 
 

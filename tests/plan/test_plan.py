@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs.dollar import get_config as dollar_config
 from configs.shapes import get_config as shapes_config
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import count_parameters
 from dollar_jax.plan.estimate import compile_program

@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dollar_jax.convert.from_torch import from_torch
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.clip import DEVIATION, MEAN, cropped, letterboxed
 from dollar_jax.rewards.judge import Judge
 

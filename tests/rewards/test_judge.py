@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.brightness import brightness
 from dollar_jax.rewards.judge import Judge
 

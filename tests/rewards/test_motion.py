@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from dollar_jax.data.shapes import path, render
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.motion import dynamic_degree, motion_smoothness, temporal_flickering
 
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import uniform_filter
 
 from dollar_jax.data.shapes import ATTRIBUTES, CAPTIONS, COLOURS, SHAPES, ShapesWorld, path, render
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.shapes import alignment, read
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dollar_jax.data.shapes import COLOURS, ShapesWorld
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.rewards.shapes_world import Alignment, BorderBrightness, CaptionArea, CaptionColour, caption_speed
 

@@ -8,7 +8,7 @@ import toy
 
 from configs.shapes import get_config
 from dollar_jax import diffusion
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.objectives import policy_gradient
 from dollar_jax.steps import dollar
 from dollar_jax.steps.common import example_keys
@@ -111,7 +111,7 @@ def test_steps_draw_new_noise_each_time_and_the_same_after_a_restart():
 
 def test_a_heterogeneous_student_predicts_x0():
     this = setup(heterogeneous=True)
-    assert (this.student_velocity, setup().student_velocity) == ("x0", "conjugate")
+    assert (this.student_prediction_type, setup().student_prediction_type) == ("x0", "conjugate")
     keys = jax.random.split(jax.random.key(0), 4)
     one, other = (s.generate(TEACHER, toy.batch(), keys)[0] for s in (this, setup()))
     assert not np.allclose(one, other)
@@ -181,11 +181,11 @@ def test_drafts_gradient_goes_through_its_last_steps_only():
     one, all_steps = (jax.grad(lambda p, k=k: (end(p, k) ** 2).mean())(TEACHER)["mix"] for k in (1, 4))
     assert not np.allclose(one, all_steps, rtol=0.1)
     times = jnp.asarray([*sorted(this.config.generator.times, reverse=True), -1])
-    from dollar_jax.sampling import fold, normal, walk
+    from dollar_jax.sampling import fold, normal, solve
 
     path = jnp.broadcast_to(times[:, None], (5, 4))
     x_t = normal(fold(keys, 0), batch["latents"].shape[1:])
-    x_t, _ = walk(this.denoiser(TEACHER), x_t, batch["text"], path[:4], this.schedule, "ddim", keys)
+    x_t, _ = solve(this.denoiser(TEACHER), x_t, batch["text"], path[:4], this.schedule, "ddim", keys)
 
     def by_hand(student):
         return (this.denoiser(student)(x_t, path[3], batch["text"])[0] ** 2).mean()
@@ -265,12 +265,12 @@ def test_a_policy_gradient_compares_a_video_with_earlier_ones_of_its_prompt():
     np.testing.assert_allclose(state.prompt_means.mean[5:9], [1, 3, 2, 0], rtol=1e-5)
 
 
-def test_velocity_on_data_is_the_teachers_loss():
+def test_denoising_on_data_is_the_teachers_loss():
     """A student that knows the clean latents has none."""
-    this = alone("velocity")
+    this = alone("denoising")
     perfect = this.network._replace(apply=lambda params, x_t, times, text: toy.batch()["latents"])
-    this = dataclasses.replace(this, network=perfect, velocity="x0")
-    this.config.generator.options = {"velocity": {"kind": "x0"}}
+    this = dataclasses.replace(this, network=perfect, prediction_type="x0")
+    this.config.generator.options = {"denoising": {"kind": "x0"}}
     state = this.init(TEACHER, jax.random.key(0))
     _, metrics = dollar.make_generator_step(this)(state, FROZEN, toy.batch(), jax.random.key(1))
     assert float(metrics["loss"]) < 1e-9

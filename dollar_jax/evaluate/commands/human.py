@@ -11,8 +11,8 @@ from pathlib import Path
 
 from absl import flags
 
-from dollar_jax.command import required
-from dollar_jax.importing import UserError
+from dollar_jax.cli import required
+from dollar_jax.errors import UserError
 
 _VIDEOS = flags.DEFINE_multi_string("videos", [], "NAME=DIR, twice: a model and the folder of its videos.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "The text file that the videos were made with, a prompt a line.")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from dollar_jax.command import required
-from dollar_jax.importing import UserError
+from dollar_jax.cli import required
+from dollar_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_multi_string("workdir", [], "Folder of a finished run, or VARIANT=FOLDER; any number of times.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write; by default W/report if there is one workdir.")

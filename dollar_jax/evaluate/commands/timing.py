@@ -10,9 +10,9 @@ import json
 
 from absl import flags
 
-from dollar_jax.command import required
+from dollar_jax.cli import required
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 
 _TEACHER = flags.DEFINE_string("teacher", None, "Folder of the teacher.")
 _STUDENT = flags.DEFINE_string("student", None, "Folder of the student.")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from absl import flags
 
-from dollar_jax.command import required
+from dollar_jax.cli import required
 from dollar_jax.data.prompts import read_prompts
+from dollar_jax.errors import UserError
 from dollar_jax.evaluate import vbench
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import UserError
 
 _RESULTS = flags.DEFINE_string("results", None, "VBench's result file, to aggregate.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, to sample.")

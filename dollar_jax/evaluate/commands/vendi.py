@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dollar_jax.command import required
+from dollar_jax.cli import required
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
 

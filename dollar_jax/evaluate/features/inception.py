@@ -12,9 +12,9 @@ from PIL import Image
 from dollar_jax.convert import inception as keys
 from dollar_jax.convert.tables import convert
 from dollar_jax.convert.tensors import open_file
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.models import inception as network
-from dollar_jax.notation import Params
+from dollar_jax.types import Params
 
 SIDE = 299
 

@@ -1,6 +1,6 @@
 """Memory and time of converting a folder of CogVideoX-5B's exact shapes, with random bfloat16 weights, there and back.
 
-python -m tests.benchmarks.convert_5b FOLDER        needs 60 GB of disk in FOLDER, which it leaves empty
+python -m benchmarks.convert_5b FOLDER        needs 60 GB of disk in FOLDER, which it leaves empty
 """
 
 import json
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from safetensors.numpy import save_file
 from transformers import T5Config, T5EncoderModel
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import stock
 
 TRANSFORMER = {

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dollar_jax import diffusion
-from dollar_jax.diffusion import Schedule, Velocity
-from dollar_jax.notation import Latent, PerExample, Text, Times
+from dollar_jax.diffusion import PredictionType, Schedule
 from dollar_jax.objectives.context import Context
 from dollar_jax.sampling import Keys, draw_times, fold, normal
+from dollar_jax.types import Latent, PerExample, Text, Times
 
 
-def velocity_loss(velocity: Latent, target: Latent) -> PerExample:
+def squared_error(velocity: Latent, target: Latent) -> PerExample:
     """||v_theta(x_t, t) - v||^2, a mean over elements (Eq. 4; v = x0 - eps for the conjugate kind). [b]"""
     return jnp.mean((velocity - target) ** 2, axis=(1, 2, 3, 4))
 
 
-def velocity_matching(
+def denoising_loss(
     network: Callable[[Latent, Times, Text], Latent],
-    kind: Velocity,
+    kind: PredictionType,
     schedule: Schedule,
     x0: Latent,
     times: Times,
@@ -31,7 +31,7 @@ def velocity_matching(
     eps = normal(keys, x0.shape[1:])
     a, b = schedule.at(times)
     velocity = network(diffusion.forward(x0, eps, a, b), times, text).astype(jnp.float32)
-    return velocity_loss(velocity, diffusion.from_x0_eps(kind, x0, eps, a, b))
+    return squared_error(velocity, diffusion.from_x0_eps(kind, x0, eps, a, b))
 
 
 def drop_captions(text: Text, null_text: Float[Array, "1 l d"], share: float, keys: Keys) -> Text:
@@ -40,8 +40,8 @@ def drop_captions(text: Text, null_text: Float[Array, "1 l d"], share: float, ke
     return jnp.where(dropped[:, None, None], null_text, text)
 
 
-def velocity(
-    context: Context, *, kind: Velocity = "conjugate", caption_dropout: float = 0.1
+def denoising(
+    context: Context, *, kind: PredictionType = "conjugate", caption_dropout: float = 0.1
 ) -> tuple[PerExample, dict]:
     """Eq. 4 on data for the network in training: what holds a teacher while it is tuned for a reward. [b]
 
@@ -58,7 +58,7 @@ def velocity(
     def network(x_t, times, text):
         return diffusion.from_x0_eps(kind, *context.student(x_t, times, text), *context.schedule.at(times))
 
-    return velocity_matching(network, kind, context.schedule, context.latents, times, text, fold(context.keys, 1)), {}
+    return denoising_loss(network, kind, context.schedule, context.latents, times, text, fold(context.keys, 1)), {}
 
 
-velocity.needs = ()
+denoising.needs = ()

@@ -1,6 +1,6 @@
 """Forward time beside diffusers on a CPU: same weights, same threads, taking turns in one process.
 
-    python -m tests.benchmarks.forward           about ten minutes; prints a table
+    python -m benchmarks.forward           about ten minutes; prints a table
 
 Medians of the ratio of neighbouring runs: a noisy machine slows both sides of a pair.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import stock
 
 from dollar_jax.convert import cogvideox, cogvideox_vae

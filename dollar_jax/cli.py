@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from dollar_jax.config import trust_networks
-from dollar_jax.importing import UserError, trust
+from dollar_jax.errors import UserError
+from dollar_jax.importing import trust
 
 FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 # What the user's paths can do wrong, whatever touches them first.

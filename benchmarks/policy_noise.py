@@ -1,6 +1,6 @@
 """How many videos a policy gradient needs at a student of the shapes world: its noise beside what it estimates.
 
-    python -m tests.benchmarks.policy_noise --run=DIR/base/0 --transitions=2
+    python -m benchmarks.policy_noise --run=DIR/base/0 --transitions=2
 
 The reward is `BorderBrightness`, which has a gradient: through the same transitions with their noise held fixed, a
 thousand videos give the derivative g of the expected reward almost exactly. An estimate from n videos has noise of the
@@ -16,7 +16,7 @@ from absl import flags
 
 from configs.laboratory import get_config
 from dollar_jax.checkpoint import read_card
-from dollar_jax.command import required, run
+from dollar_jax.cli import required, run
 from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.objectives.policy_gradient import log_probability, path, posterior
 from dollar_jax.pipeline import load
@@ -66,7 +66,7 @@ def main() -> None:
 
     @jax.jit
     def draw(key):
-        trajectory, x0 = setup.walk(
+        trajectory, x0 = setup.trajectory(
             student, {"latents": jnp.zeros((CHUNK, *shape)), "text": text}, jax.random.split(key, CHUNK)
         )
         return trajectory, reward(x0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.judge import Judge
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 6, 3), np.uint8)
@@ -28,7 +28,7 @@ for calls, line in enumerate(sys.stdin):
 
 
 def judge(code, **fields):
-    return Judge({"name": "program", "options": {"command": [sys.executable, "-c", code]}, **fields})
+    return Judge({"name": "executable", "options": {"command": [sys.executable, "-c", code]}, **fields})
 
 
 def test_requests_and_answers():
@@ -65,7 +65,7 @@ def test_requests_and_answers():
     ],
 )
 def test_faults(code, words):
-    with pytest.raises(UserError, match=f"^reward program.* {words}") as caught:
+    with pytest.raises(UserError, match=f"^reward executable.* {words}") as caught:
         judge(code)(FRAMES, CAPTIONS)
     assert str(caught.value).isprintable()
 
@@ -93,7 +93,7 @@ def test_an_answer_that_nobody_asked_for_is_never_a_reward(code, calls):
         for _ in range(calls):
             found.append(reward(FRAMES, CAPTIONS).tolist())
 
-    with pytest.raises(UserError, match=r"^reward program: the program .*: one line for each request"):
+    with pytest.raises(UserError, match=r"^reward executable: the program .*: one line for each request"):
         ask()
     assert found in ([], [[1, 2, 3]])
     with pytest.raises(UserError, match="ended with status -9"):  # nothing of it can be taken for an answer any more
@@ -126,7 +126,7 @@ open({str(tmp_path / "pids")!r}, "w").write(f"{{os.getpid()}} {{child.pid}}")
 child.wait()
 """
     reward, start = judge(code, timeout=5), time.monotonic()
-    with pytest.raises(UserError, match="reward program took longer than 5 s"):
+    with pytest.raises(UserError, match="reward executable took longer than 5 s"):
         reward(FRAMES, CAPTIONS)
     assert time.monotonic() - start < 13
     for pid in map(int, (tmp_path / "pids").read_text().split()):
@@ -147,5 +147,5 @@ def gone(pid):
 
 
 def test_no_such_program():
-    with pytest.raises(UserError, match=r"reward program: ./nothing cannot be started \(No such file or directory\)"):
-        Judge({"name": "program", "options": {"command": ["./nothing"]}})
+    with pytest.raises(UserError, match=r"reward executable: ./nothing cannot be started \(No such file or directory\)"):
+        Judge({"name": "executable", "options": {"command": ["./nothing"]}})

@@ -15,7 +15,7 @@ from dollar_jax.pipeline import Pipeline
 LENGTH = 8
 CARD = {
     "role": "student",
-    "velocity": "v",
+    "prediction_type": "v",
     "schedule": {"kind": "ddpm"},
     "times": [499, 999],
     "sampler": "renoise",

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs.shapes import get_config
 from dollar_jax.models import build
@@ -33,7 +33,7 @@ SIZES = {
     "num_layers": 2,
     "use_rotary_positional_embeddings": True,
 }
-CARD = {"velocity": "v", "schedule": {"kind": "ddpm"}}
+CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}}
 BATCH_SIZE, FRAMES, TEXT_TOKENS = 8, 3, 5  # 5 + 3 x 2 x 2 tokens
 
 

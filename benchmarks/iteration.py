@@ -1,8 +1,8 @@
 """One iteration of a distillation on the devices at hand, with random weights: time, FLOP/s, memory, a profile.
 
-    python -m tests.benchmarks.iteration --config=configs/dollar.py --config.generator.batch_size=1 \\
+    python -m benchmarks.iteration --config=configs/dollar.py --config.generator.batch_size=1 \\
         --config.generator.accumulate=1 --config.reward.batch_size=1           under eight minutes on one H200
-    python -m tests.benchmarks.iteration --config=configs/shapes.py            on a laptop
+    python -m benchmarks.iteration --config=configs/shapes.py            on a laptop
 
 Arithmetic is counted from the program. Beside it stands the rate of a large product of bfloat16 matrices (float32 on a
 CPU) in the same run: what a matrix unit gives here, whatever its data sheet says.
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from dollar_jax.command import required, run
+from dollar_jax.cli import required, run
 from dollar_jax.plan import flops
 from dollar_jax.plan.programs import device_bytes, iteration
 from dollar_jax.plan.teachers import teacher_card

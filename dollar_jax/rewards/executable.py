@@ -18,13 +18,13 @@ from typing import IO
 import numpy as np
 from jaxtyping import Array, Float
 
-from dollar_jax.importing import UserError
+from dollar_jax.errors import UserError
 
 LONGEST = 1024  # bytes of a number in an answer: digits to spare, but no endless line
 SHOWN = 200  # characters of its last words
 
 
-class Program:
+class Executable:
     """A process that is started once and then asked for rewards.
 
     A request is a line of JSON on its standard input, {"frames": PATH, "captions": [...]}: the file holds b videos,
@@ -136,4 +136,4 @@ def _close(process: subprocess.Popen, errors: IO[bytes]) -> None:
             file.close()
 
 
-program = Program  # its name in a config
+executable = Executable  # its name in a config

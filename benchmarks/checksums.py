@@ -1,6 +1,6 @@
 """What checksums cost: the transformer of CogVideoX-2B, random numbers in bfloat16, written and loaded.
 
-    python -m tests.benchmarks.checksums [FOLDER]     3.4 GB on the disk of FOLDER, by default the temporary one
+    python -m benchmarks.checksums [FOLDER]     3.4 GB on the disk of FOLDER, by default the temporary one
 
 Files come from the memory of the operating system where it has kept them: reading from a slower disk makes the share
 smaller.

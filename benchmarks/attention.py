@@ -1,6 +1,6 @@
 """Attention's kernels on this machine, beside the matrix multiplication that they are made of.
 
-    python -m tests.benchmarks.attention         the paper's sizes, about a minute; small ones on a CPU
+    python -m benchmarks.attention         the paper's sizes, about a minute; small ones on a CPU
 
 The gradient counts as 2.5 times the forward pass: five products of queries by keys instead of two. What a kernel
 computes again, and padding, is time but not work.
