@@ -1,5 +1,8 @@
 """Pieces that config files are made of. A config is a file with get_config() -> ConfigDict; a fork copies one."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from dollar_jax.importing import trust
@@ -20,6 +23,29 @@ def optimizer(learning_rate: float, **changes) -> ConfigDict:
     """Fields of an AdamW, see `dollar_jax.steps.common.make_optimizer`."""
     adam = {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "moment": "float32"}
     return ConfigDict({"learning_rate": learning_rate, "warmup": 20, "decay_from": 0.0, "clip": 1.0, **adam, **changes})
+
+
+def named(**fields: Mapping[str, Any] | float) -> ConfigDict:
+    """Functions by import path, each with its weight and options, for `generator.objectives`; see `set_named`."""
+    config = ConfigDict(sort_keys=False, allow_dotted_keys=True)
+    set_named(config, fields)
+    return config
+
+
+def set_named(config: ConfigDict, changes: Mapping[str, Mapping[str, Any] | float]) -> None:
+    """Changes fields of functions that a config names, and adds functions to it.
+
+    Args:
+      changes: by import path (`consistency`, `my_fork.losses:hinge`) the fields that change; a number alone is the
+        weight.
+    """
+    with config.unlocked():
+        for name, change in changes.items():
+            fields = {"weight": float(change)} if isinstance(change, int | float) else dict(change)
+            if name not in config:
+                config[name] = ConfigDict()
+            with config[name].unlocked():
+                config[name].update(fields)
 
 
 def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
