@@ -17,7 +17,11 @@ from dollar_jax.files import write_atomically
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:2x2x2, v6e:4x4, v5e:16x16, h200:8, cpu:2, ...")
 _STUDENT = flags.DEFINE_string("student", None, "Of config.students; the last one if not given.")
-_TEACHER = flags.DEFINE_string("teacher", "2b", "The public CogVideoX to plan for, if the config names no teacher.")
+_TEACHER = flags.DEFINE_string(
+    "teacher",
+    "",
+    "The public model to plan for, if the config names no teacher; a wrong name lists them. Default: the first.",
+)
 _OUT = flags.DEFINE_string("out", None, "A JSON file for all of it.")
 
 
