@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKLCogVideoX: its config and its keys in our names."""
+"""The VAE of CogVideoX in diffusers: its config.json and its keys in our names."""
 
 import inspect
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `config`: the sizes in diffusers' config.json.
+    """The inverse of `config`.
 
     Raises:
       UserError: diffusers has no such network.

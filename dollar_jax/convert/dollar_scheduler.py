@@ -18,7 +18,7 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
     Args:
       times: the model's, descending.
       signal, noise: a_t and b_t at these times.
-      prediction_type: what the model predicts: 'conjugate' (x0 - eps), 'flow' (eps - x0), 'v', 'eps' or 'x0'.
+      prediction_type: the model's: 'conjugate' (x0 - eps), 'flow' (eps - x0), 'v', 'eps' or 'x0'.
       sampler: 'ddim', 'ancestral' or 'renoise'; the last two draw new noise between steps.
     """
 

@@ -23,7 +23,7 @@ LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
 
 
 def from_torch(source: Path, target: Path) -> Card:
-    """Converts what is at `source` and returns the card of the new checkpoint `target`.
+    """Converts a folder or a file to the checkpoint `target` and returns its card.
 
     Tensors keep their dtype; one component is in memory at a time.
 
@@ -31,7 +31,7 @@ def from_torch(source: Path, target: Path) -> Card:
       source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip or of
         LAION's aesthetic predictors.
     Raises:
-      UserError: what is there cannot be read or does not fit; then nothing is written.
+      UserError: the source cannot be read, or does not fit a network; then nothing is written.
     """
     if not source.exists():
         raise UserError(f"{source} does not exist")
@@ -49,7 +49,8 @@ def from_torch(source: Path, target: Path) -> Card:
 
 def _pipeline(source: Path, folder: Path) -> Card:
     """Converts a pipeline folder and returns the card of a teacher."""
-    kind = read_json(within(source, "model_index.json")).get("_class_name")
+    index = read_json(within(source, "model_index.json"))
+    kind = index.get("_class_name")
     family = families.by_pipeline(kind)
     if family is None:
         known = ", ".join(family.pipeline for family in families.FAMILIES)
@@ -57,6 +58,10 @@ def _pipeline(source: Path, folder: Path) -> Card:
             f"{source} holds a {word(kind)}, which is neither sampled nor distilled here (known: {known}); to convert"
             " its networks alone name their folders"
         )
+    parts = (*COMPONENTS, "tokenizer", "scheduler")
+    for name, value in index.items():
+        if not name.startswith("_") and name not in parts and value not in (None, [None, None], family.index.get(name)):
+            raise UserError(f"{source}/model_index.json has {word(name)} = {value!r:.100}, which is not supported")
     _refuse_lora(source)
     path = within(source, "scheduler/scheduler_config.json")
     scheduler = read_json(path)
@@ -94,7 +99,7 @@ def _component(source: Path, name: str, folder: Path) -> tuple[Card, Architectur
 
 
 def _file(source: Path, folder: Path) -> Card:
-    """A file without a config: its tensors say what it is."""
+    """Converts a file without a config, known by its tensors: a CLIP of open_clip or an aesthetic predictor."""
     tensors = open_file(source)
     if "visual.conv1.weight" in tensors:
         with describing(source):

@@ -2,7 +2,7 @@
 
 The distillation of a config is compiled for machines that need not be there. TPUs (v5e:16x16, v5p:2x2x2, v6e:4x4):
 ahead of time, by the TPU's own compiler. GPUs (h200:8, h100:8, a100-80g:8, b200:8): an estimate, from a program for as
-many CPU devices and the data sheet. cpu:N: what a run here takes. Any field of the config can be set, as in main.
+many CPU devices and the data sheet. cpu:N: the cost of a run here. Any field of the config can be set, as in main.
 """
 
 import json

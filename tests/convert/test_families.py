@@ -242,6 +242,13 @@ def test_other_pipelines_are_refused_with_the_list(written, tmp_path):
     refused(from_torch, source, tmp_path / "ours", r"holds a FluxPipeline, .*\(known: CogVideoXPipeline, ToyPipeline\)")
 
 
+@pytest.mark.parametrize("entry", [{"transformer_2": ["diffusers", "ToyDiT"]}, {"more\n": 1}, {"boundary_ratio": 0.9}])
+def test_parts_that_would_be_left_out(written, tmp_path, entry):
+    source = shutil.copytree(written, tmp_path / "source")
+    (source / "model_index.json").write_text(json.dumps(content(written / "model_index.json") | entry))
+    refused(from_torch, source, tmp_path / "ours", r"model_index.json has \S+ = .*, which is not supported")
+
+
 def test_a_pipeline_has_the_networks_of_its_family(written, tmp_path):
     source = shutil.copytree(written, tmp_path / "source")
     (source / "model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')

@@ -66,7 +66,8 @@ class Family:
     Attributes:
       pipeline: its class in diffusers, as model_index.json names it.
       components: its transformer, VAE and text encoder.
-      index: entries of model_index.json beside components, tokenizer and scheduler.
+      index: entries of model_index.json beside components, tokenizer and scheduler. A folder in which they differ, or
+        which has more, is refused.
       public: the cards of public models by name, as far as a plan needs them: networks, text length, prediction type
         and schedule. No two families share a name.
       guidance: the paper's w that the public models are sampled with.
