@@ -17,6 +17,7 @@ from configs.dollar import get_config as dollar_config
 from dollar_jax import checkpoint, diffusion, importing
 from dollar_jax.convert import families, t5
 from dollar_jax.convert.architectures import known
+from dollar_jax.convert.families import cogvideox
 from dollar_jax.convert.families.family import Architecture, Family
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.tables import linear_rules
@@ -266,6 +267,16 @@ def test_cards_without_a_family_are_refused(written, tmp_path, monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", families.FAMILIES[:-1])
     words = "test_families:transformer: no pipeline .* known are cogvideox_dit"
     refused(to_torch, tmp_path / "ours", tmp_path / "back", words)
+
+
+def test_cogvideox_is_sampled_as_its_card_says():
+    video = {"frames": 9, "height": 32, "width": 48}
+    card = {"times": [499, 999], "guidance": 5.0, "latent_shape": [4, 4, 6, 4], "lead": 1, "video": video}
+    card |= {"vae": {"config": {"temporal_compression_ratio": 4}}, "tokenizer": {"length": 12}}
+    wanted = {"num_inference_steps": 2, "guidance_scale": 6.0, "num_frames": 9, "height": 32, "width": 48}
+    wanted["max_sequence_length"] = 12
+    assert cogvideox.call(card) == cogvideox.call(card | {"negative_prompt": ""}) == wanted
+    assert cogvideox.call(card | {"negative_prompt": "grey"}) == wanted | {"negative_prompt": "grey"}
 
 
 def test_names_are_of_one_family_each(monkeypatch):

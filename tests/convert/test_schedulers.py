@@ -94,6 +94,20 @@ def test_fewer_steps_are_those_that_the_student_knows():
         theirs.set_timesteps(3)
 
 
+def test_times_between_those_of_a_table():
+    """Euler on the flow, x += (sigma' - sigma) v, at the times of four steps with shift 5, one of them no float32."""
+    sigma = [5 * tau / (1 + 4 * tau) for tau in (1.0, 0.75, 0.5, 0.25)]
+    times = [1000 * x for x in sigma]
+    theirs = DollarScheduler(times=times, signal=[1 - x for x in sigma], noise=sigma, prediction_type="flow")
+    theirs.set_timesteps(4)
+    assert theirs.timesteps.tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625])
+    x = wanted = torch.ones(3)
+    for time, here, following in zip(theirs.timesteps, sigma, [*sigma[1:], 0.0], strict=True):
+        wanted = wanted + (following - here) * (wanted**2 + time / 1000)
+        x = theirs.step(x**2 + time / 1000, time, x).prev_sample
+    torch.testing.assert_close(x, wanted)
+
+
 def test_a_card_of_the_public_files():
     assert cogvideox.read_scheduler(PUBLIC) == {
         "prediction_type": "v",
