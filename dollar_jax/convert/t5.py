@@ -1,4 +1,4 @@
-"""transformers' T5EncoderModel (v1.1): its config and its keys in our names."""
+"""The encoder of T5 v1.1 in transformers: its config.json and its keys in our names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -43,12 +43,12 @@ def table(config: Mapping[str, Any]) -> list[Rule]:
 
 
 def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `models.t5.build` takes, from the content of transformers' config.json.
+    """The arguments of `models.t5.build`, from the content of transformers' config.json.
 
     The rest of that file describes the decoder, the tokenizer and dropout.
 
     Raises:
-      UserError: a size is missing, or it is not the gated encoder of v1.1.
+      UserError: a size is missing, or the encoder is not the gated one of v1.1.
     """
     names = [field.name for field in dataclasses.fields(Config)]
     if missing := [name for name in names if name not in theirs]:
@@ -62,5 +62,5 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `config`: what transformers reads."""
+    """The inverse of `config`."""
     return {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | dataclasses.asdict(Config(**config))
