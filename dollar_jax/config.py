@@ -1,11 +1,16 @@
 """Pieces that config files are made of. A config is a file with get_config() -> ConfigDict; a fork copies one."""
 
-from collections.abc import Mapping
+import ast
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from dollar_jax.importing import trust
+
+# --config.PLACE.NAME.FIELD=VALUE, where PLACE ends with a dictionary of functions by import path.
+NAMED = re.compile(r"--?config\.((?:\w+\.)*(?:objectives|metrics))\.([\w.]+)(:\w+)?((?:\.\w+)*)(=.*)?", re.S)
 
 
 def trust_networks(config: ConfigDict) -> None:
@@ -27,7 +32,7 @@ def optimizer(learning_rate: float, **changes) -> ConfigDict:
 
 def named(**fields: Mapping[str, Any] | float) -> ConfigDict:
     """Functions by import path, each with its weight and options, for `generator.objectives`; see `set_named`."""
-    config = ConfigDict(sort_keys=False, allow_dotted_keys=True)
+    config = ConfigDict(allow_dotted_keys=True)
     set_named(config, fields)
     return config
 
@@ -41,11 +46,59 @@ def set_named(config: ConfigDict, changes: Mapping[str, Mapping[str, Any] | floa
     """
     with config.unlocked():
         for name, change in changes.items():
-            fields = {"weight": float(change)} if isinstance(change, int | float) else dict(change)
-            if name not in config:
-                config[name] = ConfigDict()
-            with config[name].unlocked():
-                config[name].update(fields)
+            fields = ConfigDict(_fields(config[name]) if name in config else {})
+            fields.update(_fields(change))
+            if name in config:
+                del config[name]  # a weight alone may become a dictionary
+            config[name] = fields
+
+
+def _fields(value: Mapping[str, Any] | float) -> dict[str, Any]:
+    return {"weight": float(value)} if isinstance(value, int | float) else dict(value)
+
+
+def take_named(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str, str]]]:
+    """Splits flags that change a named function from a command line: absl would read the dots of an import path as
+    fields.
+
+        --config.generator.objectives.consistency=0.3                 the weight
+        --config.generator.objectives.consistency.guidance=2          an option
+        --config.generator.objectives.my_fork.losses:hinge=0.1        one more objective
+        --config.generator.objectives.my_fork.losses:hinge.margin=2   its option
+
+    Returns:
+      the other arguments, and (place in the config, import path, field or '', value) of these.
+    """
+    rest, found, words = [], [], iter(arguments)
+    for word in words:
+        if match := NAMED.fullmatch(word):
+            place, name, function, fields, value = match.groups()
+            value = next(words, "") if value is None else value[1:]
+            if function is None:
+                name, _, fields = name.partition(".")
+            found.append((place, name + (function or ""), (fields or "").removeprefix("."), value))
+        else:
+            rest.append(word)
+    return rest, found
+
+
+def put_named(config: ConfigDict, changes: Sequence[tuple[str, str, str, str]]) -> None:
+    """Changes a config as `take_named` says.
+
+    Raises:
+      KeyError, AttributeError: there is no such place in the config.
+    """
+    for place, name, fields, text in changes:
+        functions = config
+        for field in place.split("."):
+            functions = functions[field]
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text
+        for field in reversed(fields.split(".") if fields else []):
+            value = {field: value}
+        set_named(functions, {name: value})
 
 
 def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:

@@ -66,7 +66,8 @@ def _pipeline(source: Path, folder: Path) -> Card:
     path = within(source, "scheduler/scheduler_config.json")
     scheduler = read_json(path)
     require_schema(scheduler, SIZES, path, "no such scheduler can be converted")
-    card: Card = {"role": "teacher", **family.read_scheduler(scheduler), "guidance": family.guidance}
+    card: Card = {"role": "teacher", **family.read_scheduler(scheduler)}
+    card |= {"guidance": family.guidance, "negative_prompt": family.negative_prompt}
     for name in COMPONENTS:
         part, architecture = _component(source, name, folder)
         if architecture != (wanted := family.component(name)):

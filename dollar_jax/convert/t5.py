@@ -8,6 +8,8 @@ from dollar_jax.convert.tables import Rule, linear_rules, norm_rules, same
 from dollar_jax.errors import UserError
 from dollar_jax.models.t5 import Config
 
+OURS = ("attend_padding",)  # fields that T5Config does not have
+
 
 def table(config: Mapping[str, Any]) -> list[Rule]:
     """The rules, the same for every config."""
@@ -50,7 +52,7 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: a size is missing, or the encoder is not the gated one of v1.1.
     """
-    names = [field.name for field in dataclasses.fields(Config)]
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in OURS]
     if missing := [name for name in names if name not in theirs]:
         raise UserError(f"the text encoder's config.json lacks {', '.join(missing)}: is it a T5 encoder?")
     kind = theirs.get("feed_forward_proj")
@@ -63,4 +65,5 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `config`."""
-    return {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | dataclasses.asdict(Config(**config))
+    sizes = {name: value for name, value in dataclasses.asdict(Config(**config)).items() if name not in OURS}
+    return {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | sizes

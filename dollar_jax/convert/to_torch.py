@@ -87,7 +87,7 @@ def own_scheduler(card: Card) -> tuple[str, dict[str, Any]]:
     says: stock ones know neither conjugate velocity, nor times of one's own, nor samplers that draw new noise.
     """
     times = sorted(card["times"], reverse=True)
-    signal, noise = diffusion.make_schedule(**card["schedule"]).at(jnp.asarray(times))
+    signal, noise = diffusion.make_schedule(**card["schedule"]).at(jnp.asarray(times, jnp.float32))
     return "DollarScheduler", {
         "times": times,
         "signal": signal.ravel().tolist(),

@@ -70,11 +70,12 @@ def read_scheduler(theirs: Mapping[str, Any]) -> Card:
         "snr_shift": theirs["snr_shift_scale"],
     }
     prediction_type = PREDICTION_TYPES[theirs["prediction_type"]]
-    diffusion.check_prediction_type(prediction_type, diffusion.make_schedule(**schedule))
+    ours = diffusion.make_schedule(**schedule)
+    diffusion.check_prediction_type(prediction_type, ours)
     return {
         "prediction_type": prediction_type,
         "schedule": schedule,
-        "times": diffusion.trailing_times(STEPS, schedule["steps"]),
+        "times": ours.trailing(STEPS),
         "sampler": "ddim",
     }
 
@@ -88,7 +89,7 @@ def write_scheduler(card: Card) -> tuple[str, dict[str, Any]] | None:
     bound = inspect.signature(diffusion.ddpm_schedule).bind(**schedule)
     bound.apply_defaults()
     schedule, times = bound.arguments, sorted(card["times"])
-    if schedule["steps"] % len(times) or times != list(diffusion.trailing_times(len(times), schedule["steps"])):
+    if schedule["steps"] % len(times) or times != list(diffusion.ddpm_schedule(**schedule).trailing(len(times))):
         return None
     return STOCK, {
         "num_train_timesteps": schedule["steps"],
