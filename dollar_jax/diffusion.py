@@ -17,6 +17,7 @@ from dollar_jax.types import Latent, Times
 
 PredictionType = Literal["conjugate", "v", "eps", "flow", "x0"]
 Coefficient = Float[Array, "b 1 1 1 1"]
+Points = Sequence[float | int]  # times of a student or of a grid
 Span = tuple[Times, Times]  # times above the first and up to the second
 
 
@@ -68,7 +69,7 @@ class Schedule:
             raise UserError(f"{count} steps: the schedule has 1 to {total} of them")
         return tuple(self.times[np.round(np.arange(1, count + 1) * total / count).astype(int) - 1].tolist())
 
-    def require(self, times: Sequence[float], name: str) -> None:
+    def require(self, times: Points, name: str) -> None:
         """Raises UserError, with `name` in front, if one of these is no time of the schedule above the clean one."""
         for time in times:
             if not self.clean < time <= self.last:

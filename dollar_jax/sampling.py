@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from dollar_jax import diffusion
-from dollar_jax.diffusion import PredictionType, Schedule, Span
+from dollar_jax.diffusion import Points, PredictionType, Schedule, Span
 from dollar_jax.errors import UserError
 from dollar_jax.types import Condition, Latent, Params, Times
 
@@ -122,7 +122,7 @@ def sample(
     denoise: Denoiser,
     noise: Latent,
     condition: Condition,
-    times: Sequence[float],
+    times: Points,
     schedule: Schedule,
     sampler: Sampler,
     keys: Keys,
@@ -135,7 +135,7 @@ def sample(
     return solve(denoise, noise, condition, path, schedule, sampler, keys)[0]
 
 
-def path_of(times: Sequence[float], count: int) -> Float[Array, "n b"]:
+def path_of(times: Points, count: int) -> Float[Array, "n b"]:
     """The same times for each of `count` examples."""
     return jnp.broadcast_to(jnp.asarray(times, jnp.float32)[:, None], (len(times), count))
 
@@ -145,7 +145,7 @@ def rollout(
     student: Denoiser,
     latents: Latent,
     condition: Condition,
-    times: Sequence[float],
+    times: Points,
     schedule: Schedule,
     sampler: Sampler,
     keys: Keys,
@@ -177,9 +177,7 @@ def rollout(
     return lax.stop_gradient(x_t), ordered[drawn]
 
 
-def matched_times(
-    kind: Literal["all", "segment"], generated_at: Times, times: Sequence[float], schedule: Schedule
-) -> Span:
+def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: Points, schedule: Schedule) -> Span:
     """The span of times at which generated samples are compared with data, for each example.
 
     all: every time, the paper's. The fake score then sees samples from all times of the student in one mixture, and

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jaxtyping import Array, Float
 
-from dollar_jax.diffusion import Schedule, Span
+from dollar_jax.diffusion import Points, Schedule, Span
 from dollar_jax.errors import UserError
 from dollar_jax.sampling import Denoiser, Keys
 from dollar_jax.types import Condition, Latent, PerExample
@@ -58,7 +58,7 @@ class Context:
     generated: Latent
     matched_times: Span
     keys: Keys
-    times: tuple[float, ...]
+    times: Points
     sample: Callable[[int], Latent]
     pixel_reward: Callable[[Latent], PerExample]
     deviation: Float[Array, ""]

@@ -1,11 +1,9 @@
 """DDPO_SF: the score-function policy gradient of a black-box reward (Eq. 26-28, Alg. 2)."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 
 from dollar_jax import diffusion
-from dollar_jax.diffusion import Coefficient, Schedule
+from dollar_jax.diffusion import Coefficient, Points, Schedule
 from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context, Units, in_units
 from dollar_jax.sampling import path_of
@@ -14,7 +12,7 @@ from dollar_jax.types import Latent, PerExample
 GRID = 50  # steps of the paper's teacher, whose first time ends a chain: a step to the clean sample has no density
 
 
-def path(times: Sequence[float], schedule: Schedule) -> tuple[float, ...]:
+def path(times: Points, schedule: Schedule) -> tuple[float, ...]:
     """The times that a chain with log-probabilities visits: the student's that are above its end, then the end."""
     end = schedule.trailing(GRID)[0]
     return (*(time for time in sorted(times, reverse=True) if time > end), end)
