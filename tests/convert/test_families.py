@@ -265,7 +265,7 @@ def test_cards_without_a_family_are_refused(written, tmp_path, monkeypatch):
     checkpoint.write_card(tmp_path / "ours", card | {"vae": card["vae"] | {"architecture": "cogvideox_vae"}})
     refused(to_torch, tmp_path / "ours", tmp_path / "back", "vae is cogvideox_vae: a ToyPipeline .* test_families:vae")
     monkeypatch.setattr(families, "FAMILIES", families.FAMILIES[:-1])
-    words = "test_families:transformer: no pipeline .* known are cogvideox_dit"
+    words = "test_families:transformer: no other library .* known are cogvideox_dit"
     refused(to_torch, tmp_path / "ours", tmp_path / "back", words)
 
 

@@ -27,7 +27,7 @@ def by_transformer(network: str) -> Family:
         if family.component("transformer").network == network:
             return family
     known = ", ".join(family.component("transformer").network for family in FAMILIES)
-    raise UserError(f"{network}: no pipeline of another library has this transformer; known are {known}")
+    raise UserError(f"{network}: no other library has this transformer in a pipeline; known are {known}")
 
 
 def public_models() -> dict[str, Card]:
