@@ -23,6 +23,7 @@ import stock
 from dollar_jax.convert import cogvideox_dit, cogvideox_vae
 from dollar_jax.convert.tables import convert
 from dollar_jax.models import build
+from dollar_jax.types import Condition
 
 PAIRS = 7
 PAUSE = 0.5  # seconds: threads of the run before spin on for a while, and would slow down the other side
@@ -57,7 +58,8 @@ def transformer(config: dict, sizes: tuple[int, ...], length: int) -> tuple[Call
     x, text, times = torch.randn(1, sizes[0], 16, *sizes[1:]), torch.randn(1, length, 4096), torch.tensor([500])
     network, params = ours("cogvideox_dit", cogvideox_dit, theirs)
     apply = jax.jit(network.apply)
-    inputs = [jnp.asarray(value.numpy()) for value in (x.permute(0, 1, 3, 4, 2), times, text)]
+    told = Condition(jnp.asarray(text.numpy()), jnp.ones((1, length), bool))
+    inputs = jnp.asarray(x.permute(0, 1, 3, 4, 2).numpy()), jnp.asarray(times.numpy(), jnp.float32), told
     return (
         lambda: theirs(x, text, times, return_dict=False)[0].permute(0, 1, 3, 4, 2).numpy(),
         lambda: apply(params, *inputs),

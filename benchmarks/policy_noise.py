@@ -35,39 +35,39 @@ def main() -> None:
     pipeline = load(folder / "vsd_cd")
     network, student = pipeline.networks["transformer"]
     config = get_config("rewards_smooth")
-    embeddings, _ = pipeline.encode_text(CAPTIONS)
-    setup = make_setup(config, read_card(folder / "teacher"), network, embeddings.shape[1:])
-    times, shape = path(config.generator.times), pipeline.card["latent_shape"]
+    captions = pipeline.encode_text(CAPTIONS)
+    setup = make_setup(config, read_card(folder / "teacher"), network, jax.tree.map(lambda x: x[:1], captions))
+    times, shape = path(config.generator.times, setup.schedule), pipeline.card["latent_shape"]
     first = len(times) - 1 - _TRANSITIONS.value
     prompts = np.arange(CHUNK) % len(CAPTIONS)
-    text = jnp.asarray(embeddings[prompts])
+    condition = jax.tree.map(lambda x: jnp.asarray(x[prompts]), captions)
 
     def at(index, count):
-        return jnp.full(count, times[index])
+        return jnp.full(count, float(times[index]))
 
     def reward(latents):
         return BorderBrightness().score(pipeline.decoder(pipeline.networks["vae"][1], latents), {})
 
-    def expected(params, x, text, keys):
+    def expected(params, x, condition, keys):
         """The reward as a function of the transitions' parameters; those of the last call, no transition, are fixed."""
         for index in range(first, len(times) - 1):
-            x0, eps = setup.denoiser(params)(x, at(index, len(text)), text)
-            z, steps = normal(fold(keys, index), x.shape[1:]), (at(i, len(text)) for i in (index, index + 1))
+            x0, eps = setup.denoiser(params)(x, at(index, len(x)), condition)
+            z, steps = normal(fold(keys, index), x.shape[1:]), (at(i, len(x)) for i in (index, index + 1))
             x = step_to("ancestral", setup.schedule, x0, eps, z, *steps)
-        return reward(setup.denoiser(student)(x, at(-1, len(text)), text)[0]).mean()
+        return reward(setup.denoiser(student)(x, at(-1, len(x)), condition)[0]).mean()
 
-    def score_function(params, trajectory, text, advantage):
+    def score_function(params, trajectory, condition, advantage):
         total = 0.0
         for index in range(first, len(times) - 1):
-            here, there = (setup.schedule.at(at(i, len(text))) for i in (index, index + 1))
-            x0, eps = setup.denoiser(params)(trajectory[:, index], at(index, len(text)), text)
+            here, there = (setup.schedule.at(at(i, len(trajectory))) for i in (index, index + 1))
+            x0, eps = setup.denoiser(params)(trajectory[:, index], at(index, len(trajectory)), condition)
             total += log_probability(trajectory[:, index + 1], *posterior(x0, eps, *here, *there))
         return (advantage * total).mean()
 
     @jax.jit
     def draw(key):
         trajectory, x0 = setup.trajectory(
-            student, {"latents": jnp.zeros((CHUNK, *shape)), "text": text}, jax.random.split(key, CHUNK)
+            student, {"latents": jnp.zeros((CHUNK, *shape)), "condition": condition}, jax.random.split(key, CHUNK)
         )
         return trajectory, reward(x0)
 
@@ -89,8 +89,8 @@ def main() -> None:
     truth, squares = [], []
     for index, (trajectory, rewards) in enumerate(drawn):
         keys = jax.random.split(jax.random.key(CHUNKS + index), CHUNK)
-        truth.append(exact(trajectory[:, first], text, keys)[0])
-        squares.append(float(noisy(trajectory, text, rewards - means[prompts])[1]))
+        truth.append(exact(trajectory[:, first], condition, keys)[0])
+        squares.append(float(noisy(trajectory, condition, rewards - means[prompts])[1]))
     halves = [sum(truth[half::2]) * 2 / CHUNKS for half in (0, 1)]
     signal = float(halves[0] @ halves[1])  # without the square of their errors
     noise = TINY * float(np.mean(squares))

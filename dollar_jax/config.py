@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from dollar_jax.importing import trust
 
+Fields = Mapping[str, Any] | ConfigDict | float | int  # of a function that a config names; a number is its weight
+
 # --config.PLACE.NAME.FIELD=VALUE, where PLACE ends with a dictionary of functions by import path.
 NAMED = re.compile(r"--?config\.((?:\w+\.)*(?:objectives|metrics))\.([\w.]+)(:\w+)?((?:\.\w+)*)(=.*)?", re.S)
 
@@ -30,14 +32,14 @@ def optimizer(learning_rate: float, **changes) -> ConfigDict:
     return ConfigDict({"learning_rate": learning_rate, "warmup": 20, "decay_from": 0.0, "clip": 1.0, **adam, **changes})
 
 
-def named(**fields: Mapping[str, Any] | float) -> ConfigDict:
+def named(**fields: Fields) -> ConfigDict:
     """Functions by import path, each with its weight and options, for `generator.objectives`; see `set_named`."""
     config = ConfigDict(allow_dotted_keys=True)
     set_named(config, fields)
     return config
 
 
-def set_named(config: ConfigDict, changes: Mapping[str, Mapping[str, Any] | float]) -> None:
+def set_named(config: ConfigDict, changes: Mapping[str, Fields] | ConfigDict) -> None:
     """Changes fields of functions that a config names, and adds functions to it.
 
     Args:
@@ -53,7 +55,7 @@ def set_named(config: ConfigDict, changes: Mapping[str, Mapping[str, Any] | floa
             config[name] = fields
 
 
-def _fields(value: Mapping[str, Any] | float) -> dict[str, Any]:
+def _fields(value: Fields) -> dict[str, Any]:
     return {"weight": float(value)} if isinstance(value, int | float) else dict(value)
 
 

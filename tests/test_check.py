@@ -55,7 +55,7 @@ def test_the_config_of_the_shapes_world_passes():
         ("generator.sampler", "euler", "the config: generator.sampler: 'euler' is not one of"),
         ("generator.rollout", "guess", "the config: generator.rollout: 'guess'"),
         ("generator.matched_times", "some", "the config: generator.matched_times: 'some'"),
-        ("generator.times", (249, 5000), "generator.times: 5000 is no time of the teacher's, which has 0 to 999"),
+        ("generator.times", (249, 5000), "generator.times: 5000 is none of the schedule, above -1 and up to 999"),
         ("generator.times", (), "the config: generator.times"),
         ("generator.times", (999, 999), "the config: generator.times"),
         ("fake_score.updates", 0, "the config: fake_score.updates: 0"),
@@ -102,7 +102,7 @@ def test_a_teacher_and_data_of_ones_own(tmp_path):
     card["schedule"]["steps"] = 500
     card["times"] = [499]
     (tmp_path / "teacher/config.json").write_text(json.dumps(card))
-    refused(config, "generator.times: 999 is no time of the teacher's, which has 0 to 499")
+    refused(config, "generator.times: 999 is none of the schedule, above -1 and up to 499")
 
     config.generator.times = (499,)
     examples = [{"video": np.zeros((9, 32, 32, 3), np.uint8), "caption": "a cat"}] * 3

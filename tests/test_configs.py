@@ -14,6 +14,7 @@ from dollar_jax.pipeline import at_size
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.distill import student_config
 from dollar_jax.steps import dollar
+from dollar_jax.types import Condition
 
 
 def load(name):
@@ -40,7 +41,7 @@ def test_the_papers_recipe():
         assert (generator.sampler, generator.rollout, generator.matched_times) == ("renoise", "simulate", "all")
         assert generator.optimizer.learning_rate == 2e-5
     assert generator.objectives.to_dict() == {"variational_score": 1.0, "consistency": 0.5, "latent_reward": 1.0}
-    assert generator.options.latent_reward.units == "raw"
+    assert generator.objectives.latent_reward.units == "raw"
     assert (config.fake_score.updates, config.reward.reads_captions) == (5, True)
 
 
@@ -57,6 +58,11 @@ def test_a_student_that_is_tuned_for_a_reward_is_guarded(name):
     assert config.held_out.videos_per_caption > 0
     checkpoints = config.generator.iterations // config.generator.save_every
     assert checkpoints >= 5  # fewer are no choice
+
+
+def told(size):
+    shape = jax.ShapeDtypeStruct
+    return Condition(shape((size, 226, 256), jnp.float32), shape((size, 226), bool))
 
 
 def test_the_papers_step_at_the_papers_size():
@@ -83,10 +89,9 @@ def test_the_papers_step_at_the_papers_size():
     state = jax.eval_shape(setup.init, params, key)
     batch = {
         "latents": jax.ShapeDtypeStruct((56, *card["latent_shape"]), jnp.float32),
-        "text": jax.ShapeDtypeStruct((56, 226, 256), jnp.float32),
-        "text_mask": jax.ShapeDtypeStruct((56, 226), bool),
+        "condition": told(56),
     }
-    frozen = {"teacher": params, "null_text": jax.ShapeDtypeStruct((1, 226, 256), jnp.float32)}
+    frozen = {"teacher": params, "negative": told(1), "empty": told(1)}
     after, metrics = jax.eval_shape(dollar.make_generator_step(setup), state, frozen, batch, key)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert {"loss/variational_score", "loss/consistency", "loss/latent_reward"} < set(metrics)

@@ -22,6 +22,7 @@ from dollar_jax.sharding import make_mesh
 from dollar_jax.stages import distill as distill_module
 from dollar_jax.stages.distill import distill
 from dollar_jax.stages.encode import encode
+from dollar_jax.types import Condition
 
 ALONE = {"variational_score": 0.0, "consistency": 0.5, "latent_reward": 0.0}
 BORDER = "dollar_jax.rewards.shapes_world:BorderBrightness"
@@ -46,7 +47,8 @@ def autoencoder() -> Network:
 
 def text_encoder() -> Network:
     return Network(
-        lambda key: {"embedding": jax.random.normal(key, (64, 2))}, lambda params, tokens: params["embedding"][tokens]
+        lambda key: {"embedding": jax.random.normal(key, (64, 2))},
+        lambda params, tokens, mask: Condition(params["embedding"][tokens], mask),
     )
 
 
@@ -65,9 +67,10 @@ def folder(tmp_path_factory):
         **parts,
         "prediction_type": "conjugate",
         "schedule": {"kind": "ddpm"},
-        "times": diffusion.trailing_times(50),
+        "times": diffusion.ddpm_schedule().trailing(50),
         "sampler": "ddim",
         "guidance": 0.0,
+        "negative_prompt": "",
         "tokenizer": {"path": "tokenizer", "length": 6},
         "video": {"frames": 2, "height": 16, "width": 16, "fps": 8, "independent_chunk": 0},
         "latent_shape": [2, 4, 4, 4],
@@ -119,7 +122,7 @@ def test_every_way_to_tune_for_a_reward(folder):
             "fixed": ({"objectives": ALONE | {"latent_reward": 1.0}}, {"pretrain": 2, "concurrent": False}),
             "ddpo": ({"objectives": ALONE | {"policy_gradient": 1.0}}, {}),
             "refl": ({"objectives": ALONE | {"refl": 1.0}}, {}),
-            "draft": ({"objectives": ALONE | {"draft": 1.0}, "options": {"draft": {"steps": 2}}}, {}),
+            "draft": ({"objectives": ALONE | {"draft": {"weight": 1.0, "steps": 2}}}, {}),
         },
         stages=(distill,),
     )

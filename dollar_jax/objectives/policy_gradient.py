@@ -12,7 +12,7 @@ from dollar_jax.types import Latent, PerExample
 GRID = 50  # steps of the paper's teacher, whose first time ends a chain: a step to the clean sample has no density
 
 
-def path(times: Points, schedule: Schedule) -> tuple[float, ...]:
+def path(times: Points, schedule: Schedule) -> Points:
     """The times that a chain with log-probabilities visits: the student's that are above its end, then the end."""
     end = schedule.trailing(GRID)[0]
     return (*(time for time in sorted(times, reverse=True) if time > end), end)

@@ -100,8 +100,8 @@ def stock_latents(folder: Path, noise: np.ndarray, steps: int, guidance: float, 
 def our_latents(folder: Path, noise: np.ndarray, **options) -> np.ndarray:
     model = pipeline.load(folder)
     _, keys = pipeline.draw_noise(model.card, 0, len(noise), 1)
-    text, _ = model.encode_text(PROMPTS)
-    return np.concatenate(list(model.generate(text, noise, keys, batch_size=len(noise), **options)))
+    made = model.videos(model.encode_text(PROMPTS), noise, keys, batch_size=len(noise), **options)
+    return np.concatenate([latents for latents, _ in made])
 
 
 def test_there_and_back_bit_for_bit(folders, tmp_path):

@@ -88,7 +88,7 @@ def at_own_size(card):
 
 def read_scheduler(theirs):
     schedule = {"kind": "flow", "shift": theirs["flow_shift"]}
-    times = diffusion.trailing_times(4)
+    times = diffusion.flow_schedule().trailing(4)
     return {"prediction_type": "flow", "schedule": schedule, "times": times, "sampler": "ddim"}
 
 

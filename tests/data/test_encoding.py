@@ -1,6 +1,8 @@
+import jax
 import numpy as np
 
-from dollar_jax.data.encoding import encode
+from dollar_jax.data.encoding import encode, from_columns, to_columns
+from dollar_jax.types import Condition
 
 
 def examples(count, frames=5):
@@ -20,7 +22,8 @@ class Networks:
     def encode_text(self, captions):
         self.captions.append(len(captions))
         text = np.array([[[len(caption)]] for caption in captions], np.float32)
-        return text, np.ones(text.shape[:2], bool)
+        pooled = text[:, 0]
+        return Condition(text, np.ones(text.shape[:2], bool), {"pooled": pooled})
 
 
 def test_each_example_gets_its_own_encoding():
@@ -29,11 +32,12 @@ def test_each_example_gets_its_own_encoding():
     assert [example["caption"] for example in encoded] == [f"5 {i}" for i in range(7)]
     for index, example in enumerate(encoded):
         np.testing.assert_array_equal(example["latents"], np.full((5, 1, 1, 3), index, np.float32))
-        assert example["text"] == len(example["caption"])
+        assert example["text"] == example["text_extra_pooled"] == len(example["caption"])
         assert {name: value.dtype.name for name, value in example.items() if name != "caption"} == {
             "latents": "float32",
             "text": "float16",
             "text_mask": "bool",
+            "text_extra_pooled": "float16",
         }
 
 
@@ -59,3 +63,12 @@ def test_encoding_waits_until_it_is_asked():
     networks = Networks()
     next(encode(endless(), networks.encode_video, networks.encode_text, 2))
     assert len(networks.videos) == 1
+
+
+def test_columns_are_a_condition_again():
+    """Also for a batch of a dataset, whose other columns stay; an example without embeddings stays as it is."""
+    condition = Networks().encode_text(["a", "bcd"])
+    again = from_columns({"latents": 1, "caption": "c", **to_columns(condition)})
+    assert again.keys() == {"latents", "caption", "condition"}
+    assert jax.tree.all(jax.tree.map(np.array_equal, again["condition"], condition))
+    assert from_columns({"video": 1}) == {"video": 1}

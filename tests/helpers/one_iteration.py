@@ -19,9 +19,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from configs.shapes import get_config
 from dollar_jax.models import build
 from dollar_jax.sharding import batch_sharding, data_share, local_rows, make_mesh, replicated, shard
-from dollar_jax.stages.distill import make_setup, make_steps
+from dollar_jax.stages.distill import make_setup
 from dollar_jax.steps import dollar
+from dollar_jax.steps.iteration import PROPOSALS, batches_drawn, compiled, parts
 from dollar_jax.train import initialize, place
+from dollar_jax.types import Condition
 
 SIZES = {
     "num_attention_heads": 2,
@@ -42,10 +44,15 @@ def get_setup():
     config.dtype, config.remat = "float32", "nothing_saveable"
     config.fake_score.updates = 5
     config.generator.update({"batch_size": BATCH_SIZE, "accumulate": 1})
-    config.generator.options.consistency.guidance = 2.0
+    config.generator.objectives.consistency.guidance = 2.0
     for part in (config.generator, config.fake_score, config.reward):
         part.optimizer.update({"warmup": 0, "learning_rate": 2e-5})
-    return make_setup(config, CARD, build("cogvideox_dit", SIZES), (TEXT_TOKENS, SIZES["text_embed_dim"]))
+    return make_setup(config, CARD, build("cogvideox_dit", SIZES), told(1))
+
+
+def told(size: int) -> Condition:
+    """The condition of captions that are all the same."""
+    return Condition(np.zeros((size, TEXT_TOKENS, 8), np.float32), np.ones((size, TEXT_TOKENS), bool))
 
 
 def random_params(network, seed: int) -> dict:
@@ -70,29 +77,28 @@ def iterate(mesh) -> dict[str, np.ndarray]:
     state = initialize(setup.init, mesh, teacher, key)
     state = state.replace(fake_score=fake_score, reward_model=on_mesh(random_params(setup.reward_network, 2)))
 
-    rng, hands = np.random.default_rng(0), 1 + config.fake_score.updates
-    size = hands * BATCH_SIZE
+    rng, drawn_batches = np.random.default_rng(0), batches_drawn(config, setup.needs)
+    size = drawn_batches * BATCH_SIZE
     drawn = {
         "latents": rng.normal(size=(size, FRAMES, 4, 4, 4)).astype(np.float32),
-        "text": rng.normal(size=(size, TEXT_TOKENS, 8)).astype(np.float32),
-        "text_mask": np.ones((size, TEXT_TOKENS), bool),
+        "condition": told(size).replace(embedding=rng.normal(size=(size, TEXT_TOKENS, 8)).astype(np.float32)),
     }
     index, count = data_share(mesh)
     rows = slice(index * size // count, (index + 1) * size // count)
-    deal = jax.jit(partial(dollar.deal, hands=hands), out_shardings=batch_sharding(mesh))
-    batch, *others = deal(place({name: value[rows] for name, value in drawn.items()}, mesh))
-    steps = make_steps(setup, state, mesh)
-    frozen = {"teacher": teacher, "null_text": np.zeros((1, TEXT_TOKENS, 8), np.float32)}
-
-    state, metrics = steps["generator"](state, frozen, batch, jax.random.fold_in(key, 1))
-    for index, other in enumerate(others):
-        state, extra = steps["fake_score"](state, {}, other, jax.random.fold_in(key, 3 + index))
-        metrics |= extra
-    proposed = steps["propose"](state, batch, jax.random.fold_in(key, 2))
-    reward = place({"reward": local_rows(proposed["latents"]).mean((1, 2, 3, 4))}, mesh)
-    state, extra = steps["reward"](state, {}, proposed | reward, key)
+    split = jax.jit(partial(dollar.split_batch, parts=drawn_batches), out_shardings=batch_sharding(mesh))
+    batch, *fresh = split(place(jax.tree.map(lambda x: x[rows], drawn), mesh))
+    frozen = {"teacher": teacher, "negative": told(1), "empty": told(1)}
+    metrics = {}
+    for part in compiled(parts(setup), state, mesh):
+        for index in range(part.times):
+            given = fresh.pop(0) if part.batch == "fresh" else batch
+            if part.propose:
+                given = part.propose(state, frozen, given, part.key(key, 0, stream=PROPOSALS))
+                given |= place({"reward": local_rows(given.pop("scored")).mean((1, 2, 3, 4))}, mesh)
+            state, extra = part.step(state, frozen, given, part.key(key, 0, index))
+            metrics |= extra
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-    paths = jax.tree_util.tree_flatten_with_path(gather({"state": vars(state), "metrics": metrics | extra}))[0]
+    paths = jax.tree_util.tree_flatten_with_path(gather({"state": vars(state), "metrics": metrics}))[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in paths}
 
 

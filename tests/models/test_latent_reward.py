@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import toy
 from torch.nn import functional
 
 from dollar_jax.errors import UserError
 from dollar_jax.models import latent_reward
 from dollar_jax.models.network import count_parameters
+from dollar_jax.types import Condition
 
 TEXT_WIDTH, WORDS = 12, 5
 
@@ -68,6 +70,11 @@ def table_13(params, image, text, literal: bool):
     return linear(attended if literal else feature + attended, params["head"])[:, 0]
 
 
+def told(text, mask=None):
+    """The condition of these embeddings, all tokens real if no mask is given."""
+    return Condition(jnp.asarray(text), jnp.asarray(np.ones(text.shape[:2], bool) if mask is None else mask))
+
+
 def in_torch(tree):
     return jax.tree.map(lambda x: torch.tensor(np.asarray(x)), tree)
 
@@ -83,7 +90,7 @@ def test_table_12(latents):
     feature, sizes = image_features(in_torch(params), torch.tensor(latents[:, 0]))
     assert sizes == [(128, 6, 10), (128, 3, 5)]
     expected = linear(feature, in_torch(params)["head"])[:, 0]
-    np.testing.assert_allclose(apply(params, latents[:, :1]), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(apply(params, latents[:, :1], toy.condition(2)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_table_13(latents, text):
@@ -98,42 +105,42 @@ def test_table_13(latents, text):
     assert np.all(gradients[True] == 0)
     assert np.abs(gradients[False]).max() > 1e-4
 
-    gradient = jax.grad(lambda x: apply(params, x, text).sum())(latents[:, :1])
-    np.testing.assert_allclose(apply(params, latents[:, :1], text), rewards[False], rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda x: apply(params, x, told(text)).sum())(latents[:, :1])
+    np.testing.assert_allclose(apply(params, latents[:, :1], told(text)), rewards[False], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(gradient[:, 0], gradients[False], atol=1e-3 * np.abs(gradients[False]).max())
 
 
 def test_padding_is_not_read(latents, text):
     apply, params = build(text_width=TEXT_WIDTH)
     mask = np.arange(WORDS)[None] < np.array([[2], [4]])
-    reward = apply(params, latents, text, mask)
+    reward = apply(params, latents, told(text, mask))
     other = np.where(mask[:, :, None], text, 7.0)
-    np.testing.assert_allclose(apply(params, latents, other, mask), reward, rtol=1e-5)
-    np.testing.assert_allclose(apply(params, latents[:1], text[:1, :2]), reward[:1], rtol=1e-5)
-    assert np.abs(apply(params, latents, text) - reward).min() > 1e-3
-    assert np.isfinite(apply(params, latents, text, np.zeros_like(mask))).all()
+    np.testing.assert_allclose(apply(params, latents, told(other, mask)), reward, rtol=1e-5)
+    np.testing.assert_allclose(apply(params, latents[:1], told(text[:1, :2])), reward[:1], rtol=1e-5)
+    assert np.abs(apply(params, latents, told(text)) - reward).min() > 1e-3
+    assert np.isfinite(apply(params, latents, told(text, np.zeros_like(mask)))).all()
 
 
 @pytest.mark.parametrize("config", [{}, {"text_width": TEXT_WIDTH}])
 def test_the_reward_of_a_video_is_the_mean_over_its_frames(latents, text, config):
     apply, params = build(**config)
-    frames = [apply(params, latents[:, i : i + 1], text) for i in range(3)]
+    frames = [apply(params, latents[:, i : i + 1], told(text)) for i in range(3)]
     assert np.std(frames, axis=0).min() > 1e-3
-    np.testing.assert_allclose(apply(params, latents, text), np.mean(frames, axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(apply(params, latents, told(text)), np.mean(frames, axis=0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("config", [{}, {"text_width": TEXT_WIDTH}])
 def test_a_3d_backbone_sees_the_order_of_frames(latents, text, config):
     apply, params = build(backbone="3d", **config)
-    reward = apply(params, latents, text)
+    reward = apply(params, latents, told(text))
     assert reward.shape == (2,)
-    assert np.abs(apply(params, latents[:, ::-1], text) - reward).min() > 1e-2
-    assert apply(params, latents[:, :1], text).shape == (2,)
+    assert np.abs(apply(params, latents[:, ::-1], told(text)) - reward).min() > 1e-2
+    assert apply(params, latents[:, :1], told(text)).shape == (2,)
 
 
 def test_an_image_reward_ignores_the_text(latents, text):
     apply, params = build()
-    np.testing.assert_array_equal(apply(params, latents, text), apply(params, latents))
+    np.testing.assert_array_equal(apply(params, latents, told(text)), apply(params, latents, told(text + 1)))
 
 
 def test_user_errors():

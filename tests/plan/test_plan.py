@@ -31,7 +31,7 @@ def small_config():
     config = shapes_config()
     config.teacher.network.update(num_layers=1, attention_head_dim=64)
     config.generator.update(batch_size=4, times=(999,))
-    config.generator.options.consistency.steps = 1
+    config.generator.objectives.consistency.steps = 1
     config.reward.batch_size = 4
     return config
 
@@ -91,7 +91,7 @@ def test_memory_is_that_of_a_run(planned, run):
     after, metrics = compiled(state, frozen, batch, jax.random.key(0))
     assert int(after.step) == 1
     assert "loss/consistency" in metrics
-    times = {"generator": 1, "fake_score": 2, "propose": 1, "decode": 1, "reward": 1}
+    times = {"generator": 1, "fake_score": 2, "reward: propose": 1, "reward: decode": 1, "reward": 1}
     assert {one["name"]: one["times"] for one in plan["programs"]} == times
 
 
@@ -179,7 +179,7 @@ def test_programs_for_a_public_teacher(monkeypatch):
     with jax.set_mesh(mesh):
         work = iteration(config, card, mesh)
     assert {x.dtype for x in jax.tree.leaves(work.resident["teacher"])} == {jnp.dtype("bfloat16")}
-    assert work.resident["batch"]["text"].shape == (8 * 6, 226, 4096)
+    assert work.resident["batch"]["condition"].embedding.shape == (8 * 6, 226, 4096)
     assert [program.name for program in work.programs] == ["generator", "fake_score"]
 
 
