@@ -11,7 +11,7 @@ over all devices.
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import guard, held_out, optimizer, reward, stage
+from dollar_jax.config import guard, held_out, metrics, optimizer, reward, stage
 
 
 def adamw(learning_rate: float) -> ConfigDict:
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     )
     config.report = ConfigDict(
         {
-            "measures": "dollar_jax.evaluate.general",
+            "metrics": metrics({"frechet": {}, "detail": {}, "vendi": {}}),
             "captions": 60,
             "videos_per_caption": 5,
             "reference_clips": 256,

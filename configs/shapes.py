@@ -8,7 +8,7 @@ reads as its caption in all attributes in 99 % of its videos, and a 4-step stude
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import guard, held_out, optimizer, reward, stage
+from dollar_jax.config import guard, held_out, metrics, optimizer, reward, stage
 
 
 def get_config() -> ConfigDict:
@@ -127,7 +127,16 @@ def get_config() -> ConfigDict:
     )
     config.report = ConfigDict(
         {
-            "measures": "dollar_jax.evaluate.shapes",
+            "metrics": metrics(
+                {
+                    "alignment": {},
+                    "clean_db": {},
+                    "frechet": {"components": 32},
+                    "detail": {"components": 32},
+                    "spread": {},
+                    "vendi": {},
+                }
+            ),
             "captions": 60,
             "long_prompts": False,
             "videos_per_caption": 5,

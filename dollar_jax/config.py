@@ -1,5 +1,8 @@
 """Pieces that config files are made of. A config is a file with get_config() -> ConfigDict; a fork copies one."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from dollar_jax.importing import trust
@@ -52,6 +55,13 @@ def held_out(videos_per_caption: int) -> ConfigDict:
     not guarded), before its first update and whenever a checkpoint is saved.
     """
     return ConfigDict({"videos_per_caption": videos_per_caption})
+
+
+def metrics(named: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
+    """What is measured of a model's videos, on the way and in the report, in this order: import path -> options, see
+    `dollar_jax.evaluate.metrics`.
+    """
+    return ConfigDict(named, convert_dict=True, sort_keys=False, allow_dotted_keys=True)
 
 
 def guard(metric: str, tolerance: float, patience: int = 3) -> ConfigDict:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import shapes
 from dollar_jax import checkpoint, diffusion, metrics
+from dollar_jax.config import metrics as metrics_of
 from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.data.text import write_word_tokenizer
 from dollar_jax.errors import UserError
@@ -85,7 +86,8 @@ def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, 
     config.video.update({"frames": 2, "height": 16, "width": 16})
     config.reward.update({"name": name, "batch_size": 4, **reward})
     config.held_out.videos_per_caption = 1
-    config.report.update({"reference_clips": 8, "measures": "dollar_jax.evaluate.general", "batch_size": 30})
+    config.report.update({"reference_clips": 8, "batch_size": 30})
+    config.report.metrics = metrics_of({"frechet": {}, "detail": {}, "vendi": {}})
     every = {"iterations": 4, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 0, "keep": 9}
     config.generator.update(every)
     config.generator.guard.metric = ""

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dollar_jax.errors import UserError
-from dollar_jax.evaluate.report_rows import METRICS, TEACHER
+from dollar_jax.evaluate.measure import BETTER, TAKEN
+from dollar_jax.evaluate.report_rows import REWARD, SECONDS, TEACHER
 from dollar_jax.reading import require_schema
 
 _TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
@@ -14,8 +15,15 @@ _NUMBER = {"type": ["number", "null"], "minimum": -LARGEST, "maximum": LARGEST}
 _POSITIVE = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": LARGEST}
 _FPS = _POSITIVE | {"type": "number"}
 _ROW = {
-    **{metric.key: _POSITIVE if metric.unit == "s" else _NUMBER for metric in METRICS},
     **{"model": _TEXT, "objectives": _TEXTS, "steps": _SIZE, "calls": _SIZE, "videos": _COUNT},
+    SECONDS.key: _POSITIVE,
+}
+_COLUMN = {
+    **dict.fromkeys(("label", "meaning", "unit"), _TEXT),
+    "key": {"type": "string", "pattern": r"^[^\W\d]\w*\Z"},
+    "better": {"enum": list(BETTER)},
+    "ideal": _NUMBER,
+    "shown": {"type": "boolean"},
 }
 _META = {
     **dict.fromkeys(("title", "student", "command", "machine"), _TEXT),
@@ -26,12 +34,21 @@ _META = {
 }
 _SCHEMA = {
     "type": "object",
-    "required": ["rows", "meta"],
+    "required": ["rows", "columns", "meta"],
     "properties": {
         "rows": {
             "type": "array",
             "items": {"type": "object", "required": ["model", "videos"], "properties": _ROW},
             "minItems": 1,
+        },
+        "columns": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": list(_COLUMN),
+                "properties": _COLUMN,
+                "additionalProperties": False,
+            },
         },
         "meta": {"type": "object", "required": list(_META), "properties": _META},
     },
@@ -42,6 +59,11 @@ _REMEDY = "remove the report and run dollar_jax.main again"
 def check(report: Mapping, path: Path) -> None:
     """Raises UserError if `report`, the content of `path`, is not what `report.write_report` writes of one run."""
     require_schema(report, _SCHEMA, path, _REMEDY)
+    keys = [column["key"] for column in report["columns"]]
+    if strange := [key for key in keys if keys.count(key) > 1 or key in TAKEN - {REWARD.key, SECONDS.key}]:
+        raise UserError(f"{path}: {strange[0][:80]!r} is no key of one column alone; {_REMEDY}")
+    numbers = {"type": "object", "properties": dict.fromkeys(keys, _NUMBER)}
+    require_schema(report, {"properties": {"rows": {"items": numbers}}}, path, _REMEDY)
     if fault := _contradiction(report):
         raise UserError(f"{path}: {fault}; {_REMEDY}")
 

@@ -179,8 +179,8 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
     steps = make_steps(setup, state, mesh)
     update = _make_update(config, needs, hands, steps, frozen, judge, view.pipeline, mesh, key)
-    measure = make_measure(setup, config, view, judge, captions, mesh, needs) if captions else None
-    verdict = train(folder, state, update, drawn, loop, mesh, view.show, measure)
+    measure, shown = make_measure(setup, config, view, judge, captions, mesh, needs) if captions else (None, ())
+    verdict = train(folder, state, update, drawn, loop, mesh, view.show, measure, shown)
     if verdict.best is not None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
 

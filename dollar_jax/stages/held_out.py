@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dollar_jax import collapse
-from dollar_jax.guard import PREFIX
-from dollar_jax.importing import resolve
+from dollar_jax.evaluate import collapse
+from dollar_jax.evaluate.measure import Clips, Metrics
+from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.pipeline import draw_noise, pad_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import BATCH, constrain, shard
@@ -27,26 +27,25 @@ def make_measure(
     captions: Sequence[str],
     mesh: Mesh,
     needs: Collection[str],
-) -> Callable[[DollarState], dict[str, float]]:
+) -> tuple[Callable[[DollarState], dict[str, float]], list[str]]:
     """(state) -> what the videos of the student's moving average are worth, by names with `held_out/` in front, and
-    what `collapse.measure` finds.
+    what `collapse.measure` finds; and the names for the console.
 
     reward               the true one, mean over videos
     reward_chain         the same at the end of the chain that a policy gradient trains, where one does
     reward_estimate      the latent reward model's, in the reward's units, where there is one, and
     reward_correlation   between the two, over videos
-    and all that the module `config.report.measures` measures, which the reward does not see.
+    and what `config.report.metrics` measures, which the reward does not see.
 
     Args:
       view: opened with these captions.
       judge: the true reward, where there is one.
       needs: of the objectives, see `dollar_jax.objectives`.
     """
-    pipeline, module = view.pipeline, config.report.measures
-    reference, measure = (resolve(f"{module}:{name}", "") for name in ("reference", "measure"))
+    pipeline, metrics = view.pipeline, Metrics(config.report.metrics.to_dict())
     frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
     frames = frames / np.float32(255)
-    known, data_sharpness = reference(frames, *rest), collapse.sharpness(frames)
+    measure, data_sharpness = metrics.fit(Clips(frames, *rest)), collapse.sharpness(frames)
     size = config.report.batch_size
     guidance = pipeline.card["guidance"]
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
@@ -74,7 +73,7 @@ def make_measure(
                 ends.append(pipeline.decode(np.asarray(chain(params, x, text, row_keys))))
         latents, frames = (np.concatenate(part)[: len(captions)] for part in zip(*parts, strict=True))
         frames = frames / np.float32(255)
-        values = measure(frames, latents, captions, known)
+        values = measure(Clips(frames, latents, captions))
         if judge:
             rewards = judge(frames, captions)
             values["reward"] = rewards.mean()
@@ -89,4 +88,4 @@ def make_measure(
         values = {PREFIX + name: float(value) for name, value in values.items()}
         return values | collapse.measure(frames, captions, data_sharpness)
 
-    return run
+    return run, [REWARD, *(PREFIX + column.key for column in metrics.columns if column.shown)]

@@ -12,7 +12,9 @@ from browser import needs_browser, open_browser, requested
 from page import Page
 
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate.metrics.frechet import Frechet
 from dollar_jax.evaluate.report import write_report
+from dollar_jax.evaluate.report_rows import SECONDS
 from dollar_jax.evaluate.report_runs import combine
 
 CONFIG = {"seed": 0, "rollout": "simulate", "times": [249, 499], "mesh": {"data": 1}, "teacher": {"path": ""}}
@@ -35,7 +37,8 @@ def finish(workdir, frechet=2.0, captions=("a red ring", "a blue cross"), shape=
     meta = {"title": "A run", "student": "student", "captions": list(captions), "fps": 8, "command": "python -m main"}
     meta |= {"machine": "two CPU cores", "configs": {"student": f"seed: {fields.get('seed', 0)}"}}
     lines = [{"step": step, "time": 0.0, "loss": frechet + step} for step in (0, 5, 9)]
-    write_report(workdir / "report", rows, clips, {"student": lines}, meta)
+    columns = [*Frechet.columns, SECONDS]
+    write_report(workdir / "report", rows, columns, clips, {"student": lines}, meta)
     (workdir / "student").mkdir()
     (workdir / "student" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (workdir / "config.json").write_text(json.dumps(CONFIG | fields))
