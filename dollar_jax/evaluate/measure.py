@@ -150,7 +150,7 @@ def _make(name: str, options: dict[str, Any]) -> _Metric:
     return _Metric(columns, getattr(metric, "least_clips", 1), metric.fit if is_class else fit)
 
 
-def _checked(name: str, keys: Sequence[str], value: Value) -> dict[str, float]:
+def _checked(name: str, keys: Sequence[str], value: Any) -> dict[str, float]:
     values = value if isinstance(value, Mapping) else {keys[0]: value}
     try:
         if values.keys() == set(keys):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from dollar_jax.pipeline import Latents, Pipeline, draw_noise
 
-Text = Float[np.ndarray, "n l d"]
+Text, NullText = Float[np.ndarray, "n l d"], Float[np.ndarray, "1 l d"]
 
 
 class Timing(NamedTuple):
@@ -54,7 +54,7 @@ class Sampling(NamedTuple):
         """Of the network for a video: guidance (Eq. 9) evaluates it twice a step."""
         return self.steps * (2 if self.guidance else 1)
 
-    def diffusion(self, text: Text, null_text: Text, noise: Latents, keys: jax.Array) -> Callable[[], jax.Array]:
+    def diffusion(self, text: Text, null_text: NullText, noise: Latents, keys: jax.Array) -> Callable[[], jax.Array]:
         """() -> latents of one batch, whose inputs lie ready on the device."""
         inputs = jax.device_put((noise, text, null_text))
         params = jax.device_put(self.pipeline.networks["transformer"][1])

@@ -123,7 +123,30 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
         combine([first, ("", finish(tmp_path / "d", shape=(5, 16, 16)))], tmp_path / "out", "")
     with pytest.raises(UserError, match=r"none has no report .*report\.json is missing"):
         combine([first, ("", tmp_path / "none")], tmp_path / "out", "")
+    change(finish(tmp_path / "e", seed=1), columns__0__unit="dB")
+    with pytest.raises(UserError, match=r"a and .*e differ in unit or direction of frechet: make a report of each"):
+        combine([first, ("", tmp_path / "e")], tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_may_measure_different_things(tmp_path):
+    """The columns of all; a key that is a method of a dictionary is one like any other."""
+    first = finish(tmp_path / "a")
+    for name, seed in (("b", 1), ("c", 2)):
+        change(
+            finish(tmp_path / name, seed=seed),
+            columns__0__key="values",
+            columns__0__label="Own",
+            rows__2__values=float(seed),
+        )
+    combine([("", first), ("", tmp_path / "b"), ("", tmp_path / "c")], tmp_path / "all", "python -m x")
+    page, numbers = outcome(tmp_path / "all")
+    assert [column["key"] for column in numbers["columns"]] == ["frechet", "diffusion_seconds_per_video", "values"]
+    # 2 of one run alone; 1 and 2 of the others.
+    dash, around = "\N{EN DASH}", "1.50 ± 0.71"
+    assert f"| 2.00 | 10 ± 0 ms | {around} | 300 | 3 |" in (tmp_path / "all/report.md").read_text("utf-8")
+    assert f"| 4.00 | 100 ± 0 ms | {dash} |" in (tmp_path / "all/report.md").read_text("utf-8")
+    assert f"2.00 10 ± 0 ms {around} 300 3" in Page(page).text
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +216,17 @@ def refused(workdir, words, other):
         ({"rows__2__frechet": True}, r"rows\.2\.frechet"),
         ({"rows__2__frechet": 10**400}, r"rows\.2\.frechet"),
         ({"rows__2__diffusion_seconds_per_video": -1.0}, r"rows\.2\.diffusion_seconds_per_video"),
+        ({"columns": None}, "'columns' is a required property"),
+        ({"columns__0__key": "a b"}, r"columns\.0\.key"),
+        ({"columns__0__key": "steps"}, "'steps' is no key of one column alone"),
+        ({"columns__1__key": "frechet"}, "'frechet' is no key of one column alone"),
+        ({"columns__0__key": "model"}, "'model' is no key"),
+        ({"columns__0__better": "best"}, r"columns\.0\.better"),
+        ({"columns__0__ideal": "0"}, r"columns\.0\.ideal"),
+        ({"columns__0__shown": 1}, r"columns\.0\.shown"),
+        ({"columns__0__label": None}, "'label' is a required property"),
+        ({"columns__0__module": "os"}, "'module' was unexpected"),
+        ({"columns__0__key": "mine", "rows__2__mine": "2"}, r"rows\.2\.mine"),
         ({"rows__2__std": {"frechet": 1.0}}, "of several runs"),
         ({"rows__2__variant": "x"}, "of several runs"),
         ({"meta": []}, "meta"),
@@ -262,9 +296,10 @@ def test_what_a_stranger_wrote_is_text_on_the_page(tmp_path):
     (workdir / "report" / "clips" / "student").rename(workdir / "report" / "clips" / "evil")
     change(workdir, rows__2__model="evil", rows__2__objectives=[evil], meta__clips=["teacher", "evil"])
     change(workdir, meta__student="evil", meta__title=evil, meta__command=evil, meta__machine=evil)
-    change(workdir, meta__configs={evil: evil})
+    change(workdir, meta__configs={evil: evil}, columns__0__label=evil, columns__0__meaning=evil, columns__0__unit=evil)
     combine([("", workdir)], tmp_path / "one", "python -m x")
     other = finish(tmp_path / "v", captions=(evil, evil), **{evil: evil, "rollout": evil})
+    change(other, columns__0__unit=evil)
     combine([(evil, workdir), ("b", other)], tmp_path / "two", "python -m x")
     for folder in ("one", "two"):
         page, _ = outcome(tmp_path / folder)
