@@ -1,6 +1,6 @@
 """What a report.json holds, checked in one place: runs may come from strangers, and their reports are read again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dollar_jax.errors import UserError
@@ -62,10 +62,16 @@ def check(report: Mapping, path: Path) -> None:
     keys = [column["key"] for column in report["columns"]]
     if strange := [key for key in keys if keys.count(key) > 1 or key in TAKEN - {REWARD.key, SECONDS.key}]:
         raise UserError(f"{path}: {strange[0][:80]!r} is no key of one column alone; {_REMEDY}")
-    numbers = {"type": "object", "properties": dict.fromkeys(keys, _NUMBER)}
-    require_schema(report, {"properties": {"rows": {"items": numbers}}}, path, _REMEDY)
+    check_numbers(report, keys, path)
     if fault := _contradiction(report):
         raise UserError(f"{path}: {fault}; {_REMEDY}")
+
+
+def check_numbers(report: Mapping, keys: Iterable[str], path: Path) -> None:
+    """Raises UserError if a row of `report`, the content of `path`, has other than a number or null by one of these."""
+    require_schema(
+        report, {"properties": {"rows": {"items": {"properties": dict.fromkeys(keys, _NUMBER)}}}}, path, _REMEDY
+    )
 
 
 def _contradiction(report: Mapping) -> str:

@@ -48,6 +48,10 @@ def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> Non
     for run in read[1:]:
         _check(first, run)
     columns = _columns(read)
+    for run in read:  # a column of one may be a key that another has not declared
+        report_format.check_numbers(
+            run.report, [column.key for column in columns], run.workdir / "report" / "report.json"
+        )
     groups = {variant: [run for run in read if run.variant == variant] for variant, _ in runs}
     if len(read) == 1:
         rows, meta = first.report["rows"], dict(first.report["meta"])

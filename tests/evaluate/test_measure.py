@@ -1,5 +1,10 @@
 """Metrics by name: how they are made, what they must declare and return, and what they may share."""
 
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 
@@ -136,6 +141,18 @@ def test_what_metrics_share_is_made_once_for_the_same_clips():
     one, other = clips(0.5), clips(0.5, 0.5)
     assert [one.once(derive, 2), one.once(derive, 2), one.once(derive, 3), other.once(derive, 2)] == [2, 2, 3, 4]
     assert made == [2, 3, 2]
+
+
+def test_the_metric_of_the_guide_by_hand(monkeypatch):
+    guide = (Path(__file__).parents[2] / "docs/evaluate.md").read_text()
+    (code,) = re.findall(r"^```python\n(import numpy.*?)^```", guide, re.M | re.S)
+    module = ModuleType("my_metrics")
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, "my_metrics", module)
+    # From 0.5 to 0.25 in data, from 1 to 0.5 here.
+    assert Metrics({"my_metrics:Jumps": {"order": 1}}).fit(clips(0.5))(clips(1.0)) == {"jumps": 2}
+    with pytest.raises(UserError, match="metric my_metrics:Jumps: order = 0: 1 or more"):
+        Metrics({"my_metrics:Jumps": {"order": 0}})
 
 
 def test_vendi_by_features_that_want_whole_numbers():

@@ -131,22 +131,21 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
 
 def test_runs_may_measure_different_things(tmp_path):
     """The columns of all; a key that is a method of a dictionary is one like any other."""
-    first = finish(tmp_path / "a")
-    for name, seed in (("b", 1), ("c", 2)):
-        change(
-            finish(tmp_path / name, seed=seed),
-            columns__0__key="values",
-            columns__0__label="Own",
-            rows__2__values=float(seed),
-        )
-    combine([("", first), ("", tmp_path / "b"), ("", tmp_path / "c")], tmp_path / "all", "python -m x")
+    runs = [("", finish(tmp_path / name, seed=seed)) for seed, name in enumerate("abc")]
+    for seed in (1, 2):
+        change(runs[seed][1], columns__0__key="values", columns__0__label="Own", rows__2__values=float(seed))
+        change(runs[seed][1], rows__1__frechet=None, rows__2__frechet=None)
+    combine(runs, tmp_path / "all", "python -m x")
     page, numbers = outcome(tmp_path / "all")
     assert [column["key"] for column in numbers["columns"]] == ["frechet", "diffusion_seconds_per_video", "values"]
-    # 2 of one run alone; 1 and 2 of the others.
-    dash, around = "\N{EN DASH}", "1.50 ± 0.71"
-    assert f"| 2.00 | 10 ± 0 ms | {around} | 300 | 3 |" in (tmp_path / "all/report.md").read_text("utf-8")
-    assert f"| 4.00 | 100 ± 0 ms | {dash} |" in (tmp_path / "all/report.md").read_text("utf-8")
-    assert f"2.00 10 ± 0 ms {around} 300 3" in Page(page).text
+    table = (tmp_path / "all/report.md").read_text("utf-8")
+    assert "| 2.00 | 10 ± 0 ms | 1.50 ± 0.71 | 300 | 3 |" in table  # 2 of the first run; 1 and 2 of the others
+    assert re.search(r"\| 4\.00 \| 100 ± \S+ ms \| \N{EN DASH} \| 300 \| 3 \|", table)
+    assert "2.00 10 ± 0 ms 1.50 ± 0.71 300 3" in Page(page).text
+    # A column of one is a key that another one, which is a stranger's, has not declared.
+    change(runs[2][1], rows__2__frechet="2")
+    with pytest.raises(UserError, match=r"c/report/report\.json: rows\.2\.frechet"):
+        combine(runs, tmp_path / "again", "python -m x")
 
 
 @pytest.fixture(scope="module")
