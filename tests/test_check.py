@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import dollar, shapes
 from dollar_jax import importing
 from dollar_jax.check import check
-from dollar_jax.config import metrics, trust_networks
+from dollar_jax.config import named, trust_networks
 from dollar_jax.data.dataset import write_dataset
 from dollar_jax.errors import UserError
 from dollar_jax.main import claim, refuse_links
@@ -85,7 +85,7 @@ def test_what_can_be_known_is_refused(field, value, words):
     for parent in parents:
         part = part[parent]
     with part.ignore_type():
-        part[name] = metrics(value) if name == "metrics" else value
+        part[name] = named(**value) if name == "metrics" else value
     refused(config, words)
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import shapes
 from dollar_jax import checkpoint, diffusion, metrics
-from dollar_jax.config import metrics as metrics_of
+from dollar_jax.config import named
 from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.data.text import write_word_tokenizer
 from dollar_jax.errors import UserError
@@ -95,7 +95,7 @@ def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, 
     config.reward.update({"name": name, "batch_size": 4, **reward})
     config.held_out.videos_per_caption = 1
     config.report.update({"reference_clips": 8, "batch_size": 30})
-    config.report.metrics = metrics_of(measured)
+    config.report.metrics = named(**measured)
     config.report.update({"videos_per_caption": 1, "fewer_steps": (), "clips": 2, "repeats": 1})
     every = {"iterations": 4, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 0, "keep": 9}
     config.generator.update(every)
