@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
     )
     config.report = ConfigDict(
         {
-            "measures": "dollar_jax.evaluate.general",
+            "metrics": named(frechet={}, detail={}, vendi={}),
             "captions": 60,
             "videos_per_caption": 5,
             "reference_clips": 256,

@@ -126,7 +126,14 @@ def get_config() -> ConfigDict:
     )
     config.report = ConfigDict(
         {
-            "measures": "dollar_jax.evaluate.shapes",
+            "metrics": named(
+                alignment={},
+                clean_db={},
+                frechet={"components": 32},
+                detail={"components": 32},
+                spread={},
+                vendi={},
+            ),
             "captions": 60,
             "long_prompts": False,
             "videos_per_caption": 5,

@@ -1,7 +1,7 @@
 """What of a config is refused before a run begins: hours later it would cost what was trained until then."""
 
-import importlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from dollar_jax.checkpoint import read_card
 from dollar_jax.diffusion import make_schedule
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate.measure import Metrics
 from dollar_jax.objectives import needs_of, used
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
@@ -86,6 +87,7 @@ SCHEMA = _fields(
     report=_fields(
         **dict.fromkeys(("captions", "videos_per_caption", "reference_clips", "clips", "batch_size", "repeats"), _SIZE),
         fewer_steps={"type": "array", "items": _SIZE},
+        metrics={"type": "object", "additionalProperties": {"type": "object"}},
     ),
 )
 
@@ -108,6 +110,10 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     if "distill" in config.stages:
         sizes += [_drawn(student) for student in students.values()]
     _check_data(config, max(sizes, default=1))
+    watched = "distill" in config.stages and config.held_out.videos_per_caption
+    if watched or "report" in config.stages:
+        guards = {place: student.generator.guard for place, student in students.items()} if watched else {}
+        _check_metrics(config, {place: guard for place, guard in guards.items() if guard.metric})
     if {"distill", "report"} & set(config.stages):
         judges = {}
         for place, student in students.items():
@@ -138,13 +144,27 @@ def _check_data(config: ConfigDict, batch_size: int) -> None:
     parts = getattr(source, "parts", [source])
     if (least := min(map(len, parts))) < batch_size:
         raise UserError(f"{least} examples are too few: an iteration takes {batch_size}; give more, or smaller batches")
-    if "report" in config.stages or config.get("held_out", {}).get("videos_per_caption"):
-        needed = getattr(importlib.import_module(config.report.measures), "LEAST_CLIPS", 1)
-        count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2)
+
+
+def _check_metrics(config: ConfigDict, guards: Mapping[str, ConfigDict]) -> None:
+    """Whether the metrics can be made, have clips enough to compare with, and measure what guards go by."""
+    metrics = Metrics(config.report.metrics.to_dict())
+    count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2)
+    for name, needed in metrics.least_clips.items():
         if count < needed:
             raise UserError(
-                f"{config.report.measures} compares with {needed} real clips or more, here are {count}: raise"
+                f"metric {name} compares with {needed} real clips or more, here are {count}: raise"
                 " report.reference_clips, or give more data"
+            )
+    columns = {column.key: column for column in metrics.columns}
+    for place, guard in guards.items():
+        name = guard.metric.removeprefix("-")
+        if name not in columns:
+            raise UserError(f"{place}: generator.guard.metric={guard.metric} is not measured: {', '.join(columns)} are")
+        if guard.metric == {"higher": f"-{name}", "lower": name}.get(columns[name].better):
+            raise UserError(
+                f"{place}: generator.guard.metric={guard.metric}, but {columns[name].good}: a minus in front says that"
+                " lower is"
             )
 
 

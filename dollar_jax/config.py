@@ -33,8 +33,10 @@ def optimizer(learning_rate: float, **changes) -> ConfigDict:
 
 
 def named(**fields: Fields) -> ConfigDict:
-    """Functions by import path, each with its weight and options, for `generator.objectives`; see `set_named`."""
-    config = ConfigDict(allow_dotted_keys=True)
+    """Functions by import path, each with its options, in this order: for `generator.objectives`, with weights, and for
+    `report.metrics`. See `set_named`.
+    """
+    config = ConfigDict(allow_dotted_keys=True, sort_keys=False)
     set_named(config, fields)
     return config
 

@@ -1,28 +1,32 @@
 """python -m dollar_jax.laboratory --experiment=NAME --out=DIR --seeds=0,1,2: an experiment over seeds, and its table.
 
-Experiments are in configs/laboratory.py. Each seed first trains the run `base` (VAE, teacher, a student), which most
-experiments share. The same command goes on where it was stopped.
+Experiments are in a config file, by default configs/laboratory.py: `EXPERIMENTS` has their names, `PARENTS` the run
+whose networks each uses. Each seed first trains the run `base` (VAE, teacher, a student), which most experiments share.
+The same command goes on where it was stopped.
 
     DIR/base/SEED, DIR/NAME/SEED    workdirs of dollar_jax.main; `parent` in one is the run whose networks it uses
     DIR/NAME/report                 mean and spread over the seeds: index.html, report.md, report.json
 """
 
+import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from absl import flags
 
-from configs.laboratory import EXPERIMENTS, PARENTS, get_config
-from dollar_jax import collapse, guard
+from dollar_jax import guard
 from dollar_jax.cli import required, run
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate import collapse
 
-_EXPERIMENT = flags.DEFINE_enum("experiment", None, list(EXPERIMENTS), "Which; `base` trains what the others share.")
+_CONFIG = flags.DEFINE_string("config_file", "configs/laboratory.py", "The file of the experiments.")
+_EXPERIMENT = flags.DEFINE_string("experiment", None, "Which; `base` trains what the others share.")
 _OUT = flags.DEFINE_string("out", None, "Folder of all experiments.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of everything for each.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; one alone uses about two cores.", lower_bound=1)
@@ -35,24 +39,47 @@ def main() -> None:
     required(_EXPERIMENT, _OUT)
     if not all(seed.isdigit() for seed in _SEEDS.value):
         raise UserError(f"--seeds={','.join(_SEEDS.value)}: wanted numbers, as in 0,1,2")
+    table = read_table(_CONFIG.value)
+    if _EXPERIMENT.value not in table.EXPERIMENTS:
+        raise UserError(f"--experiment={_EXPERIMENT.value}: {_CONFIG.value} has {', '.join(table.EXPERIMENTS)}")
+    plan = plan_of(_EXPERIMENT.value, table.PARENTS)
     out = Path(_OUT.value).resolve()
     begun, total = time.monotonic(), len(_SEEDS.value)
     with ThreadPoolExecutor(_JOBS.value) as pool:
-        for done, seed in enumerate(pool.map(lambda seed: _run(out, _EXPERIMENT.value, seed), _SEEDS.value), 1):
+        for done, seed in enumerate(pool.map(lambda seed: _run(out, plan, seed), _SEEDS.value), 1):
             minutes = (time.monotonic() - begun) / 60
             print(f"seed {seed} is done, {minutes * (total - done) / done:.0f} min left", flush=True)
     if _EXPERIMENT.value == "base":
         return
     folders = [out / _EXPERIMENT.value / seed for seed in _SEEDS.value]
-    config = get_config(_EXPERIMENT.value)
+    config = table.get_config(_EXPERIMENT.value)
     if "report" in config.stages:
         from dollar_jax.evaluate.report_runs import combine
 
         folder = out / _EXPERIMENT.value / "report"
-        command = f"python -m dollar_jax.laboratory --experiment={_EXPERIMENT.value} --seeds={','.join(_SEEDS.value)}"
-        combine([("", run) for run in folders], folder, command)
+        words = f"--config_file={_CONFIG.value} --experiment={_EXPERIMENT.value} --seeds={','.join(_SEEDS.value)}"
+        combine([("", run) for run in folders], folder, f"python -m dollar_jax.laboratory {words}")
         print((folder / "report.md").read_text())
     print(curves(folders, list(config.students)))
+
+
+def read_table(path: str) -> ModuleType:
+    """The config file as a module with `get_config`, `EXPERIMENTS` and `PARENTS`.
+
+    Raises:
+      UserError: there is no such file, or one of them is missing in it.
+    """
+    spec = importlib.util.spec_from_file_location("experiments", path)
+    if spec is None or not Path(path).is_file():
+        raise UserError(f"--config_file={path}: there is no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"--config_file={path}, line {error.lineno}: {error.msg}") from error
+    if lacking := [name for name in ("get_config", "EXPERIMENTS", "PARENTS") if not hasattr(module, name)]:
+        raise UserError(f"--config_file={path} has no {lacking[0]}: configs/laboratory.py shows what is wanted")
+    return module
 
 
 def curves(folders: Sequence[Path], students: Sequence[str]) -> str:
@@ -83,9 +110,9 @@ def _cell(values: list[float | None]) -> str:
     return f"{np.mean(known):.3g} ± {np.std(known):.2g}" if known else "-"
 
 
-def _run(out: Path, experiment: str, seed: str) -> str:
+def _run(out: Path, plan: Sequence[tuple[str, str | None]], seed: str) -> str:
     """Everything of one seed; returns the seed."""
-    for name, parent in _plan(experiment):
+    for name, parent in plan:
         folder, flag = out / name / seed, []
         folder.mkdir(parents=True, exist_ok=True)
         if parent:
@@ -94,7 +121,7 @@ def _run(out: Path, experiment: str, seed: str) -> str:
                 if not (folder / link).is_symlink():
                     (folder / link).symlink_to(target)
             flag = [f"--config.teacher.path={source / 'teacher'}"]
-        command = [sys.executable, "-m", "dollar_jax.main", f"--config=configs/laboratory.py:{name}", *flag]
+        command = [sys.executable, "-m", "dollar_jax.main", f"--config={_CONFIG.value}:{name}", *flag]
         command += [f"--workdir={folder}", f"--config.seed={seed}", *(f"--config.{change}" for change in _SET.value)]
         result = subprocess.run(command, stdout=None if _JOBS.value == 1 else subprocess.DEVNULL)
         if result.returncode:
@@ -102,10 +129,10 @@ def _run(out: Path, experiment: str, seed: str) -> str:
     return seed
 
 
-def _plan(experiment: str) -> list[tuple[str, str | None]]:
-    """The experiment and its parent, behind those whose networks it uses."""
-    parent = PARENTS.get(experiment, "base")
-    return [*(_plan(parent) if parent else []), (experiment, parent)]
+def plan_of(experiment: str, parents: Mapping[str, str | None]) -> list[tuple[str, str | None]]:
+    """The experiment and its parent, behind those whose networks it uses; the parent is `base` where none is named."""
+    parent = parents.get(experiment, "base")
+    return [*(plan_of(parent, parents) if parent else []), (experiment, parent)]
 
 
 if __name__ == "__main__":

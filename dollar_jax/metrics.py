@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -24,8 +25,6 @@ from dollar_jax.files import write_atomically
 from dollar_jax.reading import read_lines
 
 QUIET = 10.0  # seconds between two lines of progress where there is no terminal
-# What tells most of a student on the way; the file has all of it.
-SHOWN = [f"held_out/{name}" for name in ("reward", "alignment", "frechet", "spread", "vendi", "hf")]
 
 
 def read(folder: str | os.PathLike) -> list[dict]:
@@ -99,17 +98,16 @@ class Logger:
             self._write(step, scalars)
         return scalars
 
-    def measured(self, step: int, values: dict[str, float], seconds: float) -> None:
+    def measured(self, step: int, values: dict[str, float], seconds: float, shown: Sequence[str]) -> None:
         """Writes values of after a step in a line of their own; those of before the first step are step -1's. The
-        `seconds` that it took to measure them are not the steps'.
+        `seconds` that it took to measure them are not the steps'. Those whose names are in `shown` are printed too.
         """
         if self._window is not None:
             self._first, self._window = ((number, clock + seconds) for number, clock in (self._first, self._window))
         if self._writes:
             self._append(step, values)
-            known = [name for name in SHOWN if name in values] or list(values)
-            shown = " ".join(f"{name.rpartition('/')[2]} {values[name]:.4g}" for name in known[:5])
-            print(f"{self._stage} {step + 1}/{self._total}  held out: {shown}", flush=True)
+            words = " ".join(f"{name.rpartition('/')[2]} {values[name]:.4g}" for name in shown if name in values)
+            print(f"{self._stage} {step + 1}/{self._total}  held out: {words}", flush=True)
 
     def alarm(self, step: int, words: str) -> None:
         """Says what is wrong after a step on stderr and under TensorBoard's texts."""

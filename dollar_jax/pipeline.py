@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from dollar_jax import checkpoint, diffusion, sampling
 from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.data.text import load_tokenizer, tokenize
-from dollar_jax.diffusion import Schedule
+from dollar_jax.diffusion import Points, Schedule
 from dollar_jax.errors import UserError
 from dollar_jax.models import build, independent_chunks, roles
 from dollar_jax.models.network import Network
@@ -92,7 +92,7 @@ class Pipeline:
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
         return jnp.clip((decode(params, restore(self.card["vae"], latents)) + 1) / 2, 0, 1)
 
-    def times(self, steps: int | None) -> tuple[float, ...]:
+    def times(self, steps: int | None) -> Points:
         """The card's own times, or `steps` of them: for a teacher any number, spaced over its schedule; for a student
         every second, third, .. of its own from the noisiest on.
 

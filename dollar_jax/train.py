@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dollar_jax import collapse, guard
+from dollar_jax import guard
 from dollar_jax.checkpoint import Checkpoints
 from dollar_jax.distributed import Preemption, is_main
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate import collapse
 from dollar_jax.files import write_atomically
 from dollar_jax.metrics import Logger, read
 from dollar_jax.sharding import batch_sharding, shard
@@ -68,6 +69,7 @@ def train(
     mesh: Mesh,
     show: Callable[[Any], tuple[np.ndarray, list[str]]] | None = None,
     measure: Callable[[Any], dict[str, float]] | None = None,
+    shown: Sequence[str] = (),
 ) -> guard.Verdict:
     """Runs a stage to its end, and says which checkpoint is the best where that is measured.
 
@@ -84,6 +86,7 @@ def train(
       show: (state) -> (frames uint8 [n f h w 3], captions) for the log.
       measure: (state) -> values by names that begin with `held_out/` or `collapse/`, before the first update and at
         every checkpoint.
+      shown: the names of those values that are printed too.
 
     Raises:
       UserError: the updates of a network are no longer finite.
@@ -109,7 +112,7 @@ def train(
         history.append({"step": done - 1, **values})
         if guarded:
             values |= {guard.PREFIX + "score": guard.score(history, config.guard)}
-        log.measured(done - 1, values, time.perf_counter() - begun)
+        log.measured(done - 1, values, time.perf_counter() - begun, shown)
         for words in collapse.alarms(history[0], values):
             log.alarm(done - 1, words)
         return values

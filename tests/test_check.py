@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import dollar, shapes
 from dollar_jax import importing
 from dollar_jax.check import check
-from dollar_jax.config import trust_networks
+from dollar_jax.config import named, trust_networks
 from dollar_jax.data.dataset import write_dataset
 from dollar_jax.errors import UserError
 from dollar_jax.main import claim, refuse_links
@@ -19,6 +19,8 @@ from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import make_mesh
 from dollar_jax.videos import read_noise
 from dollar_jax.watch import alone
+
+DETAIL = "dollar_jax.evaluate.metrics.detail:Detail"
 
 
 def run(config):
@@ -64,7 +66,14 @@ def test_the_config_of_the_shapes_world_passes():
         ("teacher.sampler", "euler", "the config: teacher.sampler: 'euler'"),
         ("video.fps", float("inf"), "the config: Infinity"),
         ("show_captions", (), "the config: show_captions"),
-        ("report.reference_clips", 50, "compares with 128 real clips or more, here are 50"),
+        ("report.metrics", {"nix": {}}, "nix: there is no module"),
+        ("report.metrics", {"vendi": {"seed": 3}}, "metric vendi: its options do not fit"),
+        ("report.metrics.vendi", 3, "the config: report.metrics.vendi: 3 is not of type 'object'"),
+        ("report.metrics", {"detail": {}, f"{DETAIL}": {}}, "its key hf is that of metric detail too"),
+        ("generator.guard.metric", "-fid", "generator.guard.metric=-fid is not measured: alignment, colour"),
+        ("generator.guard.metric", "frechet", "metric=frechet, but lower is better: a minus in front"),
+        ("generator.guard.metric", "-alignment", "metric=-alignment, but higher is better: a minus"),
+        ("report.reference_clips", 50, "metric frechet compares with 128 real clips or more, here are 50"),
         ("data.clips", 20, "20 examples are too few: an iteration takes 48"),
         ("data.path", "/nowhere", "/nowhere"),
     ],
@@ -76,8 +85,18 @@ def test_what_can_be_known_is_refused(field, value, words):
     for parent in parents:
         part = part[parent]
     with part.ignore_type():
-        part[name] = value
+        part[name] = named(**value) if name == "metrics" else value
     refused(config, words)
+
+
+def test_a_guard_counts_where_it_guards():
+    config = shapes.get_config()
+    config.generator.guard.metric = "-fid"
+    config.held_out.videos_per_caption = 0
+    run(config)
+    config.held_out.videos_per_caption = 2
+    config.students.vsd_cd.generator.guard = {"metric": "-frechet"}
+    refused(config, "student vsd_cd_lrm: generator.guard.metric=-fid")
 
 
 def test_a_students_own_changes_are_looked_at():

@@ -154,7 +154,7 @@ def test_a_run_leaves_logs_cards_and_counts(workdir):
 
 
 def test_a_report_on_files_that_were_encoded_before(workdir, dataset, environment, tmp_path):
-    """From latents in place of videos, by the measures for videos of any world."""
+    """From latents in place of videos, and of so few that spaces are smaller."""
     files = {"videos": dataset.parent, "captions": dataset.parent / "captions.jsonl", "out": tmp_path / "encoded"}
     encode = {"config": ROOT / "configs/shapes.py", "encode": True, "teacher": workdir / "teacher"}
     result = run(command("data", **files, **encode), environment)
@@ -164,7 +164,8 @@ def test_a_report_on_files_that_were_encoded_before(workdir, dataset, environmen
         shutil.copytree(workdir / name, tmp_path / "W" / name)
     small = {"captions": 2, "videos_per_caption": 2, "clips": 2, "batch_size": 4, "repeats": 1, "fewer_steps": "(1,)"}
     fields = {"stages": "('report',)", "teacher.path": tmp_path / "W/teacher"}
-    fields |= {"report.measures": "dollar_jax.evaluate.general", **{f"report.{k}": v for k, v in small.items()}}
+    fields |= {f"report.metrics.{metric}.components": 0 for metric in ("frechet", "detail")}
+    fields |= {**{f"report.{k}": v for k, v in small.items()}}
     result = run(train(tmp_path / "W", tmp_path / "encoded", **fields), environment)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "W/report/report.json").read_text())["rows"]

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs.laboratory import EXPERIMENTS, get_config
+from configs.laboratory import EXPERIMENTS, PARENTS, get_config
 from dollar_jax import laboratory
+from dollar_jax.errors import UserError
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.distill import needs_of, student_config
 
@@ -29,8 +30,9 @@ def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatc
     monkeypatch.setattr(laboratory.subprocess, "run", succeed)
     monkeypatch.setattr(laboratory, "_JOBS", SimpleNamespace(value=1))
     monkeypatch.setattr(laboratory, "_SET", SimpleNamespace(value=[]))
+    monkeypatch.setattr(laboratory, "_CONFIG", SimpleNamespace(value="configs/laboratory.py"))
     for experiment in "objectives", "short_prompts":
-        laboratory._run(tmp_path, experiment, "3")
+        laboratory._run(tmp_path, laboratory.plan_of(experiment, PARENTS), "3")
     names = [next(part for part in line if part.startswith("--config=")).partition(":")[2] for line in commands]
     teachers = [[part for part in line if "teacher.path" in part] for line in commands]
     assert names == ["base", "objectives", "long_prompts", "short_prompts"]
@@ -39,6 +41,22 @@ def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatc
     for link, target in {"parent": ".", "encoded": "encoded"}.items():
         assert (tmp_path / "short_prompts/3" / link).readlink() == tmp_path / "long_prompts/3" / target
     assert not list((tmp_path / "long_prompts/3").iterdir())
+
+
+def test_experiments_come_from_the_file_that_is_given(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("EXPERIMENTS, PARENTS = ('mine',), {'mine': None}\n\n\ndef get_config(name):\n    return name\n")
+    table = laboratory.read_table(str(path))
+    assert (table.get_config("mine"), laboratory.plan_of("mine", table.PARENTS)) == ("mine", [("mine", None)])
+    path.write_text("EXPERIMENTS = ()\n")
+    with pytest.raises(UserError, match=r"own\.py has no get_config"):
+        laboratory.read_table(str(path))
+    path.write_text("def\n")
+    with pytest.raises(UserError, match=r"own\.py, line 1: invalid syntax"):
+        laboratory.read_table(str(path))
+    for missing in (tmp_path / "none.py", tmp_path):
+        with pytest.raises(UserError, match="there is no such Python file"):
+            laboratory.read_table(str(missing))
 
 
 def test_curves_are_means_over_seeds(tmp_path):

@@ -1,27 +1,33 @@
 """Stages `encode` and `distill` with networks of a handful of parameters: every way to tune for a reward."""
 
+import io
 import json
 import shutil
 import sys
+from contextlib import redirect_stdout
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from browser import needs_browser, open_browser
 from ml_collections import ConfigDict
 
 from configs import shapes
 from dollar_jax import checkpoint, diffusion, metrics
+from dollar_jax.config import named
 from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.data.text import write_word_tokenizer
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate.report_runs import combine
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import load
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages import distill as distill_module
 from dollar_jax.stages.distill import distill
 from dollar_jax.stages.encode import encode
+from dollar_jax.stages.report import report
 from dollar_jax.types import Condition
 
 ALONE = {"variational_score": 0.0, "consistency": 0.5, "latent_reward": 0.0}
@@ -80,7 +86,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, updates=1, **reward):
+MEASURED = {"frechet": {}, "detail": {}, "vendi": {}}
+
+
+def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, updates=1, measured=MEASURED, **reward):
     """Runs the stages with these students, each {objectives and other fields of generator, reward}."""
     config = shapes.get_config()
     config.teacher.path = str(folder / "teacher")
@@ -88,7 +97,9 @@ def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, 
     config.video.update({"frames": 2, "height": 16, "width": 16})
     config.reward.update({"name": name, "batch_size": 4, **reward})
     config.held_out.videos_per_caption = 1
-    config.report.update({"reference_clips": 8, "measures": "dollar_jax.evaluate.general", "batch_size": 30})
+    config.report.update({"reference_clips": 8, "batch_size": 30})
+    config.report.metrics = named(**measured)
+    config.report.update({"videos_per_caption": 1, "fewer_steps": (), "clips": 2, "repeats": 1})
     every = {"iterations": 4, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 0, "keep": 9}
     config.generator.update(every)
     config.generator.guard.metric = ""
@@ -192,6 +203,85 @@ def test_a_guarded_student_is_its_best_checkpoint(folder, tmp_path):
 
     (again,) = tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path).values()
     assert again == log  # it knows that it had ended
+
+
+DRIFT = """
+from itertools import count
+
+from dollar_jax.evaluate.measure import Column
+
+
+class Drift:
+    columns = Column("drift", "Drift", "More at every call.", better="lower", unit="px"),
+
+    def __init__(self, by):
+        self.by = by
+
+    def fit(self, data):
+        assert len(data.captions) == 8
+        values = count(0.0, self.by)
+        return lambda clips: next(values)
+"""
+
+
+@pytest.fixture(scope="module")
+def drift(folder, tmp_path_factory):
+    """Two runs of a student that is guarded by a metric from outside, 1 and 3 more at every call, what they printed and
+    the report of both."""
+    out, said = tmp_path_factory.mktemp("drift"), io.StringIO()
+    (out / "drifting.py").write_text(DRIFT)
+    guard = {"metric": "-drift", "tolerance": 0.5, "patience": 9}
+    generator = {"objectives": ALONE | {"latent_reward": 1.0}, "guard": guard}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.syspath_prepend(out)
+        for by in (1.0, 3.0):
+            workdir = out / f"by_{by:.0f}"
+            workdir.mkdir()
+            (workdir / "encoded").symlink_to(folder / "encoded")
+            measured = {"drifting:Drift": {"by": by}}
+            tune(folder, {"student": (generator, {})}, BORDER, (distill, report), workdir, measured=measured)
+            (workdir / "config.json").write_text(json.dumps({"seed": by}))
+    combine([("", out / "by_1"), ("", out / "by_3")], out / "both", "python -m x")
+    return out, said.getvalue()
+
+
+def test_a_metric_from_outside_is_in_log_guard_and_reports(drift):
+    out, said = drift
+    for by in (1, 3):
+        lines = held_out(metrics.read(out / f"by_{by}" / "student"))
+        assert [line["held_out/drift"] for line in lines] == [0, by, 2 * by]
+        assert [line["held_out/score"] is not None for line in lines] == [True, False, False]
+        assert f"student 4/4  held out: reward {lines[2]['held_out/reward']:.4g} drift {2 * by}\n" in said
+        assert checkpoint.read_card(out / f"by_{by}" / "student")["transformer"]["path"] == "checkpoints/0"
+        rows = json.loads((out / f"by_{by}" / "report/report.json").read_text())["rows"]
+        assert {row["model"]: row["drift"] for row in rows} == {
+            "data": 0,
+            "teacher": by,
+            "teacher, 4 steps": 2 * by,
+            "student": 3 * by,
+        }
+    table = (out / "both/report.md").read_text("utf-8")
+    (line,) = [line for line in table.splitlines() if line.startswith("| student |")]
+    assert "| 6.00 ± 4.24 px |" in line  # of 3 and 9
+    assert "\n- Drift, lower is better: More at every call.\n" in table
+    assert json.loads((out / "both/report.json").read_text())["columns"][0]["unit"] == "px"
+
+
+@needs_browser
+def test_a_metric_from_outside_is_on_the_page(drift, tmp_path):
+    out, _ = drift
+    with open_browser(tmp_path / "profile") as browser:
+        browser.get((out / "both/index.html").as_uri())
+        (card,) = [card for card in browser.find_elements("class name", "card") if card.text.startswith("Drift")]
+        assert card.is_displayed()
+        lines = card.text.splitlines()
+        assert lines[:3] == ["Drift", "lower is better", "More at every call."]
+        assert "student 6.00 ± 4.24 px" in card.text.replace("\n", " ")
+        (tile,) = [tile for tile in browser.find_elements("css selector", ".tiles div") if "Drift" in tile.text]
+        assert tile.text.splitlines() == ["Drift, lower is better", "6.00 px", "teacher 2.00 px"]
+        (table,) = browser.find_elements("css selector", "#measures ~ .scroll table")
+        assert "Drift" in table.text
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 1280
 
 
 def test_a_student_may_wait_for_its_reward_model(folder, tmp_path):

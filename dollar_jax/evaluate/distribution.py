@@ -1,6 +1,6 @@
 """How far samples are, as a distribution, from data: Frechet distance, energy off the data's subspace, spread.
 
-Single numbers deceive: blur is clean, noise is diverse. `frechet` sees the wrong mean and covariance, `hf` tells
+Single numbers deceive: blur is clean, noise is diverse. `frechet` sees the wrong mean and covariance, `detail` tells
 blur from noise where a Gaussian fit is blind, `pooled_deviation` sees a collapse that captions do not name.
 """
 
@@ -10,6 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float
+
+from dollar_jax.errors import UserError
+from dollar_jax.evaluate.measure import Clips
+
+MOST = 32  # components, where nobody says how many
 
 
 class Subspace(NamedTuple):
@@ -26,7 +31,7 @@ def fit(latents: Float[np.ndarray, "n f h w c"], components: int = 32) -> Subspa
     """The principal space of the first half of the data; where data lie is read from the other half.
 
     In the half it was fitted to, a principal space explains more than it does of new data: 1 would not be right for
-    `hf`.
+    `detail`.
 
     Raises:
       ValueError: fewer than 4 clips a component; the covariance would be noise.
@@ -40,6 +45,26 @@ def fit(latents: Float[np.ndarray, "n f h w c"], components: int = 32) -> Subspa
     return Subspace(origin, basis, within.mean(0), np.cov(within, rowvar=False), float(off.mean()))
 
 
+def least_clips(components: int) -> int:
+    """How many real clips `principal_space` takes at least.
+
+    Raises:
+      UserError: no number of components.
+    """
+    if components < 0:
+        raise UserError(f"components = {components}: a space has one or more; 0 takes as many as the clips allow")
+    return 4 * max(1, components)
+
+
+def principal_space(clips: Clips, components: int) -> Subspace:
+    """`fit` to the latents of real clips, for `Clips.once`; 0 components are as many as the clips allow, up to `MOST`.
+
+    Raises:
+      ValueError: fewer than `least_clips(components)`.
+    """
+    return fit(clips.latents, components or max(1, min(MOST, len(clips.latents) // 4)))
+
+
 def frechet(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
     """Frechet distance between Gaussian fits in the data's principal space, in percent of the data's variance there.
 
@@ -51,7 +76,7 @@ def frechet(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
     return 100 * distance / float(np.trace(data.covariance))
 
 
-def hf(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
+def detail(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
     """Energy off the data's principal space relative to data: 1 is right, less is over-smooth, more is noise."""
     _, off = _project(_flat(latents), data.origin, data.basis)
     return float(off.mean() / data.residual)

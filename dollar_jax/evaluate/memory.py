@@ -23,9 +23,9 @@ from jax.stages import Compiled
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from dollar_jax.compiling import OPTIONS, progress
 from dollar_jax.models import clip, cogvideox_vae, independent_chunks, latent_reward
 from dollar_jax.models.network import Network, count_parameters
-from dollar_jax.plan.estimate import OPTIONS, progress
 from dollar_jax.rewards.clip import letterboxed
 from dollar_jax.sharding import AXES, make_mesh, replicated
 from dollar_jax.types import Params

@@ -1,10 +1,11 @@
 """What a report.json holds, checked in one place: runs may come from strangers, and their reports are read again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dollar_jax.errors import UserError
-from dollar_jax.evaluate.report_rows import METRICS, TEACHER
+from dollar_jax.evaluate.measure import BETTER, TAKEN
+from dollar_jax.evaluate.report_rows import REWARD, SECONDS, TEACHER
 from dollar_jax.reading import require_schema
 
 _TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
@@ -14,8 +15,15 @@ _NUMBER = {"type": ["number", "null"], "minimum": -LARGEST, "maximum": LARGEST}
 _POSITIVE = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": LARGEST}
 _FPS = _POSITIVE | {"type": "number"}
 _ROW = {
-    **{metric.key: _POSITIVE if metric.unit == "s" else _NUMBER for metric in METRICS},
     **{"model": _TEXT, "objectives": _TEXTS, "steps": _SIZE, "calls": _SIZE, "videos": _COUNT},
+    SECONDS.key: _POSITIVE,
+}
+_COLUMN = {
+    **dict.fromkeys(("label", "meaning", "unit"), _TEXT),
+    "key": {"type": "string", "pattern": r"^[^\W\d]\w*\Z"},
+    "better": {"enum": list(BETTER)},
+    "ideal": _NUMBER,
+    "shown": {"type": "boolean"},
 }
 _META = {
     **dict.fromkeys(("title", "student", "command", "machine"), _TEXT),
@@ -26,12 +34,21 @@ _META = {
 }
 _SCHEMA = {
     "type": "object",
-    "required": ["rows", "meta"],
+    "required": ["rows", "columns", "meta"],
     "properties": {
         "rows": {
             "type": "array",
             "items": {"type": "object", "required": ["model", "videos"], "properties": _ROW},
             "minItems": 1,
+        },
+        "columns": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": list(_COLUMN),
+                "properties": _COLUMN,
+                "additionalProperties": False,
+            },
         },
         "meta": {"type": "object", "required": list(_META), "properties": _META},
     },
@@ -42,8 +59,19 @@ _REMEDY = "remove the report and run dollar_jax.main again"
 def check(report: Mapping, path: Path) -> None:
     """Raises UserError if `report`, the content of `path`, is not what `report.write_report` writes of one run."""
     require_schema(report, _SCHEMA, path, _REMEDY)
+    keys = [column["key"] for column in report["columns"]]
+    if strange := [key for key in keys if keys.count(key) > 1 or key in TAKEN - {REWARD.key, SECONDS.key}]:
+        raise UserError(f"{path}: {strange[0][:80]!r} is no key of one column alone; {_REMEDY}")
+    check_numbers(report, keys, path)
     if fault := _contradiction(report):
         raise UserError(f"{path}: {fault}; {_REMEDY}")
+
+
+def check_numbers(report: Mapping, keys: Iterable[str], path: Path) -> None:
+    """Raises UserError if a row of `report`, the content of `path`, has other than a number or null by one of these."""
+    require_schema(
+        report, {"properties": {"rows": {"items": {"properties": dict.fromkeys(keys, _NUMBER)}}}}, path, _REMEDY
+    )
 
 
 def _contradiction(report: Mapping) -> str:

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from dollar_jax import pictures
+from dollar_jax.evaluate.measure import Column
 from dollar_jax.evaluate.pages import render
 from dollar_jax.evaluate.report_clips import Clip, Look, data_url
-from dollar_jax.evaluate.report_rows import DATA, METRICS, SHORT, TEACHER, Metric, known, label, show
+from dollar_jax.evaluate.report_rows import DATA, SHORT, TEACHER, known, label, show, shown
 from dollar_jax.evaluate.timing import speed_up
 
 POINTS = 240  # of a curve
@@ -17,7 +18,13 @@ POINTS = 240  # of a curve
 Curves = Sequence[tuple[str, Mapping[str, Sequence[Mapping]]]]  # variant, and the lines that each stage of a run logged
 
 
-def make_page(rows: Sequence[Mapping], clips: Mapping[str, Sequence[Clip]], curves: Curves, meta: Mapping) -> str:
+def make_page(
+    rows: Sequence[Mapping],
+    columns: Sequence[Column],
+    clips: Mapping[str, Sequence[Clip]],
+    curves: Curves,
+    meta: Mapping,
+) -> str:
     """The page, which needs no network. See `report.write` for the arguments."""
     look = Look(*meta["look"])
     variants = list(dict.fromkeys(row.get("variant", "") for row in rows))
@@ -36,9 +43,7 @@ def make_page(rows: Sequence[Mapping], clips: Mapping[str, Sequence[Clip]], curv
         student=students[0],
         sides={label(row): "teacher" for row in teachers.values()} | {label(row): "student" for row in students},
         speeds={label(row): speed_up(teachers[row.get("variant", "")], row) for row in rows if row.get("calls")},
-        metrics=[
-            (metric, _scale(metric, rows)) for metric in METRICS if any(known(row.get(metric.key)) for row in rows)
-        ],
+        columns=[(column, _scale(column, rows)) for column in shown(columns, rows)],
         look=look,
         moving={name: [_moving(clip) for clip in made] for name, made in clips.items()},
         grids={name: [data_url(clip.grid, "image/jpeg") for clip in made if clip.grid] for name, made in clips.items()},
@@ -52,14 +57,15 @@ def _moving(clip: Clip) -> str:
     return data_url(clip.moving, "video/mp4" if clip.grid else "image/png")
 
 
-def _scale(metric: Metric, rows: Sequence[Mapping]) -> dict:
-    """Where each model's value lies on the metric's axis, 0..100, with the ends of its spread, and where the best
+def _scale(column: Column, rows: Sequence[Mapping]) -> dict:
+    """Where each model's value lies on the column's axis, 0..100, with the ends of its spread, and where the best
     value does.
     """
-    values = {label(row): row[metric.key] for row in rows if known(row.get(metric.key))}
-    ideal = next((values[label(row)] for row in rows if row["model"] == DATA and label(row) in values), metric.ideal)
+    values = {label(row): row[column.key] for row in rows if known(row.get(column.key))}
+    ideal = next((values[label(row)] for row in rows if row["model"] == DATA and label(row) in values), column.ideal)
     marks = [*values.values(), *([] if ideal is None else [ideal])]
-    transform = math.log if metric.unit == "s" else float  # times differ by factors
+    logarithmic = column.unit == "s" and min(marks) > 0  # times differ by factors
+    transform = math.log if logarithmic else float
     low, high = (transform(bound(marks)) for bound in (min, max))
     width = (high - low) or 1.0
 
@@ -67,9 +73,9 @@ def _scale(metric: Metric, rows: Sequence[Mapping]) -> dict:
         return 4 + 92 * (transform(value) - low) / width
 
     def ends(row: Mapping) -> list[float]:
-        spread, value = row.get("std", {}).get(metric.key), row[metric.key]
+        spread, value = row.get("std", {}).get(column.key), row[column.key]
         bounds = [value - spread, value + spread] if known(spread) else []
-        return [0.0 if metric.unit == "s" and bound <= 0 else min(100.0, max(0.0, place(bound))) for bound in bounds]
+        return [0.0 if logarithmic and bound <= 0 else min(100.0, max(0.0, place(bound))) for bound in bounds]
 
     places = {model: place(value) for model, value in values.items()}
     spreads = {label(row): ends(row) for row in rows if label(row) in values}

@@ -2,59 +2,39 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
+
+from dollar_jax.evaluate.measure import Column
 
 TEACHER, DATA = "teacher", "data"  # the models that every other row is compared with
 SHORT = {"variational_score": "VSD", "consistency": "CD", "latent_reward": "LRM", "policy_gradient": "DDPO"}
 
 
-class Metric(NamedTuple):
-    key: str
-    name: str
-    unit: str
-    good: str  # which numbers are, in two words
-    ideal: float | None  # where data's own value does not say
-    meaning: str  # for somebody who has not read the paper
-
-
-METRICS = (
-    Metric("alignment", "Alignment", "%", "higher is better", 1.0, "Clips that show all that their caption says."),
-    Metric(
-        *("clean_db", "Cleanness", "dB", "near data", None),
-        "How close each clip is to a perfect drawing of what it shows. Noise lowers it, blur hardly does: see detail.",
-    ),
-    Metric(
-        *("frechet", "Fréchet distance", "", "lower is better", 0.0),
-        "How far the clips as a whole lie from real ones: 0 is the same distribution, 100 one average clip repeated.",
-    ),
-    Metric(
-        *("hf", "Detail", "", "near 1", 1.0),
-        "Energy where real clips hardly vary, relative to theirs. Below 1 is too smooth, above 1 is noise.",
-    ),
-    Metric(
-        *("spread", "Spread", "", "near 1", 1.0),
-        "How much clips of one caption differ in what it leaves open, relative to real ones. 0 is a collapse.",
-    ),
-    Metric(
-        *("vendi", "Vendi score", "", "near data", None),
-        "How many different videos there are among those of one prompt. Noise counts as different too: see detail.",
-    ),
-    Metric(
-        *("reward", "Reward", "", "higher is better", None),
-        "What fine-tuning asks for. Bought with Fréchet distance or spread, it is over-optimised.",
-    ),
-    Metric(
-        *("diffusion_seconds_per_video", "Time a video", "s", "lower is better", None),
-        "Denoising alone, without text encoder and decoder, waited for to the end.",
-    ),
+# What a report measures beside the metrics of its config.
+REWARD = Column(
+    "reward",
+    "Reward",
+    "What fine-tuning asks for. Bought with Fréchet distance or spread, it is over-optimised.",
+    better="higher",
+)
+SECONDS = Column(
+    "diffusion_seconds_per_video",
+    "Time a video",
+    "Denoising alone, without text encoder and decoder, waited for to the end.",
+    better="lower",
+    unit="s",
 )
 
 
 def label(row: Mapping) -> str:
     """What a row is called where those of several variants stand together."""
     return f"{row['variant']}: {row['model']}" if "variant" in row else row["model"]
+
+
+def shown(columns: Sequence[Column], rows: Sequence[Mapping]) -> list[Column]:
+    """The columns that people are shown, of which some row has a number."""
+    return [column for column in columns if column.shown and any(known(row.get(column.key)) for row in rows)]
 
 
 def show(value: float | None, unit: str, spread: float | None = None) -> str:
@@ -70,25 +50,26 @@ def show(value: float | None, unit: str, spread: float | None = None) -> str:
             scale, digits, margin, ending = 1, ".1f", ".1f", " dB"
         case _:
             digits = margin = ".2f" if abs(value) < 10 else ".1f"
-            scale, ending = 1, ""
+            scale, ending = 1, f" {unit}" if unit else ""
     around = f" ± {scale * spread:{margin}}" if known(spread) else ""
     return f"{scale * value:{digits}}{around}{ending}"
 
 
-def over_seeds(runs: Sequence[Sequence[Mapping]]) -> list[dict]:
+def over_seeds(runs: Sequence[Sequence[Mapping]], columns: Sequence[Column]) -> list[dict]:
     """One row for each model of several runs, in the order of the first that has it.
 
-    Numbers of `METRICS` become their mean over the runs where they are known; "std" holds their standard deviations
+    Numbers of the columns become their mean over the runs where they are known; "std" holds their standard deviations
     (n - 1) by key, where two runs or more know them, and "seeds" counts the runs. The rest is that of the first.
     """
     models = dict.fromkeys(row["model"] for rows in runs for row in rows)
-    return [_over_seeds([row for rows in runs for row in rows if row["model"] == model]) for model in models]
+    keys = [column.key for column in columns]
+    return [_over_seeds([row for rows in runs for row in rows if row["model"] == model], keys) for model in models]
 
 
-def _over_seeds(rows: Sequence[Mapping]) -> dict:
+def _over_seeds(rows: Sequence[Mapping], keys: Sequence[str]) -> dict:
     if len(rows) == 1:
         return dict(rows[0])
-    values = {metric.key: [row[metric.key] for row in rows if known(row.get(metric.key))] for metric in METRICS}
+    values = {key: [row[key] for row in rows if known(row.get(key))] for key in keys}
     means = {key: float(np.mean(numbers)) for key, numbers in values.items() if numbers}
     deviations = {key: float(np.std(numbers, ddof=1)) for key, numbers in values.items() if len(numbers) > 1}
     return {**rows[0], **means, "std": deviations, "seeds": len(rows)}

@@ -10,6 +10,7 @@ import jax
 from dollar_jax import metrics
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate import report_format
+from dollar_jax.evaluate.measure import Column
 from dollar_jax.evaluate.report import write
 from dollar_jax.evaluate.report_clips import Look, read_clips
 from dollar_jax.evaluate.report_rows import label, over_seeds
@@ -37,7 +38,8 @@ def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> Non
       command: that makes this report.
     Raises:
       UserError: a run without a report, or with a damaged one; runs of the name "" whose configs differ in more than
-        the seed; runs with other captions or videos of another size; `folder` is the report of one of several runs.
+        the seed; runs with other captions, videos of another size or columns in other units or directions; `folder` is
+        the report of one of several runs.
     """
     if len(runs) > 1 and folder.resolve() in [(workdir / "report").resolve() for _, workdir in runs]:
         raise UserError(f"{folder} is the report of one of them: choose another --out")
@@ -45,6 +47,11 @@ def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> Non
     first = read[0]
     for run in read[1:]:
         _check(first, run)
+    columns = _columns(read)
+    for run in read:  # a column of one may be a key that another has not declared
+        report_format.check_numbers(
+            run.report, [column.key for column in columns], run.workdir / "report" / "report.json"
+        )
     groups = {variant: [run for run in read if run.variant == variant] for variant, _ in runs}
     if len(read) == 1:
         rows, meta = first.report["rows"], dict(first.report["meta"])
@@ -53,12 +60,12 @@ def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> Non
         rows = [
             named[variant] | row
             for variant, group in groups.items()
-            for row in over_seeds([run.report["rows"] for run in group])
+            for row in over_seeds([run.report["rows"] for run in group], columns)
         ]
         meta = {**first.report["meta"], "command": command} | _behind(groups)
     if len(groups) == 1:
         meta["students"] = {"": first.report["meta"]["student"]}
-    write(folder, rows, _clips(groups), _curves(read, groups), meta)
+    write(folder, rows, columns, _clips(groups), _curves(read, groups), meta)
 
 
 def _read(variant: str, workdir: Path) -> Run:
@@ -93,6 +100,20 @@ def _check(first: Run, run: Run) -> None:
         if first.report["meta"][what] != run.report["meta"][what]:
             name = {"captions": "captions", "look": "frames, height, width or fps"}[what]
             raise UserError(f"{first.workdir} and {run.workdir} have other {name}: make a report of each")
+
+
+def _columns(runs: Sequence[Run]) -> list[Column]:
+    """The columns of all runs, each as the first run that has it declares it."""
+    owners = {}
+    for run in runs:
+        for column in (Column(**fields) for fields in run.report["columns"]):
+            owner, first = owners.setdefault(column.key, (run, column))
+            if (column.unit, column.better) != (first.unit, first.better):
+                raise UserError(
+                    f"{owner.workdir} and {run.workdir} differ in unit or direction of {column.key}: make a report of"
+                    " each"
+                )
+    return [column for _, column in owners.values()]
 
 
 def _changed(runs: Sequence[Run]) -> list[str]:

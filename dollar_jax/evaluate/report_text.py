@@ -2,28 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 
-from dollar_jax.evaluate.report_rows import METRICS, SHORT, TEACHER, known, label, show
+from dollar_jax.evaluate.measure import Column
+from dollar_jax.evaluate.report_rows import SHORT, TEACHER, label, show, shown
 from dollar_jax.evaluate.timing import speed_up
 
 
-def make_text(rows: Sequence[Mapping], meta: Mapping) -> str:
+def make_text(rows: Sequence[Mapping], columns: Sequence[Column], meta: Mapping) -> str:
     """A table of all rows, what its columns mean, and what is behind it. See `report.write` for the arguments."""
-    metrics = [metric for metric in METRICS if any(known(row.get(metric.key)) for row in rows)]
+    columns = shown(columns, rows)
     teachers = {row.get("variant", ""): row for row in rows if row["model"] == TEACHER}
     seeds = any("seeds" in row for row in rows)
-    names = [metric.name for metric in metrics]
+    names = [column.label for column in columns]
     head = ["Model", "Objectives", "Steps", "Calls", "Speed-up (bound)", *names, "Videos", *["Seeds"] * seeds]
     table = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
     for row in rows:
         objectives = " + ".join(SHORT.get(name, name) for name in row.get("objectives") or ())
-        numbers = [show(row.get(metric.key), metric.unit, row.get("std", {}).get(metric.key)) for metric in metrics]
+        numbers = [show(row.get(column.key), column.unit, row.get("std", {}).get(column.key)) for column in columns]
         calls = [row.get("steps") or "", row.get("calls") or "", _speed_up(teachers[row.get("variant", "")], row)]
         counts = [row.get("videos") or "", *[row.get("seeds", 1)] * seeds]
         table.append([label(row), objectives, *calls, *numbers, *counts])
     lines = [f"# {meta['title']}", "", *map(_line, table), ""]
     if seeds:
         lines += ["± is the standard deviation over seeds.", ""]
-    lines += [f"- {metric.name}, {metric.good}: {metric.meaning}" for metric in metrics]
+    lines += [f"- {', '.join(filter(None, (column.label, column.good)))}: {column.meaning}" for column in columns]
     lines += ["- Bound: the teacher's calls of the network over the model's own, the most that a speed-up can be.", ""]
     if meta["runs"]:
         lines += ["## Runs", "", *map(_line, [["Variant", "Seed", "Workdir"], ["---", "---:", "---"]])]

@@ -71,7 +71,7 @@ RESERVED = ("weight", "own")  # of an objective's fields; the others are options
 
 
 def used(generator: ConfigDict) -> list[Objective]:
-    """The objectives of a config that have a weight, in their order.
+    """The objectives of a config that have a weight, by name: their order in a config changes no draw.
 
     Each stands in `generator.objectives` under its name: `weight`, the options of its function, and for one with a
     network of its own `own`: {network: the config of `Own.build`, options: of `Own.loss`, optimizer: like the fake
@@ -81,7 +81,7 @@ def used(generator: ConfigDict) -> list[Objective]:
       UserError: there is no such objective, or two own networks share a name.
     """
     found = []
-    for name, fields in generator.objectives.items():
+    for name, fields in sorted(generator.objectives.items()):
         if fields.weight:
             function = resolve(name, PACKAGE)
             options = {option: value for option, value in fields.items() if option not in RESERVED}

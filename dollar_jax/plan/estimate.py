@@ -1,15 +1,13 @@
 """Compiles the programs of an iteration and says what each takes."""
 
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jax.stages import Compiled, Traced
 
+from dollar_jax.compiling import OPTIONS, progress
 from dollar_jax.plan import flops, hlo
 from dollar_jax.plan.chips import Chip
 from dollar_jax.plan.collectives import Collective, collectives, largest_gather, sent_by_kind
@@ -17,11 +15,6 @@ from dollar_jax.plan.programs import Iteration, Program, device_bytes
 from dollar_jax.plan.traffic import memory_traffic
 
 PARTS = ("teacher", "student", "ema", "fake_score", "reward_model", "vae")
-# On TPUs a program that does not fit is to be measured, too. On CPUs the machine code, which nobody will run, need not
-# be fast: it changes nothing that is measured.
-ON_CPU = {"xla_backend_optimization_level": 0}
-OPTIONS = {"tpu": {"xla_tpu_no_crash_on_oom": True}, "cpu": ON_CPU, "gpu": ON_CPU}
-PATIENCE = 30  # seconds between two lines while the compiler is silent
 
 
 @dataclass(frozen=True)
@@ -116,26 +109,3 @@ def resident_bytes(iteration: Iteration) -> dict[str, dict[str, int]]:
         name: {"device": device_bytes(tree), "host": device_bytes(tree, "pinned_host")}
         for name, tree in iteration.resident.items()
     }
-
-
-@contextmanager
-def progress(text: str) -> Iterator[None]:
-    """Says on stderr what is being done, from time to time that it still is, and how long it took."""
-    start, done = time.perf_counter(), threading.Event()
-
-    def say(more: str) -> None:
-        print(f"{text}{more}, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-
-    def watch() -> None:
-        while not done.wait(PATIENCE):
-            say(" still")
-
-    print(f"{text} ...", file=sys.stderr, flush=True)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    say(": done")

@@ -109,14 +109,22 @@ def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
 
 
 def alignment(frames: Frames, captions: Sequence[str]) -> dict[str, Flags]:
-    """Whether the clips show what their captions say: 'colour', 'shape', 'motion', 'background', which is right where a
+    """`agreement` of what the clips show.
+
+    Raises:
+      UserError: a caption that is not of the shapes world.
+    """
+    return agreement(read(frames), captions)
+
+
+def agreement(reading: Reading, captions: Sequence[str]) -> dict[str, Flags]:
+    """Whether clips show what their captions say: 'colour', 'shape', 'motion', 'background', which is right where a
     short caption does not name it, and 'all' of that.
 
     Raises:
       UserError: a caption that is not of the shapes world.
     """
     colour, shape, motion, background = attributes(captions).T
-    reading = read(frames)
     agrees = {
         "colour": reading.colour == colour,
         "shape": reading.shape == shape,

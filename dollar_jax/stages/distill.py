@@ -176,8 +176,8 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if is_main():
         print(f"{name}: an iteration is {describe(iteration)}", flush=True)
     update = _make_update(setup, iteration, frozen, judge, view.pipeline, mesh, key)
-    measure = make_measure(setup, config, view, judge, captions, mesh) if captions else None
-    verdict = train(folder, state, update, batches, loop, mesh, view.show, measure)
+    measure, shown = make_measure(setup, config, view, judge, captions, mesh) if captions else (None, ())
+    verdict = train(folder, state, update, batches, loop, mesh, view.show, measure, shown)
     if verdict.best is not None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
 

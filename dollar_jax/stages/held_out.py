@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dollar_jax import collapse
-from dollar_jax.guard import PREFIX
-from dollar_jax.importing import resolve
+from dollar_jax.evaluate import collapse
+from dollar_jax.evaluate.measure import Clips, Metrics
+from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.pipeline import draw_noise, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import BATCH, constrain, shard
@@ -26,25 +26,24 @@ def make_measure(
     judge: Judge | None,
     captions: Sequence[str],
     mesh: Mesh,
-) -> Callable[[DollarState], dict[str, float]]:
+) -> tuple[Callable[[DollarState], dict[str, float]], list[str]]:
     """(state) -> what the videos of the student's moving average are worth, by names with `held_out/` in front, and
-    what `collapse.measure` finds.
+    what `collapse.measure` finds; and the names for the console.
 
     reward               the true one, mean over videos
     reward_chain         the same at the end of the chain that a policy gradient trains, where one does
     reward_estimate      the latent reward model's, in the reward's units, where there is one, and
     reward_correlation   between the two, over videos
-    and all that the module `config.report.measures` measures, which the reward does not see.
+    and what `config.report.metrics` measures, which the reward does not see.
 
     Args:
       view: opened with these captions.
       judge: the true reward, where there is one.
     """
-    pipeline, module = view.pipeline, config.report.measures
-    reference, measure = (resolve(f"{module}:{name}", "") for name in ("reference", "measure"))
+    pipeline, metrics = view.pipeline, Metrics(config.report.metrics.to_dict())
     frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
     frames = frames / np.float32(255)
-    known, data_sharpness = reference(frames, *rest), collapse.sharpness(frames)
+    measure, data_sharpness = metrics.fit(Clips(frames, *rest)), collapse.sharpness(frames)
     size = config.report.batch_size
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
 
@@ -68,7 +67,7 @@ def make_measure(
         made = pipeline.videos(view.condition, noise, keys, negative=view.negative, params=params, batch_size=size)
         latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
         frames = frames / np.float32(255)
-        values = measure(frames, latents, captions, known)
+        values = measure(Clips(frames, latents, captions))
         if judge:
             rewards = judge(frames, captions)
             values["reward"] = rewards.mean()
@@ -84,4 +83,4 @@ def make_measure(
         values = {PREFIX + name: float(value) for name, value in values.items()}
         return values | collapse.measure(frames, captions, data_sharpness)
 
-    return run
+    return run, [REWARD, *(PREFIX + column.key for column in metrics.columns if column.shown)]

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from dollar_jax import metrics, pictures
 from dollar_jax.distributed import is_main
+from dollar_jax.evaluate.measure import Clips, Metrics
 from dollar_jax.evaluate.report import write_report
-from dollar_jax.evaluate.report_rows import DATA, TEACHER
+from dollar_jax.evaluate.report_rows import DATA, REWARD, SECONDS, TEACHER
 from dollar_jax.evaluate.timing import Sampling, time_in_turns
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import resolve
 from dollar_jax.pipeline import Pipeline, draw_noise, load, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.common import HELD_OUT, encode_clips, prompts, real_clips
@@ -28,12 +28,12 @@ from dollar_jax.stages.distill import teacher_folder
 
 
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """`index.html` and `report.json`; what the numbers are says `dollar_jax.evaluate.shapes`."""
+    """`index.html` and `report.json`, with what `config.report.metrics` measures."""
     del mesh  # the current one: all devices share every batch
     folder, settings = workdir / "report", config.report
     if (folder / "report.json").exists():
         return
-    reference, measure = (resolve(f"{settings.measures}:{part}", "") for part in ("reference", "measure"))
+    measures = Metrics(settings.metrics.to_dict())
     reward = Judge(config.reward)
     captions = np.repeat(prompts(config), settings.videos_per_caption).tolist()
     entries = dict(_entries(config, workdir))
@@ -48,14 +48,14 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         return {
             "model": name,
             "videos": len(captions),
-            **measure(frames / np.float32(255), latents, captions, known),
+            **measure(Clips(frames / np.float32(255), latents, captions)),
             "reward": float(np.mean(rewards)),
             "reward_standard_error": float(np.std(rewards) / len(rewards) ** 0.5),
         }
 
     real = real_clips(config)
     frames, *rest = encode_clips(teacher, real[::2])
-    known = reference(frames / np.float32(255), *rest)
+    measure = measures.fit(Clips(frames / np.float32(255), *rest))
     rows, clips = [row(DATA, *encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption)))], {}
     told, x_t, row_keys = padded_rows((condition, noise, keys), 0, settings.batch_size)
     inputs = told, teacher.negative, x_t, row_keys
@@ -86,6 +86,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     write_report(
         folder,
         rows,
+        [*measures.columns, REWARD, SECONDS],
         clips,
         {stage: metrics.read(workdir / stage) for stage in stages},
         {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dollar_jax.evaluate.distribution import fit, frechet, gaussian_distance, hf, pooled_deviation
+from dollar_jax.evaluate.distribution import detail, fit, frechet, gaussian_distance, pooled_deviation
 
 SHAPE = (1, 2, 2, 3)  # 12 numbers a clip
 DEVIATIONS = np.array([4.0, 3, 2, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
@@ -43,7 +43,7 @@ def test_fit_finds_the_principal_space(data):
 
 def test_data_are_at_distance_zero_with_the_right_energy(data):
     assert frechet(latents(20_000, 1), data) < 0.05
-    assert hf(latents(20_000, 1), data) == pytest.approx(1, abs=0.02)
+    assert detail(latents(20_000, 1), data) == pytest.approx(1, abs=0.02)
 
 
 def test_frechet_is_in_percent_of_the_variance(data):
@@ -55,17 +55,17 @@ def test_frechet_is_in_percent_of_the_variance(data):
     assert frechet(halved, data) == pytest.approx(100 * 4 / 29, abs=1)
 
 
-def test_frechet_is_blind_where_hf_sees(data):
+def test_frechet_is_blind_where_detail_sees(data):
     noisy = latents(20_000, 1, np.where(np.arange(12) < 3, DEVIATIONS, 1.0))
     smooth = latents(20_000, 1, np.where(np.arange(12) < 3, DEVIATIONS, 0.25))
     assert max(frechet(noisy, data), frechet(smooth, data)) < 0.1
-    assert hf(noisy, data) == pytest.approx(4, rel=0.02)
-    assert hf(smooth, data) == pytest.approx(0.25, rel=0.02)
+    assert detail(noisy, data) == pytest.approx(4, rel=0.02)
+    assert detail(smooth, data) == pytest.approx(0.25, rel=0.02)
 
 
 def test_energy_is_relative_to_data_the_space_was_not_fitted_to():
     # With 100 clips in 12 dimensions the fitted half would make new data look noisy by a few percent.
-    ratios = [hf(latents(2000, 1), fit(latents(64, seed), components=8)) for seed in range(40)]
+    ratios = [detail(latents(2000, 1), fit(latents(64, seed), components=8)) for seed in range(40)]
     assert np.mean(ratios) == pytest.approx(1, abs=0.05)
 
 

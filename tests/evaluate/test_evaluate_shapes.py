@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from einops import rearrange
 
+from configs import shapes
 from dollar_jax.data.shapes import CAPTIONS, ShapesWorld
 from dollar_jax.errors import UserError
-from dollar_jax.evaluate import shapes
+from dollar_jax.evaluate.measure import Clips, Metrics
+from dollar_jax.evaluate.metrics.spread import deviations
 
 
 def load(clips, seed):
@@ -21,7 +23,14 @@ def encode(frames):
 @pytest.fixture(scope="module")
 def world():
     frames, captions = load(160, 0)
-    return shapes.reference(frames, encode(frames), captions)
+    return Clips(frames, encode(frames), captions)
+
+
+@pytest.fixture(scope="module")
+def measure(world):
+    """(frames, captions) -> what configs/shapes.py measures of them."""
+    fitted = Metrics(shapes.get_config().report.metrics.to_dict()).fit(world)
+    return lambda frames, captions: fitted(Clips(frames, encode(frames), captions))
 
 
 @pytest.fixture(scope="module")
@@ -33,48 +42,47 @@ def clips():
     return frames[rows], [captions[row] for row in rows]
 
 
-def test_real_clips_measure_as_data(world, clips):
-    frames, captions = clips
-    result = shapes.measure(frames, encode(frames), captions, world)
+def test_real_clips_measure_as_data(world, measure, clips):
+    result = measure(*clips)
     assert result["alignment"] == result["colour"] == result["shape"] == result["motion"] == 1
     assert result["clean_db"] > 50
     assert result["spread"] == pytest.approx(1, abs=0.25)
-    assert world.background == pytest.approx(0.5 / np.sqrt(12), rel=0.15)
-    assert world.position == pytest.approx(3 / np.sqrt(12), rel=0.15)
+    background, position = deviations(world)
+    assert background == pytest.approx(0.5 / np.sqrt(12), rel=0.15)
+    assert position == pytest.approx(3 / np.sqrt(12), rel=0.15)
     assert 1 < result["vendi"] < 3
     assert all(isinstance(value, float) for value in result.values())
 
 
-def test_a_collapse_shows_in_spread_and_vendi_alone(world, clips):
+def test_a_collapse_shows_in_spread_and_vendi_alone(measure, clips):
     frames, captions = clips
-    result = shapes.measure(np.repeat(frames[::3], 3, axis=0), encode(frames), captions, world)
+    result = measure(np.repeat(frames[::3], 3, axis=0), captions)
     assert result["spread"] == pytest.approx(0, abs=1e-4)
     assert result["vendi"] == pytest.approx(1)
     assert result["vendi_std"] == pytest.approx(0, abs=1e-6)
     assert result["alignment"] == 1
 
 
-def test_wrong_captions_and_noise_are_seen_where_they_should(world, clips):
+def test_wrong_captions_and_noise_are_seen_where_they_should(measure, clips):
     frames, captions = clips
     noisy = np.clip(frames + np.random.default_rng(0).normal(size=frames.shape) * 0.05, 0, 1).astype(np.float32)
-    clean, result = (shapes.measure(x, encode(frames), captions, world) for x in (frames, noisy))
+    clean, result = (measure(x, captions) for x in (frames, noisy))
     assert result["clean_db"] == pytest.approx(26, abs=1)
     assert result["vendi"] > clean["vendi"]
-    colours = [caption.replace("red", "blue") for caption in captions]
-    wrong = shapes.measure(frames, encode(frames), colours, world)
+    wrong = measure(frames, [caption.replace("red", "blue") for caption in captions])
     share = np.mean(["red" not in caption for caption in captions])
     assert wrong["alignment"] == wrong["colour"] == pytest.approx(share)
     assert wrong["shape"] == wrong["motion"] == 1
 
 
-def test_prompts_need_as_many_videos_each(world, clips):
+def test_prompts_need_as_many_videos_each(measure, clips):
     frames, captions = clips
     with pytest.raises(UserError, match="as many videos of each prompt, not 2 to 3"):
-        shapes.measure(frames[1:], encode(frames[1:]), captions[1:], world)
+        measure(frames[1:], captions[1:])
 
 
-def test_the_order_of_the_clips_does_not_matter(world, clips):
+def test_the_order_of_the_clips_does_not_matter(measure, clips):
     frames, captions = clips
     order = np.random.default_rng(0).permutation(len(frames))
-    shuffled = shapes.measure(frames[order], encode(frames[order]), [captions[i] for i in order], world)
-    assert shuffled == pytest.approx(shapes.measure(frames, encode(frames), captions, world))
+    shuffled = measure(frames[order], [captions[i] for i in order])
+    assert shuffled == pytest.approx(measure(frames, captions))

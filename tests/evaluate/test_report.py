@@ -8,12 +8,15 @@ import pytest
 from page import Page
 from PIL import Image
 
+from configs import shapes
 from dollar_jax.data.video import read_video
 from dollar_jax.evaluate import report
+from dollar_jax.evaluate.measure import Metrics
 from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_clips import Look, make_clip
-from dollar_jax.evaluate.report_rows import METRICS, show
+from dollar_jax.evaluate.report_rows import REWARD, SECONDS, show
 
+COLUMNS = [*Metrics(shapes.get_config().report.metrics.to_dict()).columns, REWARD, SECONDS]
 CAPTIONS = ["a red ring", "<b>a blue cross</b> & more"]
 
 
@@ -34,6 +37,7 @@ def run(folder, **changes):
     ]
     arguments = {
         "rows": rows,
+        "columns": COLUMNS,
         "clips": {model: noise(2, 9, 32, 32, 3, seed=i) for i, model in enumerate(["teacher", "four", "one"])},
         "curves": {"teacher": [{"step": 19, "time": 1.0, "loss": 0.9}, {"step": 39, "time": 2.0, "loss": None}]},
         "meta": {"title": "A run", "student": "four", "captions": CAPTIONS, "fps": 8, "command": "python -m x"}
@@ -81,7 +85,7 @@ def test_the_table_has_all_rows_and_dashes_for_the_unknown(tmp_path):
 
 def test_metrics_nobody_measured_are_left_out(tmp_path):
     text = Page(run(tmp_path)[0]).text
-    assert [metric.name for metric in METRICS if metric.meaning in text] == [
+    assert [column.label for column in COLUMNS if column.meaning in text] == [
         *("Alignment", "Fréchet distance", "Detail", "Time a video")
     ]
 
@@ -194,6 +198,7 @@ def test_curves_are_smoothed(tmp_path):
         (25.93, "dB", "25.9 dB"),
         (1.434, "", "1.43"),
         (23.71, "", "23.7"),
+        (1.434, "px", "1.43 px"),
         (None, "", "\N{EN DASH}"),
         (float("inf"), "dB", "\N{EN DASH}"),
     ],

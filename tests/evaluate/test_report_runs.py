@@ -12,7 +12,9 @@ from browser import needs_browser, open_browser, requested
 from page import Page
 
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate.metrics.frechet import Frechet
 from dollar_jax.evaluate.report import write_report
+from dollar_jax.evaluate.report_rows import SECONDS
 from dollar_jax.evaluate.report_runs import combine
 
 CONFIG = {"seed": 0, "rollout": "simulate", "times": [249, 499], "mesh": {"data": 1}, "teacher": {"path": ""}}
@@ -35,7 +37,8 @@ def finish(workdir, frechet=2.0, captions=("a red ring", "a blue cross"), shape=
     meta = {"title": "A run", "student": "student", "captions": list(captions), "fps": 8, "command": "python -m main"}
     meta |= {"machine": "two CPU cores", "configs": {"student": f"seed: {fields.get('seed', 0)}"}}
     lines = [{"step": step, "time": 0.0, "loss": frechet + step} for step in (0, 5, 9)]
-    write_report(workdir / "report", rows, clips, {"student": lines}, meta)
+    columns = [*Frechet.columns, SECONDS]
+    write_report(workdir / "report", rows, columns, clips, {"student": lines}, meta)
     (workdir / "student").mkdir()
     (workdir / "student" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (workdir / "config.json").write_text(json.dumps(CONFIG | fields))
@@ -120,7 +123,29 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
         combine([first, ("", finish(tmp_path / "d", shape=(5, 16, 16)))], tmp_path / "out", "")
     with pytest.raises(UserError, match=r"none has no report .*report\.json is missing"):
         combine([first, ("", tmp_path / "none")], tmp_path / "out", "")
+    change(finish(tmp_path / "e", seed=1), columns__0__unit="dB")
+    with pytest.raises(UserError, match=r"a and .*e differ in unit or direction of frechet: make a report of each"):
+        combine([first, ("", tmp_path / "e")], tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_may_measure_different_things(tmp_path):
+    """The columns of all; a key that is a method of a dictionary is one like any other."""
+    runs = [("", finish(tmp_path / name, seed=seed)) for seed, name in enumerate("abc")]
+    for seed in (1, 2):
+        change(runs[seed][1], columns__0__key="values", columns__0__label="Own", rows__2__values=float(seed))
+        change(runs[seed][1], rows__1__frechet=None, rows__2__frechet=None)
+    combine(runs, tmp_path / "all", "python -m x")
+    page, numbers = outcome(tmp_path / "all")
+    assert [column["key"] for column in numbers["columns"]] == ["frechet", "diffusion_seconds_per_video", "values"]
+    table = (tmp_path / "all/report.md").read_text("utf-8")
+    assert "| 2.00 | 10 ± 0 ms | 1.50 ± 0.71 | 300 | 3 |" in table  # 2 of the first run; 1 and 2 of the others
+    assert re.search(r"\| 4\.00 \| 100 ± \S+ ms \| \N{EN DASH} \| 300 \| 3 \|", table)
+    assert "2.00 10 ± 0 ms 1.50 ± 0.71 300 3" in Page(page).text
+    # A column of one is a key that another one, which is a stranger's, has not declared.
+    change(runs[2][1], rows__2__frechet="2")
+    with pytest.raises(UserError, match=r"c/report/report\.json: rows\.2\.frechet"):
+        combine(runs, tmp_path / "again", "python -m x")
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +215,17 @@ def refused(workdir, words, other):
         ({"rows__2__frechet": True}, r"rows\.2\.frechet"),
         ({"rows__2__frechet": 10**400}, r"rows\.2\.frechet"),
         ({"rows__2__diffusion_seconds_per_video": -1.0}, r"rows\.2\.diffusion_seconds_per_video"),
+        ({"columns": None}, "'columns' is a required property"),
+        ({"columns__0__key": "a b"}, r"columns\.0\.key"),
+        ({"columns__0__key": "steps"}, "'steps' is no key of one column alone"),
+        ({"columns__1__key": "frechet"}, "'frechet' is no key of one column alone"),
+        ({"columns__0__key": "model"}, "'model' is no key"),
+        ({"columns__0__better": "best"}, r"columns\.0\.better"),
+        ({"columns__0__ideal": "0"}, r"columns\.0\.ideal"),
+        ({"columns__0__shown": 1}, r"columns\.0\.shown"),
+        ({"columns__0__label": None}, "'label' is a required property"),
+        ({"columns__0__module": "os"}, "'module' was unexpected"),
+        ({"columns__0__key": "mine", "rows__2__mine": "2"}, r"rows\.2\.mine"),
         ({"rows__2__std": {"frechet": 1.0}}, "of several runs"),
         ({"rows__2__variant": "x"}, "of several runs"),
         ({"meta": []}, "meta"),
@@ -259,9 +295,10 @@ def test_what_a_stranger_wrote_is_text_on_the_page(tmp_path):
     (workdir / "report" / "clips" / "student").rename(workdir / "report" / "clips" / "evil")
     change(workdir, rows__2__model="evil", rows__2__objectives=[evil], meta__clips=["teacher", "evil"])
     change(workdir, meta__student="evil", meta__title=evil, meta__command=evil, meta__machine=evil)
-    change(workdir, meta__configs={evil: evil})
+    change(workdir, meta__configs={evil: evil}, columns__0__label=evil, columns__0__meaning=evil, columns__0__unit=evil)
     combine([("", workdir)], tmp_path / "one", "python -m x")
     other = finish(tmp_path / "v", captions=(evil, evil), **{evil: evil, "rollout": evil})
+    change(other, columns__0__unit=evil)
     combine([(evil, workdir), ("b", other)], tmp_path / "two", "python -m x")
     for folder in ("one", "two"):
         page, _ = outcome(tmp_path / folder)

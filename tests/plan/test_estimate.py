@@ -1,7 +1,5 @@
 """Bytes of a device, and bounds on the time, worked by hand."""
 
-import re
-import time
 from collections import Counter
 
 import jax
@@ -9,9 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from dollar_jax.plan import estimate
 from dollar_jax.plan.chips import CHIPS
-from dollar_jax.plan.estimate import Cost, progress
+from dollar_jax.plan.estimate import Cost
 from dollar_jax.plan.programs import device_bytes
 
 
@@ -47,13 +44,3 @@ def test_bounds():
     assert bounds == pytest.approx({"compute": 4.0, "memory": 2.0, "links": 0.5})
     assert cost.bounds(CHIPS["h200"], (8,), 8)["links"] == pytest.approx(0.5 * 300 / 450 / 2)
     assert cost.bounds(CHIPS["cpu"], (8,), 8) is None
-
-
-def test_progress(capsys, monkeypatch):
-    monkeypatch.setattr(estimate, "PATIENCE", 0.05)
-    with progress("generator: compiling"):
-        time.sleep(1)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "generator: compiling ..."
-    assert re.fullmatch(r"generator: compiling still, \d+ s", lines[1])
-    assert re.fullmatch(r"generator: compiling: done, \d+ s", lines[-1])

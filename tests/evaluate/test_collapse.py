@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dollar_jax import collapse
+from dollar_jax.evaluate import collapse
 from dollar_jax.evaluate.vendi import vendi
 
 CAPTIONS = ["a", "a", "b", "b"]

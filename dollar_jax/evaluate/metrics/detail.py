@@ -1,0 +1,34 @@
+"""How much of what real latents hardly have a model's have."""
+
+from collections.abc import Callable
+
+from dollar_jax.evaluate import distribution
+from dollar_jax.evaluate.measure import Clips, Column
+
+
+class Detail:
+    """Energy off the principal space of real latents, relative to theirs, see `distribution.detail`.
+
+    Args:
+      components: as of `frechet`.
+    """
+
+    columns = (
+        Column(
+            "hf",
+            "Detail",
+            "Energy where real clips hardly vary, relative to theirs. Below 1 is too smooth, above 1 is noise.",
+            better="near",
+            ideal=1.0,
+        ),
+    )
+
+    def __init__(self, components: int = 0):
+        self._components, self.least_clips = components, distribution.least_clips(components)
+
+    def fit(self, data: Clips) -> Callable[[Clips], float]:
+        space = data.once(distribution.principal_space, self._components)
+        return lambda clips: distribution.detail(clips.latents, space)
+
+
+detail = Detail  # its name in a config

@@ -1,0 +1,66 @@
+"""How much clips of one caption of the shapes world differ in what it leaves open."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dollar_jax.evaluate.distribution import pooled_deviation
+from dollar_jax.evaluate.measure import Clips, Column
+from dollar_jax.evaluate.shapes import reading
+
+
+class Spread:
+    """Deviations within captions relative to those of real clips, their mean: 1 is data, 0 a collapse.
+
+    Of the background, grey in 0..1, and of the middle of the path in x and y, pixels; both among the clips that show a
+    shape at all.
+    """
+
+    columns = (
+        Column(
+            "spread",
+            "Spread",
+            "How much clips of one caption differ in what it leaves open, relative to real ones. 0 is a collapse.",
+            better="near",
+            ideal=1.0,
+        ),
+        Column(
+            "background_std",
+            "Spread of backgrounds",
+            "Deviation of the grey, 0..1, within captions.",
+            better="near",
+            shown=False,
+        ),
+        Column(
+            "position_std",
+            "Spread of positions",
+            "Deviation of the middle of the path within captions.",
+            better="near",
+            unit="px",
+            shown=False,
+        ),
+    )
+
+    def fit(self, data: Clips) -> Callable[[Clips], dict[str, float]]:
+        real_background, real_position = deviations(data)
+
+        def measure(clips: Clips) -> dict[str, float]:
+            background, position = deviations(clips)
+            return {
+                "spread": (background / real_background + position / real_position) / 2,
+                "background_std": background,
+                "position_std": position,
+            }
+
+        return measure
+
+
+def deviations(clips: Clips) -> tuple[float, float]:
+    """Of background and position, within captions."""
+    read = clips.once(reading)
+    groups = np.asarray(clips.captions)[read.found].tolist()
+    values = read.background[read.found, None], read.position[read.found]
+    return pooled_deviation(values[0], groups), pooled_deviation(values[1], groups)
+
+
+spread = Spread  # its name in a config

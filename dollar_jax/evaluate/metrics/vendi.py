@@ -1,0 +1,64 @@
+"""How many different videos there are of a caption."""
+
+from functools import partial
+
+import numpy as np
+
+from dollar_jax.errors import UserError
+from dollar_jax.evaluate.measure import Clips, Column
+from dollar_jax.evaluate.vendi import diversity
+from dollar_jax.importing import resolve
+
+
+class Vendi:
+    """Eq. 17, mean and standard deviation over captions.
+
+    Args:
+      key_frames: evenly spread, the first and the last frame among them.
+      features: import path of what frames are compared by, bare in `dollar_jax.evaluate.features`.
+      weights: the features' file, "" for none.
+    Raises:
+      UserError: fewer than 2 key frames, no such features, or not with these weights.
+    """
+
+    columns = (
+        Column(
+            "vendi",
+            "Vendi score",
+            "How many different videos there are among those of one prompt. Noise counts as different too: see detail.",
+            better="near",
+        ),
+        Column(
+            "vendi_std",
+            "Deviation of Vendi",
+            "Standard deviation of the Vendi score over prompts.",
+            shown=False,
+        ),
+    )
+
+    def __init__(self, key_frames: int = 3, features: str = "pixels", weights: str = ""):
+        if key_frames < 2:
+            raise UserError(f"key_frames = {key_frames}: the first and the last frame are two")
+        embed = resolve(features, "dollar_jax.evaluate.features")
+        self._embed = partial(embed, weights=weights) if weights else embed
+        self._key_frames, self._exact = key_frames, features == "pixels"
+        if not self._exact:
+            self._embed(np.zeros((1, 8, 8, 3), np.uint8))  # refused now, not after the first training
+
+    def fit(self, data: Clips):
+        """Nothing to compare with: data are measured as a model is."""
+        del data
+        return self._measure
+
+    def _measure(self, clips: Clips) -> dict[str, float]:
+        names, index, counts = np.unique(np.asarray(clips.captions), return_inverse=True, return_counts=True)
+        if len(set(counts)) > 1:
+            raise UserError(f"Vendi needs as many videos of each prompt, not {counts.min()} to {counts.max()}")
+        frames = clips.frames if self._exact else np.rint(clips.frames * 255).astype(np.uint8)
+        by_caption = frames[np.argsort(index, kind="stable")].reshape(len(names), -1, *frames.shape[1:])
+        spacing = max(1, (frames.shape[1] - 1) // (self._key_frames - 1))
+        diversities = diversity(by_caption, spacing, self._embed)
+        return {"vendi": float(diversities.mean()), "vendi_std": float(diversities.std())}
+
+
+vendi = Vendi  # its name in a config

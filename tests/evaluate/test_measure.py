@@ -1,0 +1,165 @@
+"""Metrics by name: how they are made, what they must declare and return, and what they may share."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from dollar_jax.errors import UserError
+from dollar_jax.evaluate.measure import Clips, Column, Metrics
+
+
+def clips(*brightness):
+    """A video for each number, of two frames of that grey and its half."""
+    frames = np.array([[[[[grey] * 3]], [[[grey / 2] * 3]]] for grey in brightness], np.float32)
+    return Clips(frames, frames[..., :1], [""] * len(frames))
+
+
+def grey(clips: Clips, power=1) -> float:
+    return float(np.mean(clips.frames[:, 0] ** power))
+
+
+def lighter(clips: Clips, data: Clips) -> dict[str, float]:
+    return {"lighter": clips.frames.mean() - data.frames.mean(), "data": data.frames.mean()}
+
+
+class Change:
+    """The first frame less the second, relative to data's, `scale` times."""
+
+    columns = (Column("change", "Change", "", better="near", ideal=1.0),)
+    least_clips = 3
+
+    def __init__(self, scale=1):
+        if scale <= 0:
+            raise UserError(f"scale = {scale}: a positive number")
+        self._scale = scale
+
+    def fit(self, data):
+        real = -np.diff(data.frames, axis=1).mean()
+        return lambda clips: self._scale * -np.diff(clips.frames, axis=1).mean() / real
+
+
+grey.columns = (Column("grey", "Grey", "", better="higher"),)
+lighter.columns = (Column("lighter", "Lighter", ""), Column("data", "Data", "", shown=False))
+
+
+def undeclared(clips: Clips) -> float:
+    return 0.0
+
+
+class Unfitted:
+    columns = grey.columns
+
+
+def names(clips: Clips) -> dict[str, float]:
+    return {"grey": 1.0, "gray": 1.0}
+
+
+def words(clips: Clips):
+    return "grey"
+
+
+names.columns = words.columns = grey.columns
+
+
+def taken(clips: Clips) -> float:
+    return 0.0
+
+
+taken.columns = (Column("reward", "Reward", ""),)
+
+
+def mine(*named, **options):
+    return {f"test_measure:{name}": options for name in named}
+
+
+def test_functions_and_classes_measure_by_hand():
+    metrics = Metrics(mine("grey", power=2) | mine("lighter") | mine("Change", scale=10))
+    assert [column.key for column in metrics.columns] == ["grey", "lighter", "data", "change"]
+    assert list(metrics.least_clips.values()) == [1, 1, 3]
+    values = metrics.fit(clips(0.5, 0.5, 0.5))(clips(0.25, 0.75))
+    # Of 0.5 the mean of both frames is 0.375, and the change 0.25; of 0.25 and 0.75 both are the same.
+    assert values == pytest.approx({"grey": (1 / 16 + 9 / 16) / 2, "lighter": 0, "data": 0.375, "change": 10})
+    assert all(type(value) is float for value in values.values())
+
+
+@pytest.mark.parametrize(
+    ("named", "fault"),
+    [
+        ({"nothing": {}}, "nothing: there is no module 'dollar_jax.evaluate.metrics.nothing'"),
+        (mine("nothing"), "the module test_measure has no function 'nothing'"),
+        (mine("grey", exponent=2), "metric test_measure:grey: its options do not fit .*'exponent'"),
+        (mine("lighter", data=3), "metric test_measure:lighter: its options do not fit"),
+        (mine("Change", scale=-1), "metric test_measure:Change: scale = -1: a positive number"),
+        (mine("Change", scale="x"), "metric test_measure:Change: '<=' not supported"),
+        (mine("undeclared"), "metric test_measure:undeclared declares no columns"),
+        (mine("Unfitted"), r"metric test_measure:Unfitted is a class without fit\(data\)"),
+        (mine("grey", "words"), "metric test_measure:words: its key grey is that of metric test_measure:grey too"),
+        (mine("taken"), "metric test_measure:taken: its key reward is taken"),
+        ({"frechet": {"components": -1}}, "metric frechet: components = -1"),
+        ({"vendi": {"key_frames": 1}}, "metric vendi: key_frames = 1"),
+        ({"vendi": {"features": "inception"}}, "metric vendi: .*weights"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(named, fault):
+    with pytest.raises(UserError, match=fault) as refusal:
+        Metrics(named)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["names", "words"])
+def test_what_was_not_declared_is_not_taken(name):
+    measure = Metrics(mine(name)).fit(clips(0.5))
+    with pytest.raises(UserError, match=f"test_measure:{name} returned .*wanted a number for each of grey"):
+        measure(clips(0.5))
+
+
+@pytest.mark.parametrize(("fields", "fault"), [({"key": "a b"}, "'a b'"), ({"better": "best"}, "'best'")])
+def test_a_column_is_declared_in_terms_that_there_are(fields, fault):
+    with pytest.raises(UserError, match=fault):
+        Column(**{"key": "a", "label": "A", "meaning": ""} | fields)
+
+
+@pytest.mark.parametrize(
+    ("better", "ideal", "good"),
+    [("higher", None, "higher is better"), ("near", None, "near data"), ("near", 0.5, "near 0.5"), ("", None, "")],
+)
+def test_the_direction_in_words(better, ideal, good):
+    assert Column("a", "A", "", better=better, ideal=ideal).good == good
+
+
+def test_what_metrics_share_is_made_once_for_the_same_clips():
+    made = []
+
+    def derive(clips, factor):
+        made.append(factor)
+        return factor * len(clips.captions)
+
+    one, other = clips(0.5), clips(0.5, 0.5)
+    assert [one.once(derive, 2), one.once(derive, 2), one.once(derive, 3), other.once(derive, 2)] == [2, 2, 3, 4]
+    assert made == [2, 3, 2]
+
+
+def test_the_metric_of_the_guide_by_hand(monkeypatch):
+    guide = (Path(__file__).parents[2] / "docs/evaluate.md").read_text()
+    (code,) = re.findall(r"^```python\n(import numpy.*?)^```", guide, re.M | re.S)
+    module = ModuleType("my_metrics")
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, "my_metrics", module)
+    # From 0.5 to 0.25 in data, from 1 to 0.5 here.
+    assert Metrics({"my_metrics:Jumps": {"order": 1}}).fit(clips(0.5))(clips(1.0)) == {"jumps": 2}
+    with pytest.raises(UserError, match="metric my_metrics:Jumps: order = 0: 1 or more"):
+        Metrics({"my_metrics:Jumps": {"order": 0}})
+
+
+def test_vendi_by_features_that_want_whole_numbers():
+    """Thumbnails are made of 8-bit frames: of two opposite halves, one lit each, two videos that share nothing."""
+    frames = np.zeros((2, 2, 32, 32, 3), np.float32)
+    frames[0, :, :16], frames[1, :, 16:] = 1, 1
+    video = Clips(frames, frames, ["a", "a"])
+    for features in ("pixels", "thumbnails"):
+        values = Metrics({"vendi": {"key_frames": 2, "features": features}}).fit(video)(video)
+        assert values == pytest.approx({"vendi": 2, "vendi_std": 0})
