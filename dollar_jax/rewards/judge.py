@@ -169,7 +169,7 @@ class Judge:
             raise UserError(f"reward {self.name}: {str(error).removeprefix(f'{self.name}: ')}") from error
         if error is not None:
             raise UserError(
-                f"reward {self.name} raised {_line(error)}{_place(error)}: mend it there, or name another reward"
+                f"reward {self.name} raised {_line(error)}{_place(error)}: fix it there, or name another reward"
             ) from error
         return future.result()
 

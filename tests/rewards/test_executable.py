@@ -147,5 +147,7 @@ def gone(pid):
 
 
 def test_no_such_program():
-    with pytest.raises(UserError, match=r"reward executable: ./nothing cannot be started \(No such file or directory\)"):
+    with pytest.raises(
+        UserError, match=r"reward executable: ./nothing cannot be started \(No such file or directory\)"
+    ):
         Judge({"name": "executable", "options": {"command": ["./nothing"]}})
