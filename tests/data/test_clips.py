@@ -63,7 +63,7 @@ def test_captions_are_read_in_order(folder):
         ([record("a" * 5000)], "line 1: .* which is no path"),
         ([record("loop.mp4")], "line 1: .* which is no path"),
         ([record("pipe.mp4")], "line 1: there is no file"),
-        ([record("0.mp4") | {"caption": "half \ud800 a pair"}], "line 1: the caption is no text: surrogates"),
+        ([record("0.mp4") | {"caption": "half \ud800 a pair"}], "line 1: the caption is not valid text: surrogates"),
         (["[" * 100_000], "line 1 is not JSON"),
         (['{"file": ' + "9" * 5000 + "}"], "line 1 is not JSON"),
         (["", " "], "names no videos"),
