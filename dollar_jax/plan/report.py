@@ -1,4 +1,4 @@
-"""The plan as a dictionary for JSON, and as tables."""
+"""The plan of an iteration as a dictionary for JSON, and as tables."""
 
 import math
 from collections import Counter
@@ -15,8 +15,9 @@ from dollar_jax.plan.programs import Iteration
 def summarize(
     iteration: Iteration, costs: list[Cost], chip: Chip, sides: tuple[int, ...], mesh: dict[str, int]
 ) -> dict[str, Any]:
-    """Everything about an iteration: bytes are those of one device, except for `network`, those of the whole teacher;
-    FLOPs are those of all devices, seconds lower bounds.
+    """The plan as a dictionary: bytes per device, FLOPs over all devices, and lower bounds in seconds.
+
+    `network` is the size of the whole teacher in bytes.
     """
     devices = math.prod(mesh.values())
     resident = resident_bytes(iteration)
@@ -52,7 +53,7 @@ def summarize(
 
 
 def remedies(plan: dict[str, Any], config: ConfigDict) -> list[str]:
-    """What to change first where a config does not fit."""
+    """Settings to change first, if the config does not fit into memory."""
     mesh, memory = plan["mesh"], plan["memory"]
     resident = sum(size["device"] for size in memory["resident"].values())
     state = [
@@ -149,7 +150,7 @@ def _gb(size: int | float) -> str:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    """Columns of equal width, numbers to the right; a rule under the first row."""
+    """Aligned columns, with numbers at the right and a rule under the first row."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     numeric = [all(row[i][:1].isdigit() or not row[i] for row in rows[1:]) and i > 0 for i in range(len(widths))]
     columns = list(zip(widths, numeric, strict=True))
