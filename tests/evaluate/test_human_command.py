@@ -140,4 +140,4 @@ def test_results_do_not_take_the_place_of_the_answers(server, tmp_path):
 def test_names_of_models_are_text(server, name):
     result = server.run(f"--videos={name}=x", "--videos=b=y", "--prompts=p")
     assert result.returncode == 2
-    assert result.stderr == f"error: --videos: {name!r} is no name that can be printed\n"
+    assert result.stderr == f"error: --videos: the name {name!r} has characters that cannot be printed\n"

@@ -309,7 +309,7 @@ def test_the_command(tmp_path):
     refused = command(*both)
     assert (refused.returncode, refused.stderr) == (
         2,
-        "error: --out is missing: where shall the report of several runs go?\n",
+        "error: --out is missing: give the folder for the report of several runs\n",
     )
     assert "either all of --workdir name a variant" in command(both[0], f"--workdir=x={workdirs[1]}", "--out=o").stderr
 
