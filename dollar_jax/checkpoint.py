@@ -1,8 +1,8 @@
-"""Checkpoints. A model is a folder: `config.json`, its card (`dollar_jax.card`), beside all that the card points to.
+"""Checkpoints. A model is a folder with a card, `config.json` (`dollar_jax.card`), and the files that the card names.
 
-The folder of a training stage is such a folder, so that what is in training can be sampled at any time; the numbered
-checkpoints in it hold each network as an item of its own. Nothing in a folder points outside: it can be moved, and
-handed on. Each checkpoint has checksums (`dollar_jax.checksums`), which whoever loads it verifies.
+The folder of a training stage is a model's folder too, so that a network in training can be sampled at any time. Its
+numbered checkpoints hold each network as an item of its own. No file in a model's folder points outside, so the folder
+can be moved and shared. Each checkpoint has checksums (`dollar_jax.checksums`), which are verified when it is loaded.
 """
 
 import json
@@ -121,7 +121,7 @@ def _fault(path: Path, item: str = "") -> str:
     found = checksums.fault(path, item, jax.process_index(), jax.process_count())
     if jax.process_count() == 1 or not multihost_utils.process_allgather(np.array(bool(found))).any():
         return found
-    return found or "another process says so"
+    return found or "another process found it"
 
 
 def save_params(folder: str | os.PathLike, params: Params) -> None:
@@ -165,7 +165,7 @@ def _bring_tokenizer(source: str | os.PathLike, part: Card, target: Path) -> Non
 def _bring_network(source: str | os.PathLike, part: Card, target: Path) -> None:
     path = _place(source, part)
     if part["item"]:
-        raise UserError(f"{path} is in training: a finished one is needed here")
+        raise UserError(f"{path} is a training checkpoint: a finished network is needed here")
     try:
         files = checksums.listed(path)
     except UserError as error:
@@ -306,8 +306,8 @@ class Checkpoints:
         if different := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
             name = different[0]
             raise UserError(
-                f"{self._manager.directory / str(step)} is of another network: {name} is {there.get(name)} there,"
-                f" {here.get(name)} here ({len(different)} in all); take another --workdir"
+                f"{self._manager.directory / str(step)} has another network: the shape of {name} is"
+                f" {there.get(name)} there, {here.get(name)} here ({len(different)} in all); take another --workdir"
             )
 
     def _items(self, state: Mapping) -> dict[str, Mapping]:

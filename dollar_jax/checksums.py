@@ -36,7 +36,7 @@ def strays(folder: str | os.PathLike, files: set[str]) -> str:
         for name in _files(Path(folder)):
             inside(folder, name)
             if name not in files | LATER:
-                return f"{name} was not written with it"
+                return f"{name} is not one of its files"
     except UserError as error:
         return str(error)
     return ""
@@ -83,7 +83,7 @@ def fault(folder: str | os.PathLike, item: str = "", share: int = 0, shares: int
     with ThreadPoolExecutor() as pool:
         for name, digest in zip(mine, pool.map(lambda name: _digest(folder / name), mine), strict=True):
             if digest != files[name][1]:
-                return f"{name} is not what was written"
+                return f"{name} has another checksum"
     return ""
 
 

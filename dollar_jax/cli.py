@@ -42,7 +42,7 @@ def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
         _stop(str(error))
     except Exception as error:
         if _says_full(error):
-            _stop("the disk is full: what was complete is kept; free some space and run the same command again")
+            _stop("the disk is full: complete files are kept; free some space and run the same command again")
         if isinstance(error, PATHS) or getattr(error, "errno", None) in READ_ONLY:
             _stop(f"{error.filename or 'a path'}: {error.strerror or error}; check the path and who may write there")
         raise
@@ -64,7 +64,7 @@ def _in_a_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(arguments: Any) -> None:
-    if not _follows(arguments.exc_value):  # of TensorStore's threads, say
+    if not _follows(arguments.exc_value):  # for instance an error in a thread of TensorStore
         sys.__unraisablehook__(arguments)
 
 

@@ -48,7 +48,7 @@ def score(history: Sequence[Line], config: ConfigDict) -> float:
     name = PREFIX + config.metric.removeprefix("-")
     if name not in history[0]:
         measured = sorted(line.removeprefix(PREFIX) for line in history[0] if line.startswith(PREFIX))
-        raise UserError(f"guard.metric={config.metric} is not measured: {', '.join(measured)} are")
+        raise UserError(f"guard.metric={config.metric} is not measured; choose one of {', '.join(measured)}")
     values, reward = [line[name] for line in history], history[-1][REWARD]
     if not _finite(values[-1]) or not _finite(reward):
         return -math.inf

@@ -43,7 +43,7 @@ def read(folder: str | os.PathLike) -> list[dict]:
             lines.append(json.loads(line))
             lines[-1]["step"] < 0  # noqa: B015 raises if the line has no number as "step"
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is damaged: remove it to go on without it") from error
+            raise UserError(f"{path}, line {number} is damaged: remove the line to continue without it") from error
     return lines
 
 
@@ -146,7 +146,7 @@ class Logger:
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         now = time.perf_counter()
         since, clock = self._window
-        # At the first step there is no second step to measure a time per step.
+        # A stage of one step, or one that writes at its first step, has no second step to measure a time per step.
         seconds = (now - clock) / (step - since) if step > since else now - self._began
         self._window = (step, now)
         self._append(step, {"seconds_per_step": seconds, **scalars})

@@ -28,7 +28,7 @@ def inside(folder: str | os.PathLike, name: str) -> Path:
         if path.is_symlink():
             raise ValueError("a loop of links")  # before 3.13, Python raises this itself
     except (OSError, RuntimeError, ValueError) as error:  # also raised for a lone surrogate and a NUL
-        raise UserError(f"{folder} points to {name!r:.200}, which is no path") from error
+        raise UserError(f"{folder} points to {name!r:.200}, which is not a valid path") from error
     roots = [folder]
     for parent in (folder, *folder.parents):
         if parent.parent.name == "snapshots":
@@ -76,13 +76,13 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {str(error)[:200]}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object, but a {type(content).__name__}")
+        raise UserError(f"{path} is not a JSON object, but a {type(content).__name__}")
     return content
 
 
 def _finite(word: str) -> float:
     if not math.isfinite(number := float(word)):
-        raise ValueError(f"{word[:20]} is no finite number")
+        raise ValueError(f"{word[:20]} is not a finite number")
     return number
 
 

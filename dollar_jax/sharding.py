@@ -90,7 +90,9 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
             rows.setdefault(device.process_index, set()).add(row)
     shares = sorted({tuple(sorted(mine)) for mine in rows.values()})
     if len(shares) > 1 and len({row for share in shares for row in share}) != sum(map(len, shares)):
-        raise UserError("the mesh cuts across the devices of its hosts: let context divide, or be a multiple of, them")
+        raise UserError(
+            "mesh.context splits the devices of a host unevenly: give a divisor or multiple of their number"
+        )
     return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
 
 

@@ -27,7 +27,7 @@ def build(dtype: DTypeLike = jnp.float32, widths: Sequence[int] = (768, 1)) -> N
       UserError: there is no layer, or the last width is not 1.
     """
     if len(widths) < 2 or widths[-1] != 1:
-        raise UserError(f"widths go from the embedding's to 1, not {list(widths)}")
+        raise UserError(f"widths has at least two numbers and ends with 1, not {list(widths)}")
     return from_module(lambda rngs: Aesthetic(widths, dtype, rngs))
 
 

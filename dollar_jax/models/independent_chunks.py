@@ -21,7 +21,7 @@ def encode(autoencoder: Network, params: Params, video: Video, chunk: int = 16) 
       UserError: the number of frames is not a multiple of `chunk`.
     """
     if video.shape[1] % chunk:
-        raise UserError(f"{video.shape[1]} frames are not made of chunks of {chunk}: give a multiple of {chunk}")
+        raise UserError(f"{video.shape[1]} frames do not divide into chunks of {chunk}: give a multiple of {chunk}")
     chunks = rearrange(video, "b (n f) h w c -> n b f h w c", f=chunk)
     latents = jax.lax.map(lambda x: autoencoder.apply(params, repeat_first(x, 1), method="encode"), chunks)
     return jax.tree.map(lambda z: rearrange(z, "n b f h w c -> b (n f) h w c"), latents)
@@ -35,7 +35,7 @@ def decode(autoencoder: Network, params: Params, latents: Latent, chunk: int = 5
     """
     if latents.shape[1] % chunk:
         raise UserError(
-            f"{latents.shape[1]} latent frames are not made of chunks of {chunk}: give a multiple of {chunk}"
+            f"{latents.shape[1]} latent frames do not divide into chunks of {chunk}: give a multiple of {chunk}"
         )
     chunks = rearrange(latents, "b (n f) h w c -> n b f h w c", f=chunk)
     videos = jax.lax.map(lambda z: autoencoder.apply(params, z, method="decode")[:, 1:], chunks)

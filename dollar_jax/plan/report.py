@@ -62,14 +62,14 @@ def remedies(plan: dict[str, Any], config: ConfigDict) -> list[str]:
         else "more devices: fsdp splits parameters and Adam over them",
     ]
     if not config.offload:
-        state.append("--config.offload: what rests between its updates waits in the host's memory")
+        state.append("--config.offload: average and Adam's moments are kept in the host's memory")
     activations = []
     if config.remat != "nothing_saveable":
-        activations.append("--config.remat=nothing_saveable: activations are computed twice instead of kept")
+        activations.append("--config.remat=nothing_saveable: activations are recomputed instead of stored")
     shares = mesh["data"] * mesh["fsdp"]
     pieces = config.generator.batch_size // shares
     if pieces > config.generator.accumulate:
-        activations.append(f"--config.generator.accumulate={pieces}: one video a device at a time")
+        activations.append(f"--config.generator.accumulate={pieces}: one video per device at a time")
     activations.append("--config.mesh.context=2 or more: the tokens of a video split over devices")
     return state + activations if resident > memory["needed"] - resident else activations + state
 
@@ -79,9 +79,9 @@ def tables(plan: dict[str, Any], advice: list[str]) -> str:
     sections = [_memory(plan, advice), _flops(plan), _links(plan), _time(plan)]
     if plan["estimate"]:
         sections.append(
-            "ESTIMATE: temporary memory and collectives are those of a program compiled for CPUs, where much that is"
-            "\nbfloat16 on a GPU takes float32, and attention is no single kernel. The bounds on the time therefore"
-            "\ncount half of the bytes over the links, and of the memory's traffic arguments and results only."
+            "ESTIMATE: temporary memory and collectives come from a program compiled for CPUs, which stores in float32"
+            "\nmany arrays that are bfloat16 on a GPU, and has no attention kernel. The bounds on the time therefore"
+            "\ncount half of the bytes over the links, and only arguments and results as memory traffic."
         )
     return "\n\n".join(sections)
 

@@ -34,10 +34,10 @@ _HUES = _PALETTE - _PALETTE.mean(1, keepdims=True)
 _HUES /= np.linalg.norm(_HUES, axis=1, keepdims=True)
 _DIRECTIONS = np.array(list(MOTIONS.values()), np.float32)
 _STILL = list(MOTIONS).index("standing still")
-_STEPS = 5  # of Gauss-Newton; the centroids start it within a pixel or two
-_STEP = 0.5  # pixels, of its finite differences
-_CHUNK = 32  # clips whose masks stay in the processor's cache
-_EXPLAINED = 0.3  # a clip of which the best rendering explains less of the coloured energy shows none of the shapes
+_STEPS = 5  # steps of Gauss-Newton, which starts within a pixel or two of the solution
+_STEP = 0.5  # pixels, step of the finite differences
+_CHUNK = 32  # number of clips whose masks fit into the processor's cache
+_EXPLAINED = 0.3  # share of the coloured energy that the best rendering must explain, else the clip shows no shape
 
 
 class Reading(NamedTuple):

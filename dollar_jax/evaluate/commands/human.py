@@ -85,5 +85,5 @@ def _name_skipped(answers: Path) -> None:
 
     if lines := skipped_lines(answers):
         named = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-        words = "is no answer and does not count" if len(lines) == 1 else "are no answers and do not count"
+        words = "is not an answer and does not count" if len(lines) == 1 else "are not answers and do not count"
         print(f"warning: {answers}: line{'s' * (len(lines) > 1)} {named} {words}", file=sys.stderr, flush=True)
