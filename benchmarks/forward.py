@@ -20,7 +20,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import stock
 
-from dollar_jax.convert import cogvideox, cogvideox_vae
+from dollar_jax.convert import cogvideox_dit, cogvideox_vae
 from dollar_jax.convert.tables import convert
 from dollar_jax.models import build
 
@@ -55,7 +55,7 @@ def transformer(config: dict, sizes: tuple[int, ...], length: int) -> tuple[Call
     """Theirs and ours on the same inputs, results in our layout."""
     theirs = stock.randomize(CogVideoXTransformer3DModel(**config), 0.02)
     x, text, times = torch.randn(1, sizes[0], 16, *sizes[1:]), torch.randn(1, length, 4096), torch.tensor([500])
-    network, params = ours("cogvideox_dit", cogvideox, theirs)
+    network, params = ours("cogvideox_dit", cogvideox_dit, theirs)
     apply = jax.jit(network.apply)
     inputs = [jnp.asarray(value.numpy()) for value in (x.permute(0, 1, 3, 4, 2), times, text)]
     return (

@@ -11,7 +11,7 @@ over all devices.
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import guard, held_out, optimizer, reward, stage
+from dollar_jax.config import guard, held_out, named, optimizer, reward, stage
 
 
 def adamw(learning_rate: float) -> ConfigDict:
@@ -43,15 +43,19 @@ def get_config() -> ConfigDict:
         save_every=1000,
         log_every=20,
         show_every=1000,
-        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 1.0}),
-        options=ConfigDict(
-            {
-                # Normalised as in DMD; the paper does not say.
-                "variational_score": {"guidance": 3.5, "normalize": True, "low": 0.02, "high": 0.98},
-                # Eq. 6 has the teacher's f as target, LCM the average's. MSE or Huber: the paper names both.
-                "consistency": {"guidance": 7.5, "grid": 50, "steps": 5, "metric": "mse", "target": "teacher"},
-                "latent_reward": {"units": "raw"},  # a weight of 1 in deviations would be 36 times that of HPSv2
-            }
+        objectives=named(
+            # Normalised as in DMD; the paper does not say.
+            variational_score={"weight": 1.0, "guidance": 3.5, "normalize": True, "low": 0.02, "high": 0.98},
+            # Eq. 6 has the teacher's f as target, LCM the average's. MSE or Huber: the paper names both.
+            consistency={
+                "weight": 0.5,
+                "guidance": 7.5,
+                "grid": 50,
+                "steps": 5,
+                "metric": "mse",
+                "target": "teacher",
+            },
+            latent_reward={"weight": 1.0, "units": "raw"},  # 1 in deviations would be 36 times that of HPSv2
         ),
         times=(249, 499, 749, 999),
         rollout="simulate",  # as DMD2, whose protocol Sec. 4.1 takes; Sec. 3.3 can be read as "data"

@@ -58,7 +58,7 @@ def _ablations(config: ConfigDict) -> None:
     """Tab. 6, 7, 8 and what the paper leaves open: the student of configs/shapes.py with one thing changed."""
     config.students.default = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     for name, change in CHANGES.items():
-        config.students[name] = _student(objectives=BOTH, **change)
+        config.students[name] = _student(**change | {"objectives": BOTH | change.get("objectives", {})})
 
 
 def _long_prompts(config: ConfigDict) -> None:
@@ -146,14 +146,14 @@ def _collapse(config: ConfigDict) -> None:
 CHANGES = {
     "steps_1": {"times": (999,)},
     "steps_2": {"times": (499, 999)},
-    "m_1": {"options": {"consistency": {"steps": 1}}},  # the teacher's steps between the two times of CD
+    "m_1": {"objectives": {"consistency": {"steps": 1}}},  # the teacher's steps between the two times of CD
     "heterogeneous": {"heterogeneous": True},  # predicts x0, the teacher does not
-    "target_ema": {"options": {"consistency": {"target": "ema"}}},  # whose f CD's target is (Eq. 6)
-    "target_student": {"options": {"consistency": {"target": "student"}}},
+    "target_ema": {"objectives": {"consistency": {"target": "ema"}}},  # whose f CD's target is (Eq. 6)
+    "target_student": {"objectives": {"consistency": {"target": "student"}}},
     "rollout_data": {"rollout": "data"},  # what the generator denoises in training
     "ancestral": {"sampler": "ancestral"},
     "renoise": {"sampler": "renoise"},
-    "unnormalized": {"options": {"variational_score": {"normalize": False}}},  # VSD's gradient
+    "unnormalized": {"objectives": {"variational_score": {"normalize": False}}},  # VSD's gradient
 }
 
 # Numbers of updates that take about as long; docs/evidence.md has the times.
@@ -167,11 +167,10 @@ GRADIENTS = {
 }
 # What it takes until a policy gradient is more than noise: all transitions instead of the paper's two; a weight that
 # leaves VSD and CD a say; many videos, however long that takes.
-ALL = {"options": {"policy_gradient": {"steps": 4}}}
 POLICIES = {
-    "ddpo_4": (80, {"policy_gradient": 1.0}, ALL),
-    "ddpo_4_weak": (80, {"policy_gradient": 0.01}, ALL),
-    "ddpo_4_256": (30, {"policy_gradient": 1.0}, ALL | {"batch_size": 256, "accumulate": 4}),
+    "ddpo_4": (80, {"policy_gradient": {"weight": 1.0, "steps": 4}}, {}),
+    "ddpo_4_weak": (80, {"policy_gradient": {"weight": 0.01, "steps": 4}}, {}),
+    "ddpo_4_256": (30, {"policy_gradient": {"weight": 1.0, "steps": 4}}, {"batch_size": 256, "accumulate": 4}),
 }
 
 EXPERIMENTS = {

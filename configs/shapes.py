@@ -8,7 +8,7 @@ reads as its caption in all attributes in 99 % of its videos, and a 4-step stude
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import guard, held_out, optimizer, reward, stage
+from dollar_jax.config import guard, held_out, named, optimizer, reward, stage
 
 
 def get_config() -> ConfigDict:
@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
             }
         ),
         kl=1e-4,
+        per_channel=False,  # one scale for all latent channels
         ema=0.99,
         optimizer=optimizer(4e-3, warmup=50),
     )
@@ -83,6 +84,7 @@ def get_config() -> ConfigDict:
         steps=50,
         sampler="ddim",
         guidance=0.0,  # guidance narrows this world: see README
+        negative_prompt="",
         caption_dropout=0.1,
         ema=0.999,
         optimizer=optimizer(1.5e-3),
@@ -91,13 +93,10 @@ def get_config() -> ConfigDict:
     config.generator = stage(
         iterations=300,
         batch_size=16,
-        objectives=ConfigDict({"variational_score": 1.0, "consistency": 0.5, "latent_reward": 0.15}),
-        options=ConfigDict(
-            {
-                "variational_score": {"guidance": 0.0},
-                "consistency": {"guidance": 0.0, "steps": 5},
-                "latent_reward": {"units": "deviations"},
-            }
+        objectives=named(
+            variational_score={"weight": 1.0, "guidance": 0.0},
+            consistency={"weight": 0.5, "guidance": 0.0, "steps": 5},
+            latent_reward={"weight": 0.15, "units": "deviations"},
         ),
         times=(249, 499, 749, 999),
         rollout="simulate",

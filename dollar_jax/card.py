@@ -2,10 +2,12 @@
 
   role          teacher, student, vae, or what a single converted network is
   transformer, vae, text_encoder, clip, aesthetic    {architecture, config, path, item}: a network and its parameters,
-                the entry `item` of the checkpoint at `path`; `path` = checkpoints means the newest. The vae has its
-                scaling_factor too
+                the entry `item` of the checkpoint at `path`; `path` = checkpoints means the newest. The vae also has
+                scaling_factor and shift_factor, a number or one for each channel: (z - shift) scale has unit variance
   tokenizer     {path, length}, a Hugging Face tokenizer folder
-  prediction_type, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`
+  prediction_type, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`; times are points of
+                the schedule, `diffusion.Schedule`
+  negative_prompt    the caption that guidance moves away from, '' for the empty one
   video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
                 (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
   lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
@@ -18,6 +20,7 @@ that it came with.
 import os
 from typing import Any
 
+from dollar_jax import diffusion
 from dollar_jax.errors import UserError
 from dollar_jax.reading import read_json, require_schema
 
@@ -32,6 +35,7 @@ SAMPLED = (
     "times",
     "sampler",
     "guidance",
+    "negative_prompt",
     "video",
     "latent_shape",
 )
@@ -43,6 +47,10 @@ def _object(required: tuple[str, ...] | list[str] = (), **properties) -> dict:
 
 def _integer(low: int, high: int) -> dict:
     return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _per_channel(item: dict) -> dict:
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": 10_000}
 
 
 def _number(low: float | int, high: float | int) -> dict:
@@ -64,7 +72,8 @@ _NETWORK = _object(
     },
     path=_PATH,
     item={"type": "string", "pattern": r"^\w*\Z", "maxLength": 100},
-    scaling_factor={"anyOf": [{"type": "null"}, _POSITIVE]},
+    scaling_factor={"anyOf": [{"type": "null"}, _POSITIVE, _per_channel(_POSITIVE)]},
+    shift_factor={"anyOf": [_number(-1e6, 1e6), _per_channel(_number(-1e6, 1e6))]},
     source={"type": "object"},
 )
 _SCHEDULES = [
@@ -87,9 +96,10 @@ SCHEMA = _object(
     tokenizer=_object(("path", "length"), path=_PATH, length=_integer(1, 100_000)),
     prediction_type={"enum": ["conjugate", "v", "eps", "flow", "x0"]},
     schedule={"type": "object", "required": ["kind"], "oneOf": _SCHEDULES},
-    times={"type": "array", "items": _integer(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
+    times={"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
     sampler={"enum": ["ddim", "ancestral", "renoise"]},
     guidance=_number(-1, 1000),
+    negative_prompt={"type": "string", "maxLength": 10_000},
     video=_object(
         ("frames", "height", "width", "fps", "independent_chunk"),
         frames=_integer(1, 100_000),
@@ -119,9 +129,11 @@ def check(card: Any, place: str | os.PathLike) -> None:
     """Raises UserError where `read` does; `place` is for the message."""
     require_schema(card, SCHEMA, place, "see dollar_jax/card.py")
     if {"times", "schedule"} <= card.keys():
-        steps = card["schedule"].get("steps", 1000)
-        if max(card["times"]) >= steps:
-            raise UserError(f"{place}: times: {max(card['times'])} is none of its schedule, 0 to {steps - 1}")
+        diffusion.make_schedule(**card["schedule"]).require(card["times"], f"{place}: times")
+    for name in ("scaling_factor", "shift_factor"):
+        factors, channels = card.get("vae", {}).get(name), card.get("latent_shape", [0])[-1]
+        if isinstance(factors, list) and channels and len(factors) != channels:
+            raise UserError(f"{place}: vae.{name}: {len(factors)} numbers for latents of {channels} channels")
     if {"lead", "latent_shape"} <= card.keys() and card["lead"] >= card["latent_shape"][0]:
         raise UserError(f"{place}: lead: {card['lead']} of {card['latent_shape'][0]} latent frames leaves none")
 

@@ -8,12 +8,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import read_card
+from dollar_jax.diffusion import make_schedule
 from dollar_jax.errors import UserError
+from dollar_jax.objectives import needs_of, used
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import held_out_source, video_source
-from dollar_jax.stages.distill import needs_of, student_config
+from dollar_jax.stages.distill import student_config
+from dollar_jax.steps.iteration import batches_drawn
 
 
 def _fields(**properties) -> dict:
@@ -40,6 +43,14 @@ _LOOP = {
     "optimizer": _OPTIMIZER,
     "ema": _DECAY,
 }
+_OBJECTIVE = {
+    "type": "object",
+    "required": ["weight"],
+    "properties": {
+        "weight": {"type": "number"},
+        "own": _fields(updates=_SIZE, ema=_DECAY, optimizer=_OPTIMIZER),
+    },
+}
 # Fields that a fork adds are its own business; those that are here have these types and ranges.
 SCHEMA = _fields(
     seed={"type": "integer", "minimum": 0, "maximum": 2**31 - 2},
@@ -55,8 +66,8 @@ SCHEMA = _fields(
     ),
     generator=_fields(
         **_LOOP,
-        objectives={"type": "object", "additionalProperties": {"type": "number"}},
-        times={"type": "array", "items": _COUNT, "minItems": 1, "uniqueItems": True},
+        objectives={"type": "object", "additionalProperties": _OBJECTIVE},
+        times={"type": "array", "items": {"type": "number"}, "minItems": 1, "uniqueItems": True},
         rollout={"enum": ["data", "simulate"]},
         matched_times={"enum": ["all", "segment"]},
         sampler=_SAMPLER,
@@ -117,9 +128,7 @@ def _refuse(word: str) -> Any:
 
 def _drawn(student: ConfigDict) -> int:
     """Examples that an iteration draws: a batch for the generator, and one for each update of the fake score."""
-    return student.generator.batch_size * (
-        1 + student.fake_score.updates * ("fake_score" in needs_of(student.generator))
-    )
+    return student.generator.batch_size * batches_drawn(student, needs_of(used(student.generator)))
 
 
 def _check_data(config: ConfigDict, batch_size: int) -> None:
@@ -142,15 +151,11 @@ def _check_data(config: ConfigDict, batch_size: int) -> None:
 def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge]) -> None:
     """Looks at what a student needs; a reward that several share is made once: it may load gigabytes."""
     if config.teacher.path:
-        steps = read_card(config.teacher.path).get("schedule", {}).get("steps", 1000)
+        schedule = read_card(config.teacher.path).get("schedule", {})
     else:
-        steps = config.teacher.get("schedule", {}).get("steps", 1000)
-    if max(config.generator.times) >= steps:
-        raise UserError(
-            f"{place}: generator.times: {max(config.generator.times)} is no time of the teacher's, which has 0 to"
-            f" {steps - 1}"
-        )
-    needs = needs_of(config.generator)
+        schedule = config.teacher.get("schedule", ConfigDict()).to_dict()
+    make_schedule(**schedule).require(config.generator.times, f"{place}: generator.times")
+    needs = needs_of(used(config.generator))
     if needs - {"fake_score"} or "report" in config.stages:
         reward = str([config.reward[field] for field in ("name", *DEFAULTS)])
         if reward not in judges:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from dollar_jax.config import trust_networks
+from dollar_jax.config import put_named, take_named, trust_networks
 from dollar_jax.errors import UserError
 from dollar_jax.importing import trust
 
@@ -89,13 +89,15 @@ def required(*needed: flags.FlagHolder) -> None:
 def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.FATAL)  # libraries also raise the errors that they log
     try:
-        rest = flags.FLAGS(argv)[1:]
+        words, named = take_named(argv) if "config" in flags.FLAGS else (argv, [])
+        rest = flags.FLAGS(words)[1:]
         for name, flag in flags.FLAGS.flag_values_dict().items():
             if isinstance(flag, float) and not math.isfinite(flag):
                 raise UserError(f"--{name}={flag} is not a finite number")
         trust(_TRUST.value)
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            trust_networks(flags.FLAGS.config)  # a config that could not be loaded raises at the first access
+            put_named(flags.FLAGS.config, named)  # a config that could not be loaded raises at the first access
+            trust_networks(flags.FLAGS.config)
     except OSError as error:
         raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error
     except (AttributeError, KeyError) as error:

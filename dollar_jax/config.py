@@ -1,8 +1,16 @@
 """Building blocks of config files. A config is a Python file with get_config() -> ConfigDict."""
 
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from dollar_jax.importing import trust
+
+# --config.PLACE.NAME.FIELD=VALUE, where PLACE ends with a dictionary of functions by import path.
+NAMED = re.compile(r"--?config\.((?:\w+\.)*(?:objectives|metrics))\.([\w.]+)(:\w+)?((?:\.\w+)*)(=.*)?", re.S)
 
 
 def trust_networks(config: ConfigDict) -> None:
@@ -21,6 +29,77 @@ def optimizer(learning_rate: float, **changes) -> ConfigDict:
     """Fields of an AdamW optimiser, see `dollar_jax.steps.common.make_optimizer`."""
     adam = {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "moment": "float32"}
     return ConfigDict({"learning_rate": learning_rate, "warmup": 20, "decay_from": 0.0, "clip": 1.0, **adam, **changes})
+
+
+def named(**fields: Mapping[str, Any] | float) -> ConfigDict:
+    """Functions by import path, each with its weight and options, for `generator.objectives`; see `set_named`."""
+    config = ConfigDict(allow_dotted_keys=True)
+    set_named(config, fields)
+    return config
+
+
+def set_named(config: ConfigDict, changes: Mapping[str, Mapping[str, Any] | float]) -> None:
+    """Changes fields of functions that a config names, and adds functions to it.
+
+    Args:
+      changes: by import path (`consistency`, `my_fork.losses:hinge`) the fields that change; a number alone is the
+        weight.
+    """
+    with config.unlocked():
+        for name, change in changes.items():
+            fields = ConfigDict(_fields(config[name]) if name in config else {})
+            fields.update(_fields(change))
+            if name in config:
+                del config[name]  # a weight alone may become a dictionary
+            config[name] = fields
+
+
+def _fields(value: Mapping[str, Any] | float) -> dict[str, Any]:
+    return {"weight": float(value)} if isinstance(value, int | float) else dict(value)
+
+
+def take_named(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str, str]]]:
+    """Splits flags that change a named function from a command line: absl would read the dots of an import path as
+    fields.
+
+        --config.generator.objectives.consistency=0.3                 the weight
+        --config.generator.objectives.consistency.guidance=2          an option
+        --config.generator.objectives.my_fork.losses:hinge=0.1        one more objective
+        --config.generator.objectives.my_fork.losses:hinge.margin=2   its option
+
+    Returns:
+      the other arguments, and (place in the config, import path, field or '', value) of these.
+    """
+    rest, found, words = [], [], iter(arguments)
+    for word in words:
+        if match := NAMED.fullmatch(word):
+            place, name, function, fields, value = match.groups()
+            value = next(words, "") if value is None else value[1:]
+            if function is None:
+                name, _, fields = name.partition(".")
+            found.append((place, name + (function or ""), (fields or "").removeprefix("."), value))
+        else:
+            rest.append(word)
+    return rest, found
+
+
+def put_named(config: ConfigDict, changes: Sequence[tuple[str, str, str, str]]) -> None:
+    """Changes a config as `take_named` says.
+
+    Raises:
+      KeyError, AttributeError: there is no such place in the config.
+    """
+    for place, name, fields, text in changes:
+        functions = config
+        for field in place.split("."):
+            functions = functions[field]
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text
+        for field in reversed(fields.split(".") if fields else []):
+            value = {field: value}
+        set_named(functions, {name: value})
 
 
 def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:

@@ -1,31 +1,93 @@
-"""Diffusion without networks: schedules, the forward process, velocity kinds and reverse steps.
+"""Diffusion without networks: schedules and their times, the forward process, prediction types and reverse steps.
 
 Symbols are in `dollar_jax.types`. Coefficients come from `Schedule.at` already shaped to broadcast with latents.
 """
 
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dollar_jax.errors import UserError
 from dollar_jax.types import Latent, Times
 
 PredictionType = Literal["conjugate", "v", "eps", "flow", "x0"]
 Coefficient = Float[Array, "b 1 1 1 1"]
+Points = Sequence[float | int]  # times of a student or of a grid
+Span = tuple[Times, Times]  # times above the first and up to the second
 
 
-class Schedule(NamedTuple):
-    """Signal a_t and noise b_t of x_t = a_t x0 + b_t eps (Eq. 1). Row 0 is the clean sample, row t + 1 is time t."""
+@dataclass(frozen=True)
+class Schedule:
+    """Signal a_t and noise b_t of x_t = a_t x0 + b_t eps (Eq. 1), and the times at which a network knows them.
+
+    A time is the number that the network is given: 0 .. 999 for DDPM, 1000 sigma for rectified flow. It may be any
+    real number from `clean` to the last time; between two entries of the table a and b are interpolated.
+
+    Attributes:
+      signal, noise: a and b at the times clean, clean + 1, clean + 2, ..
+      clean: the time of the clean sample, a = 1 and b = 0.
+      times: the times that a network is trained at, ascending: uniform draws are draws of these.
+    """
 
     signal: Float[np.ndarray, " rows"]
     noise: Float[np.ndarray, " rows"]
+    clean: float
+    times: Float[np.ndarray, " T"]
 
     def at(self, times: Times) -> tuple[Coefficient, Coefficient]:
-        """(a_t, b_t) at times [b] in -1 .. T - 1, each [b 1 1 1 1]."""
-        rows = times[:, None, None, None, None] + 1
-        return jnp.asarray(self.signal)[rows], jnp.asarray(self.noise)[rows]
+        """(a_t, b_t) at times [b], each [b 1 1 1 1]."""
+        place = times[:, None, None, None, None] - self.clean
+        row = jnp.floor(place).astype(jnp.int32)
+        share = place - row
+
+        def interpolate(table):
+            here, there = jnp.asarray(table)[row], jnp.asarray(table)[jnp.minimum(row + 1, len(table) - 1)]
+            return here + share * (there - here)
+
+        return interpolate(self.signal), interpolate(self.noise)
+
+    @property
+    def last(self) -> float:
+        """The noisiest time."""
+        return float(self.times[-1])
+
+    def trailing(self, count: int) -> tuple[float, ...]:
+        """`count` equally spaced training times that end at the noisiest, ascending; a shift spaces them unequally.
+
+        DDPM: 50 -> (19, 39, .., 999), 4 -> (249, 499, 749, 999). Flow with shift 5: 4 -> (625, 833.3, 937.5, 1000).
+
+        Raises:
+          UserError: there are fewer training times.
+        """
+        total = len(self.times)
+        if not 0 < count <= total:
+            raise UserError(f"{count} steps: the schedule has 1 to {total} of them")
+        return tuple(self.times[np.round(np.arange(1, count + 1) * total / count).astype(int) - 1].tolist())
+
+    def require(self, times: Points, name: str) -> None:
+        """Raises UserError, with `name` in front, if one of these is no time of the schedule above the clean one."""
+        for time in times:
+            if not self.clean < time <= self.last:
+                raise UserError(
+                    f"{name}: {time:g} is none of the schedule, above {self.clean:g} and up to {self.last:g}"
+                )
+
+    def rows(self, span: Span) -> tuple[Int[Array, " b"], Int[Array, " b"]]:
+        """The part of `self.times` in a span: its first index [b] and the one after its last [b]."""
+        return tuple(jnp.searchsorted(self._training_times, times, side="right") for times in span)
+
+    @cached_property
+    def _training_times(self) -> np.ndarray:
+        return self.times.astype(np.float32)
+
+    def training_time(self, index: Int[Array, " b"]) -> Times:
+        """`self.times` at these indices [b]."""
+        return jnp.asarray(self._training_times)[index]
 
 
 def ddpm_schedule(
@@ -36,7 +98,7 @@ def ddpm_schedule(
     zero_snr: bool = True,
     snr_shift: float = 1.0,
 ) -> Schedule:
-    """The variance-preserving schedule a = sqrt(abar), b = sqrt(1 - abar) (Eq. 1).
+    """The variance-preserving schedule a = sqrt(abar), b = sqrt(1 - abar) (Eq. 1); times are 0 .. T - 1, clean is -1.
 
     Args:
       steps: T, 1000 in the paper.
@@ -60,20 +122,24 @@ def ddpm_schedule(
     signal = np.sqrt(abar)
     if zero_snr:
         signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    return _table(signal, np.sqrt(1 - signal**2))
+    return _schedule(signal, np.sqrt(1 - signal**2), -1.0, np.arange(steps, dtype=np.float64))
 
 
 def flow_schedule(steps: int = 1000, shift: float = 1.0) -> Schedule:
-    """Rectified flow: a = 1 - tau, b = tau (Sec. 3.1), tau = (t + 1) / T moved towards noise by `shift`."""
-    tau = np.arange(1, steps + 1) / steps
-    tau = shift * tau / (1 + (shift - 1) * tau)
-    return _table(1 - tau, tau)
+    """Rectified flow: a = 1 - sigma, b = sigma (Sec. 3.1); a time is T sigma, clean is 0.
+
+    Args:
+      steps: T, the number of training times.
+      shift: s moves them towards noise, sigma = s u / (1 + (s - 1) u) for u = 1 / T, 2 / T, .., 1.
+    """
+    uniform = np.arange(1, steps + 1) / steps
+    return _schedule(1 - uniform, uniform, 0.0, steps * shift * uniform / (1 + (shift - 1) * uniform))
 
 
-def _table(signal: np.ndarray, noise: np.ndarray) -> Schedule:
+def _schedule(signal: np.ndarray, noise: np.ndarray, clean: float, times: np.ndarray) -> Schedule:
     # Computed in float64: 1 - abar loses half its digits in float32 at small times.
     rows = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
-    return Schedule(*(row.astype(np.float32) for row in rows))
+    return Schedule(*(row.astype(np.float32) for row in rows), clean, times)
 
 
 def make_schedule(kind: Literal["ddpm", "flow"] = "ddpm", **parameters) -> Schedule:
@@ -89,17 +155,6 @@ def make_schedule(kind: Literal["ddpm", "flow"] = "ddpm", **parameters) -> Sched
             return flow_schedule(**parameters)
         case _:
             raise UserError(f"schedule.kind is ddpm or flow, not {kind!r}")
-
-
-def trailing_times(count: int, steps: int = 1000) -> tuple[int, ...]:
-    """`count` equally spaced times that end at the noisiest: 50 -> (19, 39, .., 999), 4 -> (249, 499, 749, 999).
-
-    Raises:
-      UserError: `count` does not divide `steps`.
-    """
-    if not 0 < count <= steps or steps % count:
-        raise UserError(f"{count} steps: the number of sampling steps must divide {steps}")
-    return tuple(range(steps // count - 1, steps, steps // count))
 
 
 def check_prediction_type(prediction_type: PredictionType, schedule: Schedule) -> None:
@@ -118,14 +173,14 @@ def forward(x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
 def to_x0_eps(
     prediction_type: PredictionType, v: Latent, x_t: Latent, a: Coefficient, b: Coefficient
 ) -> tuple[Latent, Latent]:
-    """(x0, eps) that the network's velocity `v` of a kind means at x_t. Both satisfy x_t = a x0 + b eps.
+    """(x0, eps) at x_t from the network's prediction `v` of a type. Both satisfy x_t = a x0 + b eps.
 
     conjugate: v = x0 - eps (Eq. 8); v: v = a eps - b x0 (Eq. 3); flow: v = eps - x0; eps and x0: themselves.
-    Finite wherever the kind determines x0 and eps: everywhere for conjugate, v and flow; for eps where a > 0, for x0
+    Finite wherever the type determines x0 and eps: everywhere for conjugate, v and flow; for eps where a > 0, for x0
     where b > 0.
 
     Raises:
-      UserError: another kind.
+      UserError: another type.
     """
     match prediction_type:
         case "conjugate":
@@ -144,10 +199,10 @@ def to_x0_eps(
 
 
 def from_x0_eps(prediction_type: PredictionType, x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
-    """The velocity of a kind that (x0, eps) have: a network's regression target (Eq. 3, 4). Inverse of `to_x0_eps`.
+    """The prediction of a type for (x0, eps): a network's regression target (Eq. 3, 4). Inverse of `to_x0_eps`.
 
     Raises:
-      UserError: another kind.
+      UserError: another type.
     """
     match prediction_type:
         case "conjugate":

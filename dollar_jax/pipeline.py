@@ -16,12 +16,12 @@ from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Schedule
 from dollar_jax.errors import UserError
-from dollar_jax.models import build, independent_chunks
+from dollar_jax.models import build, independent_chunks, roles
 from dollar_jax.models.network import Network
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.reading import inside
 from dollar_jax.sharding import BATCH, constrain
-from dollar_jax.types import Params
+from dollar_jax.types import Condition, Params
 
 Frames = UInt8[np.ndarray, "n F H W 3"]
 Latents = Float[np.ndarray, "n f h w c"]
@@ -59,97 +59,108 @@ class Pipeline:
     def _encode_text(self):
         return _shared(self.networks["text_encoder"][0].apply)
 
-    @property
-    def _scale(self) -> float:
-        return self.card["vae"]["scaling_factor"]
-
-    def encode_text(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings [n l d] float32 and the mask [n l] of real tokens."""
+    def encode_text(self, captions: Sequence[str]) -> Condition:
+        """The captions' condition, NumPy arrays of n rows."""
         tokens, mask = tokenize(self.tokenizer, list(captions), self.card["tokenizer"]["length"])
-        # The public pipeline lets the encoder see the padding: so was the teacher trained.
-        return np.asarray(self._encode_text(self.networks["text_encoder"][1], tokens)), mask
+        return jax.tree.map(np.asarray, self._encode_text(self.networks["text_encoder"][1], tokens, mask))
+
+    @cached_property
+    def negative(self) -> Condition:
+        """The condition (b = 1) of the card's negative prompt: what guidance moves away from."""
+        return self.encode_text([self.card["negative_prompt"]])
 
     def encode_mean(self, video: Frames) -> Latents:
         """The posterior mean, as the VAE has it."""
         return np.asarray(self._autoencoder[0](self.networks["vae"][1], video / np.float32(127.5) - 1))
 
     def encode_video(self, video: Frames) -> Latents:
-        """The posterior mean, scaled to about unit variance."""
-        return self.encode_mean(video) * np.float32(self._scale)
+        """The posterior mean, normalised to about unit variance."""
+        return normalize(self.card["vae"], self.encode_mean(video))
 
     def decode(self, latents: Latents) -> Frames:
-        """Videos of scaled latents, without their leading ones."""
+        """Videos of normalised latents, without their leading ones."""
         return np.asarray(jax.jit(constrain)(self.decode_on_devices(latents)))
 
     def decode_on_devices(self, latents: jax.Array | Latents) -> jax.Array:
         """The same, and under a mesh each device keeps the videos of its part of the batch."""
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
-        return self._autoencoder[1](self.networks["vae"][1], latents / np.float32(self._scale))
+        return self._autoencoder[1](self.networks["vae"][1], restore(self.card["vae"], latents))
 
     def decoder(self, params: Params, latents: Array) -> Array:
-        """Videos 0..1 of scaled latents as a function that can be traced and differentiated; `params` are the VAE's."""
+        """Videos 0..1 of normalised latents, a function to be traced and differentiated; `params` are the VAE's."""
         _, decode = _autoencoder(self.card, self.networks["vae"][0])
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
-        return jnp.clip((decode(params, latents / self._scale) + 1) / 2, 0, 1)
+        return jnp.clip((decode(params, restore(self.card["vae"], latents)) + 1) / 2, 0, 1)
 
-    def times(self, steps: int | None) -> tuple[int, ...]:
-        """The card's own times, or `steps` of them.
+    def times(self, steps: int | None) -> tuple[float, ...]:
+        """The card's own times, or `steps` of them: for a teacher any number, spaced over its schedule; for a student
+        every second, third, .. of its own from the noisiest on.
 
         Raises:
           UserError: a student was not distilled for so many steps.
         """
-        own = tuple(self.card["times"])
+        own = tuple(sorted(self.card["times"]))
         if steps is None or steps == len(own):
             return own
-        times = diffusion.trailing_times(steps, self.schedule.signal.shape[0] - 1)
-        if self.card["role"] == "student" and not set(times) <= set(own):
-            raise UserError(f"--steps={steps}: this student knows the times {own}; take a number of steps among them")
-        return times
+        if self.card["role"] != "student":
+            return self.schedule.trailing(steps)
+        stride, rest = divmod(len(own), steps)
+        if rest or not stride:
+            raise UserError(
+                f"--steps={steps}: this student has {len(own)} steps, at the times {own}; give a number that divides it"
+            )
+        return own[::-1][::stride][::-1]
 
     @cached_property
     def sampler(self):
-        """(params, noise, text, null_text, keys, times, guidance) -> latents, jitted; times and guidance are static.
+        """(params, noise, condition, negative, keys, times, guidance) -> latents, jitted; the last two are static.
 
         Under a mesh its devices share the batch, and all have the result.
         """
         network = self.networks["transformer"][0]
 
-        def run(params, noise, text, null_text, keys, times, guidance):
+        def run(params, noise, condition, negative, keys, times, guidance):
             denoise = sampling.denoiser(
-                network.apply, params, self.card["prediction_type"], self.schedule, null_text, guidance
+                network.apply, params, self.card["prediction_type"], self.schedule, negative, guidance
             )
-            noise, text, keys = (constrain(x, BATCH) for x in (noise, text, keys))
-            return constrain(sampling.sample(denoise, noise, text, times, self.schedule, self.card["sampler"], keys))
+            noise, condition, keys = jax.tree.map(lambda x: constrain(x, BATCH), (noise, condition, keys))
+            latents = sampling.sample(denoise, noise, condition, times, self.schedule, self.card["sampler"], keys)
+            return constrain(latents)
 
         return jax.jit(run, static_argnames=("times", "guidance"))
 
-    def generate(
+    def videos(
         self,
-        text: Float[np.ndarray, "n l d"],
+        condition: Condition,
         noise: Latents,
         keys: jax.Array,
+        *,
         steps: int | None = None,
         guidance: float | None = None,
+        negative: Condition | None = None,
+        params: Params | None = None,
         batch_size: int = 16,
-    ) -> Iterator[Latents]:
-        """Latents of batch after batch; the last one may be shorter.
+    ) -> Iterator[tuple[Latents, Frames]]:
+        """Latents and videos of batch after batch; the last one may be shorter.
 
         Args:
-          text: embeddings of the captions, a row a video.
-          noise: where each video starts.
+          condition: of the captions, a row a video.
+          noise: the start of each video.
           keys: [n], for samplers that draw more noise.
           steps: how many; None is the card's own number.
           guidance: the paper's w (diffusers' scale is w + 1); None is the card's own.
+          negative: the condition (b = 1) that guidance moves away from; None is the card's.
+          params: of the transformer, where the pipeline has none.
         """
         guidance = self.card["guidance"] if guidance is None else guidance
-        null_text, _ = self.encode_text([""])
+        if negative is None and guidance:
+            negative = self.negative
+        params = self.networks["transformer"][1] if params is None else params
         for start in range(0, len(noise), batch_size):
-            part = slice(start, start + batch_size)
-            rows = pad_rows((noise[part], text[part], keys[part]), batch_size)
-            latents = self.sampler(
-                self.networks["transformer"][1], rows[0], rows[1], null_text, rows[2], self.times(steps), guidance
-            )
-            yield np.asarray(latents)[: len(noise[part])]
+            x_t, told, row_keys = padded_rows((noise, condition, keys), start, batch_size)
+            latents = np.asarray(self.sampler(params, x_t, told, negative, row_keys, self.times(steps), guidance))
+            count = min(batch_size, len(noise) - start)
+            yield latents[:count], self.decode(latents)[:count]
 
 
 def _autoencoder(card: Card, network: Network) -> tuple[Callable, Callable]:
@@ -176,9 +187,24 @@ def at_size(card: Card, video: Mapping[str, Any]) -> Card:
     return {name: value for name, value in card.items() if name != "lead"} | {"latent_shape": list(mean.shape[1:])}
 
 
-def pad_rows(arrays: tuple, count: int) -> tuple:
-    """Each array with its last row repeated up to `count` rows: one compiled shape for the last batch too."""
-    return tuple(x[jnp.minimum(jnp.arange(count), len(x) - 1)] for x in arrays)
+def padded_rows(tree: Any, start: int, count: int) -> Any:
+    """`count` rows of every array from `start` on, the last one repeated where there are fewer: one compiled shape."""
+    return jax.tree.map(lambda rows: rows[np.minimum(np.arange(start, start + count), len(rows) - 1)], tree)
+
+
+def normalize(vae: Mapping[str, Any], latents: Array) -> Array:
+    """The VAE's latents at about unit variance: (z - shift) scale, each one number or one for each channel."""
+    return (latents - _factor(vae, "shift_factor")) * _factor(vae, "scaling_factor")
+
+
+def restore(vae: Mapping[str, Any], latents: Array) -> Array:
+    """The inverse of `normalize`."""
+    return latents / _factor(vae, "scaling_factor") + _factor(vae, "shift_factor")
+
+
+def _factor(vae: Mapping[str, Any], name: str) -> np.ndarray:
+    factor = np.asarray(vae.get(name, 0.0), np.float32)  # without a shift it is 0
+    return factor.reshape(1, 1, 1, 1, -1) if factor.ndim else factor
 
 
 def to_uint8(video: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
@@ -186,9 +212,14 @@ def to_uint8(video: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape
     return jnp.round(jnp.clip(video, 0, 1) * 255).astype(jnp.uint8)
 
 
-def _shared(function: Callable[[Params, Array], Array]) -> Callable:
-    """Jitted; under a mesh its devices share the batch, and all have the result."""
-    return jax.jit(lambda params, batch: constrain(function(params, constrain(batch, BATCH))))
+def _shared(function: Callable) -> Callable:
+    """(params, *batch) jitted; under a mesh its devices share the batch, and all have the result."""
+
+    def run(params, *batch):
+        result = function(params, *(constrain(rows, BATCH) for rows in batch))
+        return jax.tree.map(constrain, result)
+
+    return jax.jit(run)
 
 
 def draw_noise(card: Card, seed: int, prompts: int, videos: int) -> tuple[Latents, jax.Array]:
@@ -213,9 +244,36 @@ def load(folder: str | os.PathLike, parts: Sequence[str] = COMPONENTS, tiled: bo
     """
     card = checkpoint.read_card(folder)
     require(card, [*parts, *(SAMPLED if "transformer" in parts else ())], folder)
-    networks = {part: checkpoint.load_component(folder, card[part]) for part in parts}
-    tokenizer = None
     if "text_encoder" in parts:
         require(card, ("tokenizer",), folder)
+    networks = {part: checkpoint.load_component(folder, card[part]) for part in parts}
+    _require_roles(card, networks)
+    tokenizer = None
+    if "text_encoder" in parts:
         tokenizer = load_tokenizer(inside(checkpoint.root(folder), card["tokenizer"]["path"]))
     return Pipeline(card, networks, tokenizer, tiled)
+
+
+def _require_roles(card: Card, networks: Mapping[str, tuple[Network, Params]]) -> None:
+    """Raises UserError if a network from outside does not keep the contract of its role."""
+    shape = jax.ShapeDtypeStruct
+    tokens = (1, card["tokenizer"]["length"]) if "text_encoder" in networks else ()
+    words = shape(tokens, jnp.int32), shape(tokens, bool)
+    for part, (network, params) in networks.items():
+        name = card[part]["architecture"]
+        if ":" not in name:
+            continue
+        match part:
+            case "vae":
+                size = card["video"]
+                frames = size["independent_chunk"] or size["frames"]
+                examples = (shape((1, frames, size["height"], size["width"], 3), jnp.float32),)
+            case "text_encoder":
+                examples = words
+            case "transformer" if "text_encoder" in networks:
+                encoder, its_params = networks["text_encoder"]
+                condition = jax.eval_shape(encoder.apply, its_params, *words)
+                examples = shape((1, *card["latent_shape"]), jnp.float32), condition
+            case _:
+                continue  # its condition is not known here: see `stages.common.open_view`
+        roles.require(part, network, name, *examples, params=params)

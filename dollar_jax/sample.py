@@ -21,6 +21,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder for the videos.")
 _STEPS = flags.DEFINE_integer("steps", None, "Network steps; by default the checkpoint's own.", lower_bound=1)
 _NUM_VIDEOS = flags.DEFINE_integer("num_videos", 1, "Videos a prompt.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scale minus 1; default: the checkpoint's.")
+_NEGATIVE_PROMPT = flags.DEFINE_string(
+    "negative_prompt", None, "What guidance moves away from; default: the checkpoint's."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 _NOISE = flags.DEFINE_string("noise", None, "float32 .npy [prompts * videos, f, h, w, c] to start from instead.")
 _SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "Write the latents beside each video.")
@@ -48,7 +51,8 @@ def main() -> None:
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    made = draw(model, samples, _SEED.value, _STEPS.value, _GUIDANCE.value, _BATCH_SIZE.value, noise)
+    size, negative_prompt = _BATCH_SIZE.value, _NEGATIVE_PROMPT.value
+    made = draw(model, samples, _SEED.value, _STEPS.value, _GUIDANCE.value, size, noise, negative_prompt)
     for sample, latent, frames in tqdm(made, desc="sampling", total=len(samples), unit="video"):
         if _SAVE_LATENTS.value:
             buffer = io.BytesIO()

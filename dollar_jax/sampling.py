@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from dollar_jax import diffusion
-from dollar_jax.diffusion import PredictionType, Schedule
+from dollar_jax.diffusion import Points, PredictionType, Schedule, Span
 from dollar_jax.errors import UserError
-from dollar_jax.types import Latent, Params, Text, Times
+from dollar_jax.types import Condition, Latent, Params, Times
 
-Denoiser = Callable[[Latent, Times, Text], tuple[Latent, Latent]]  # (x_t, t, text) -> (x0, eps)
+Denoiser = Callable[[Latent, Times, Condition], tuple[Latent, Latent]]  # (x_t, t, condition) -> (x0, eps)
 Sampler = Literal["ddim", "ancestral", "renoise"]
 Keys = Key[Array, " b"]
-Span = tuple[Times, Times]  # the first time and the one after the last
 
 
 def denoiser(
@@ -25,31 +24,41 @@ def denoiser(
     params: Params,
     prediction_type: PredictionType,
     schedule: Schedule,
-    null_text: Text | None = None,
+    negative: Condition | None = None,
     guidance: float = 0.0,
 ) -> Denoiser:
-    """The network as a function (x_t, t, text) -> (x0, eps), with classifier-free guidance (Eq. 8, 9).
+    """The network as a function (x_t, t, condition) -> (x0, eps), with classifier-free guidance (Eq. 8, 9).
 
     Args:
-      apply: apply(params, x_t [b f h w c], times [b], text [b l d]) -> velocity [b f h w c].
+      apply: apply(params, x_t [b f h w c], times [b], condition) -> prediction [b f h w c].
       prediction_type: what the network predicts.
-      null_text: [1 l d], the embedding of the empty caption; needed when guidance is not 0.
-      guidance: the paper's w. Not 0: an example and its twin without caption are neighbours in one doubled batch, so
-        that both are on one device.
+      negative: the condition (b = 1) that guidance moves away from: the empty caption's, or a negative prompt's;
+        needed when guidance is not 0.
+      guidance: the paper's w. Not 0: an example and its twin with the negative condition are neighbours in one doubled
+        batch, so that both are on one device.
     """
 
-    def denoise(x_t, times, text):
+    def denoise(x_t, times, condition):
         if guidance:
-            null = jnp.broadcast_to(null_text, text.shape)
-            pairs = [(x_t, x_t), (times, times), (text, null)]
-            both = apply(params, *(rearrange(list(pair), "pair b ... -> (b pair) ...") for pair in pairs))
-            with_text, without = rearrange(both.astype(jnp.float32), "(b pair) ... -> pair b ...", pair=2)
-            v = diffusion.guide(with_text, without, guidance)
+            away = repeat(negative, x_t.shape[0])
+            both = apply(params, *(interleave(*pair) for pair in ((x_t, x_t), (times, times), (condition, away))))
+            given, negated = rearrange(both.astype(jnp.float32), "(b pair) ... -> pair b ...", pair=2)
+            prediction = diffusion.guide(given, negated, guidance)
         else:
-            v = apply(params, x_t, times, text).astype(jnp.float32)
-        return diffusion.to_x0_eps(prediction_type, v, x_t, *schedule.at(times))
+            prediction = apply(params, x_t, times, condition).astype(jnp.float32)
+        return diffusion.to_x0_eps(prediction_type, prediction, x_t, *schedule.at(times))
 
     return denoise
+
+
+def repeat(condition: Condition, count: int) -> Condition:
+    """A condition of one example for `count` of them."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), condition)
+
+
+def interleave(one, other):
+    """Two batches (pytrees) as one in which the examples of a pair are neighbours, and so on one device."""
+    return jax.tree.map(lambda a, b: rearrange([a, b], "pair b ... -> (b pair) ..."), one, other)
 
 
 def normal(keys: Keys, shape: Sequence[int]) -> jax.Array:
@@ -87,8 +96,8 @@ def step_to(
 def solve(
     denoise: Denoiser,
     x_t: Latent,
-    text: Text,
-    path: Int[Array, "n b"],
+    condition: Condition,
+    path: Float[Array, "n b"],
     schedule: Schedule,
     sampler: Sampler,
     keys: Keys,
@@ -101,7 +110,7 @@ def solve(
 
     def step(x_t, scanned):
         index, here, there = scanned
-        x0, eps = denoise(x_t, here, text)
+        x0, eps = denoise(x_t, here, condition)
         z = jnp.zeros_like(x_t) if sampler == "ddim" else normal(fold(keys, index), x_t.shape[1:])
         moved = step_to(sampler, schedule, x0, eps, z, here, there)
         return jnp.where((here == there)[:, None, None, None, None], x_t, moved), x_t
@@ -112,8 +121,8 @@ def solve(
 def sample(
     denoise: Denoiser,
     noise: Latent,
-    text: Text,
-    times: Sequence[int],
+    condition: Condition,
+    times: Points,
     schedule: Schedule,
     sampler: Sampler,
     keys: Keys,
@@ -122,17 +131,21 @@ def sample(
 
     `times` may come in any order (the paper lists them ascending); the last step lands on the denoiser's x0.
     """
-    path = jnp.asarray([*sorted(times, reverse=True), -1])
-    path = jnp.broadcast_to(path[:, None], (len(path), noise.shape[0]))
-    return solve(denoise, noise, text, path, schedule, sampler, keys)[0]
+    path = path_of([*sorted(times, reverse=True), schedule.clean], noise.shape[0])
+    return solve(denoise, noise, condition, path, schedule, sampler, keys)[0]
+
+
+def path_of(times: Points, count: int) -> Float[Array, "n b"]:
+    """The same times for each of `count` examples."""
+    return jnp.broadcast_to(jnp.asarray(times, jnp.float32)[:, None], (len(times), count))
 
 
 def rollout(
     kind: Literal["data", "simulate"],
     student: Denoiser,
     latents: Latent,
-    text: Text,
-    times: Sequence[int],
+    condition: Condition,
+    times: Points,
     schedule: Schedule,
     sampler: Sampler,
     keys: Keys,
@@ -148,15 +161,15 @@ def rollout(
     Raises:
       UserError: another kind.
     """
-    ordered = jnp.asarray(sorted(times, reverse=True))
+    ordered = jnp.asarray(sorted(times, reverse=True), jnp.float32)
     drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(times)))(fold(keys, 0))
     noise = normal(fold(keys, 1), latents.shape[1:])
     match kind:
         case "data":
             x_t = diffusion.forward(latents, noise, *schedule.at(ordered[drawn]))
         case "simulate":
-            path = jnp.broadcast_to(ordered[:, None], (len(times), latents.shape[0]))
-            last, visited = solve(student, noise, text, path, schedule, sampler, fold(keys, 2))
+            path = path_of(sorted(times, reverse=True), latents.shape[0])
+            last, visited = solve(student, noise, condition, path, schedule, sampler, fold(keys, 2))
             visited = jnp.concatenate([visited, last[None]])
             x_t = jax.vmap(lambda states, index: states[index], (1, 0))(visited, drawn)
         case _:
@@ -164,37 +177,41 @@ def rollout(
     return lax.stop_gradient(x_t), ordered[drawn]
 
 
-def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: Sequence[int], count: int) -> Span:
-    """The times [first, end) at which generated samples are compared with data, for each example.
+def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: Points, schedule: Schedule) -> Span:
+    """The span of times at which generated samples are compared with data, for each example.
 
-    all: 0 .. count, the paper's. The fake score then sees samples from all times of the student in one mixture, and
+    all: every time, the paper's. The fake score then sees samples from all times of the student in one mixture, and
     that is what matches data: the late steps spread too far to make up for the first, which spreads too little.
-    segment: from the student's next time up to `generated_at`, its own, so that the fake score at a time knows which
+    segment: from the student's next time, exclusive, up to `generated_at`, so that the fake score at a time knows which
     step of the student it follows, and each step has to be right by itself down to the noise of the next.
 
     Args:
       generated_at: [b], of `times`.
+      times: the student's.
 
     Raises:
       UserError: another kind.
     """
     match kind:
         case "all":
-            return jnp.zeros_like(generated_at), jnp.full_like(generated_at, count)
+            return jnp.full_like(generated_at, schedule.clean), jnp.full_like(generated_at, schedule.last)
         case "segment":
-            ordered = jnp.asarray(sorted(times))
-            earlier = jnp.where(ordered[None, :] < generated_at[:, None], ordered[None, :], -1)
-            return earlier.max(axis=1) + 1, generated_at + 1
+            ordered = jnp.asarray(sorted(times), jnp.float32)
+            earlier = jnp.where(ordered[None, :] < generated_at[:, None], ordered[None, :], schedule.clean)
+            return earlier.max(axis=1), generated_at
         case _:
             raise UserError(f"generator.matched_times is all or segment, not {kind!r}")
 
 
-def clip_times(span: Span, low: int, high: int) -> Span:
-    """The part of a span inside [low, high); the nearest time there, where no part of it is."""
-    first = jnp.clip(span[0], low, high - 1)
-    return first, jnp.clip(span[1], first + 1, high)
+def draw_times(keys: Keys, schedule: Schedule, span: Span, low: float = 0.0, high: float = 1.0) -> Times:
+    """Uniform training times [b] in a span, between the fractions `low` and `high` of all of them.
 
-
-def draw_times(keys: Keys, span: Span) -> Times:
-    """Uniform times [b] in `span`."""
-    return jax.vmap(lambda key, first, end: jax.random.randint(key, (), first, end))(keys, *span)
+    Where a span has no training time between these fractions, the nearest one between them is drawn.
+    """
+    count = len(schedule.times)
+    low, high = round(low * count), round(high * count)
+    first, end = schedule.rows(span)
+    first = jnp.clip(first, low, high - 1)
+    end = jnp.clip(end, first + 1, high)
+    index = jax.vmap(lambda key, first, end: jax.random.randint(key, (), first, end))(keys, first, end)
+    return schedule.training_time(index)

@@ -7,7 +7,7 @@ context   splits the tokens of each video
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -114,6 +114,12 @@ def shard(tree, mesh: Mesh):
 def with_shardings(shapes, mesh: Mesh):
     """ShapeDtypeStructs with the shardings of `shard`."""
     return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), shapes, shard(shapes, mesh))
+
+
+def compile_step(step: Callable, state, mesh: Mesh) -> Callable:
+    """`step(state, ...) -> (state, metrics)`, jitted once with the state donated and its shardings pinned."""
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def local_rows(x: jax.Array) -> np.ndarray:

@@ -20,7 +20,7 @@ from dollar_jax.distributed import Preemption, is_main
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.metrics import Logger, read
-from dollar_jax.sharding import batch_sharding, replicated, shard
+from dollar_jax.sharding import batch_sharding, shard
 from dollar_jax.watch import Heartbeat
 
 Update = Callable[[Any, dict, list[str], int], tuple[Any, dict]]
@@ -46,12 +46,6 @@ def initialize(init: Callable, mesh: Mesh, *args, offload: bool = False):
     """The state `init(*args)`, created in its shardings; `offload` keeps `RARELY_USED` fields in the host's memory."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(init, mesh, *args, offload=offload))
     return jax.jit(init, out_shardings=shardings)(*args)
-
-
-def compile_step(step: Callable, state, mesh: Mesh) -> Callable:
-    """`step(state, ...) -> (state, metrics)`, jitted once with the state donated and its shardings pinned."""
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
@@ -163,8 +157,8 @@ def train(
 
 
 def networks(state: Mapping) -> dict[str, Any]:
-    """The fields of a state that hold the parameters of a network."""
-    return {name: tree for name, tree in state.items() if isinstance(tree, dict) and name != "optimizers"}
+    """The fields of a state that hold the parameters of a network, without empty ones."""
+    return {name: tree for name, tree in state.items() if isinstance(tree, dict) and tree and name != "optimizers"}
 
 
 class Skips:

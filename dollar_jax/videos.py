@@ -38,24 +38,28 @@ def draw(
     guidance: float | None = None,
     batch_size: int = 8,
     noise: Latents | None = None,
+    negative_prompt: str | None = None,
 ) -> Iterator[Made]:
     """Each sample with its latents and its frames, in their order. Only one batch is in memory.
 
     Args:
-      steps, guidance: see `Pipeline.generate`.
+      steps, guidance: see `Pipeline.videos`.
       batch_size: how many at a time, at most.
       noise: where each starts, in place of what the seed gives.
+      negative_prompt: what guidance moves away from; None is the card's.
     """
     size = min(batch_size, len(samples))
+    negative = None if negative_prompt is None else model.encode_text([negative_prompt])
     for start in range(0, len(samples), batch_size):
         # The last batch too has the one shape that is compiled.
         index = np.minimum(np.arange(start, start + size), len(samples) - 1)
         rows = [samples[i] for i in index]
-        text, _ = model.encode_text([row.caption for row in rows])
+        condition = model.encode_text([row.caption for row in rows])
         begin, keys = noise_of(model.card, seed, rows)
         begin = begin if noise is None else noise[index]
-        latents = next(model.generate(text, begin, keys, steps, guidance, size))
-        yield from zip(samples[start : start + size], latents, model.decode(latents), strict=False)
+        made = model.videos(condition, begin, keys, steps=steps, guidance=guidance, negative=negative, batch_size=size)
+        latents, frames = next(made)
+        yield from zip(samples[start : start + size], latents, frames, strict=False)
 
 
 def noise_of(card: Card, seed: int, samples: Sequence[Sample]) -> tuple[Latents, jax.Array]:

@@ -21,9 +21,12 @@ def draw(seed, times):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("schedule", [VARIANCE_PRESERVING, diffusion.flow_schedule()], ids=["ddpm", "flow"])
-def test_a_velocity_gives_back_x0_and_eps(kind, schedule):
+def test_a_prediction_gives_back_x0_and_eps(kind, schedule):
     # eps knows nothing of x0 at pure noise, x0 nothing of eps at the clean end.
-    times = jnp.array([0, 1, 19, 249, 500, 980] + ([999] if kind != "eps" else []) + ([-1] if kind != "x0" else []))
+    times = (
+        [1, 19, 249, 500, 980] + ([schedule.last] if kind != "eps" else []) + ([schedule.clean] if kind != "x0" else [])
+    )
+    times = jnp.array(times, jnp.float32)
     x0, eps = draw(0, times)
     a, b = schedule.at(times)
     x_t = diffusion.forward(x0, eps, a, b)
@@ -36,7 +39,7 @@ def test_a_velocity_gives_back_x0_and_eps(kind, schedule):
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.permutations(("conjugate", "v", "flow", "x0"), 2)))
 def test_kinds_convert_into_each_other_even_without_signal(one, other):
-    times = jnp.array([249, 499, 749, 999])
+    times = jnp.array([249.0, 499.0, 749.0, 999.0])
     x0, eps = draw(1, times)
     a, b = VARIANCE_PRESERVING.at(times)
     x_t = diffusion.forward(x0, eps, a, b)
@@ -74,17 +77,55 @@ def test_flow_schedule_is_a_straight_line():
     schedule = diffusion.flow_schedule(10)
     np.testing.assert_allclose(schedule.signal + schedule.noise, 1, atol=1e-6)
     np.testing.assert_allclose(schedule.noise, np.arange(11) / 10, atol=1e-6)
-    # Half way, a shift of 3 stands at 3 * .5 / (1 + 2 * .5) = .75.
-    assert float(diffusion.flow_schedule(10, shift=3.0).noise[5]) == pytest.approx(0.75)
+    # Half way, a shift of 3 stands at 3 * .5 / (1 + 2 * .5) = .75, and the network is told 10 * .75.
+    assert diffusion.flow_schedule(10, shift=3.0).times[4] == pytest.approx(7.5)
 
 
 def test_times_of_the_paper():
-    assert diffusion.trailing_times(4) == (249, 499, 749, 999)
-    assert diffusion.trailing_times(1) == (999,)
-    assert diffusion.trailing_times(50)[:2] == (19, 39)
-    assert diffusion.trailing_times(50)[-1] == 999
-    with pytest.raises(UserError, match="must divide"):
-        diffusion.trailing_times(3)
+    assert VARIANCE_PRESERVING.trailing(4) == (249, 499, 749, 999)
+    assert VARIANCE_PRESERVING.trailing(1) == (999,)
+    assert VARIANCE_PRESERVING.trailing(50)[:2] == (19, 39)
+    assert VARIANCE_PRESERVING.trailing(50)[-1] == 999
+    with pytest.raises(UserError, match="1001 steps: the schedule has 1 to 1000"):
+        VARIANCE_PRESERVING.trailing(1001)
+
+
+@pytest.mark.parametrize("steps", [3, 7, 30, 50, 1000])
+def test_any_number_of_steps_is_spaced_as_in_the_stock_scheduler(steps):
+    public = diffusers.CogVideoXDDIMScheduler(timestep_spacing="trailing")
+    public.set_timesteps(steps)
+    assert VARIANCE_PRESERVING.trailing(steps) == tuple(public.timesteps.tolist()[::-1])
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_a_flows_times_are_the_numbers_that_its_network_was_told(shift):
+    """1000 sigma, as stock Wan has it: its usual four are sigma 1, .9375, .8333, .625."""
+    schedule = diffusion.flow_schedule(shift=shift)
+    public = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    np.testing.assert_allclose(schedule.times[::-1], public.timesteps, rtol=1e-6)
+    times = jnp.float32(schedule.times[[9, 499, 999]])
+    a, b = schedule.at(times)
+    np.testing.assert_allclose(b.ravel(), np.flip(public.sigmas.numpy())[[9, 499, 999]], rtol=1e-5)
+    np.testing.assert_allclose((a + b).ravel(), 1, rtol=1e-6)
+    if shift == 5:
+        np.testing.assert_allclose(schedule.trailing(4), [625, 2500 / 3, 937.5, 1000])
+
+
+def test_a_time_may_lie_between_two_of_the_table():
+    a, b = VARIANCE_PRESERVING.at(jnp.array([249.0, 249.25, 250.0]))
+    for table in (a.ravel(), b.ravel()):
+        assert float(table[1]) == pytest.approx(0.75 * float(table[0]) + 0.25 * float(table[2]), rel=1e-6)
+
+
+def test_times_outside_a_schedule_are_refused():
+    for schedule, good, bad in (
+        (VARIANCE_PRESERVING, (0, 999), (-1, 1000)),
+        (diffusion.flow_schedule(shift=5.0), (0.5, 1000), (0, 1001)),
+    ):
+        schedule.require(good, "generator.times")
+        for time in bad:
+            with pytest.raises(UserError, match=f"generator.times: {time} is none of the schedule"):
+                schedule.require((time,), "generator.times")
 
 
 def test_eps_prediction_is_refused_where_it_cannot_work():
@@ -116,7 +157,7 @@ def test_guidance_is_the_papers_w_and_diffusers_scale_minus_one():
 def coefficients(sigma_of):
     """Weight of x0 and variance of the noise in x_next, for 499 -> 249, read off the linear step itself."""
     schedule = diffusion.ddpm_schedule(betas="linear", beta_start=1e-4, beta_end=0.02, zero_snr=False)
-    here, there = schedule.at(jnp.array([499])), schedule.at(jnp.array([249]))
+    here, there = schedule.at(jnp.array([499.0])), schedule.at(jnp.array([249.0]))
     sigma = sigma_of(*here, *there)
     zero, one = jnp.zeros((1, 1, 1, 1, 1)), jnp.ones((1, 1, 1, 1, 1))
     weights = [

@@ -3,9 +3,9 @@
     python -m dollar_jax.convert from_torch SRC DST
     python -m dollar_jax.convert to_torch   SRC DST
 
-from_torch: SRC is a diffusers pipeline folder (CogVideoX), one model folder of diffusers or
-transformers (transformer, VAE, T5 encoder, CLIP), or a file of open_clip or of LAION's
-aesthetic predictors. Safetensors or weights-only pickles, in one file or sharded.
+from_torch: SRC is a pipeline folder of diffusers (of a family in docs/pytorch.md), one model
+folder of diffusers or transformers (transformer, VAE, text encoder, CLIP), or a file of open_clip
+or of LAION's aesthetic predictors. Safetensors or weights-only pickles, in one file or sharded.
 to_torch: SRC is a teacher's or student's folder (W/vsd_cd, or W/vsd_cd/checkpoints/1000); DST
 becomes a folder for diffusers, with a README that says how to sample from it.
 DST must not exist. Tensors keep their dtype.

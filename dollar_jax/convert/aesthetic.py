@@ -32,7 +32,7 @@ def table(config: Mapping[str, Any]) -> list[Rule]:
 
 
 def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What `models.aesthetic.build` takes, from the shapes of a file's tensors.
+    """The arguments of `models.aesthetic.build`, from the shapes of a file's tensors.
 
     Raises:
       UserError: it is neither the linear predictor nor the MLP.

@@ -51,7 +51,7 @@ def table(config: Mapping[str, Any]) -> list[Rule]:
 
 
 def open_clip_table(config: Mapping[str, Any]) -> list[Rule]:
-    """open_clip's rules for a network of `config`, for what `split_fused` returns."""
+    """open_clip's rules for a network of `config`, and for tensors from `split_fused`."""
     layers = {name: f"attn.{name}" for name in PARTS}
     layers |= {"project": "attn.out_proj", "expand": "mlp.c_fc", "contract": "mlp.c_proj"}
     norms = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
@@ -100,10 +100,10 @@ def split_fused(tensors: Tensors) -> Tensors:
 
 
 def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `models.clip.build` takes, from the content of transformers' config.json, which may leave out defaults.
+    """The arguments of `models.clip.build`, from transformers' config.json, which may leave out defaults.
 
     Raises:
-      UserError: it is another model, or one that the network cannot be.
+      UserError: the file describes another model, or a setting that the network does not have.
     """
     towers = {"vision_config": Vision, "text_config": Text}
     if missing := [name for name in towers if name not in theirs]:
@@ -128,20 +128,20 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `config`: what transformers reads."""
+    """The inverse of `config`."""
     ours = dataclasses.asdict(read(config))
     ours["text_config"]["eos_token_id"] = ours["text_config"]["vocab_size"] - 1
     return {"model_type": "clip"} | ours
 
 
 def open_clip_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """What `models.clip.build` takes, from the shapes of a file's tensors.
+    """The arguments of `models.clip.build`, from the shapes of a file's tensors.
 
     They do not tell the heads, which follow from the width, nor the activation, which is exact in open_clip's own
     weights. OpenAI's weights have another, but their files hold tensors that no rule fits.
 
     Raises:
-      UserError: it is no ViT of open_clip.
+      UserError: the tensors are not those of a ViT of open_clip.
     """
     wanted = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj")
     wanted += ("token_embedding.weight", "positional_embedding")

@@ -1,12 +1,15 @@
-"""diffusers' AutoencoderKLCogVideoX: its config and its keys in our names."""
+"""The VAE of CogVideoX in diffusers: its config.json and its keys in our names."""
 
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from dollar_jax.convert.tables import Change, Rule, convolution_rules, layer_rules, norm_rules
 from dollar_jax.errors import UserError
 from dollar_jax.models.cogvideox_vae import build
+from dollar_jax.reading import require_schema
 
 SIZES = (
     "in_channels",
@@ -19,20 +22,24 @@ SIZES = (
     "temporal_compression_ratio",
 )
 FIXED = {"act_fn": "silu", "use_quant_conv": False, "use_post_quant_conv": False}
-# What only our network can be, and what the public one is.
+# Settings that only our network has, at their values in the public one.
 OURS = {"patch_size": (1, 1, 1), "exactly_causal": False, "encode_chunk": 8, "decode_chunk": 2}
+_SCALE = {
+    "required": ["scaling_factor"],
+    "properties": {"scaling_factor": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}},
+}
 
 
 def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `models.cogvideox_vae.build` takes, from the content of diffusers' config.json.
+    """The arguments of `models.cogvideox_vae.build`, from the content of diffusers' config.json.
 
-    The rest of that file describes the latents' scale and the stock pipeline.
+    The rest of that file describes the latents' scale, see `scale`, and the stock pipeline.
 
     Raises:
       UserError: a size is missing, or the file asks for layers that the network does not have.
     """
     if missing := [name for name in SIZES if name not in theirs]:
-        raise UserError(f"the VAE's config.json lacks {', '.join(missing)}: is it an AutoencoderKLCogVideoX?")
+        raise UserError(f"the VAE's config.json lacks {', '.join(missing)}: copy the file again")
     for name, value in FIXED.items():
         if theirs.get(name, value) != value:
             raise UserError(f"the VAE's config.json has {name} = {theirs[name]!r}: only {value!r} can be converted")
@@ -40,7 +47,7 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `config`: what diffusers reads.
+    """The inverse of `config`.
 
     Raises:
       UserError: diffusers has no such network.
@@ -60,6 +67,27 @@ def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "up_block_types": ["CogVideoXUpBlock3D"] * levels,
         }
     )
+
+
+def scale(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """`scaling_factor` of a card's VAE, by which latents are multiplied, from the content of diffusers' config.json.
+
+    Raises:
+      UserError: the file gives none.
+    """
+    require_schema(theirs, _SCALE, "the VAE's config.json", "it is the factor of the latents")
+    return {"scaling_factor": theirs["scaling_factor"]}
+
+
+def their_scale(part: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `scale`.
+
+    Raises:
+      UserError: the card's latents are shifted, or scaled by channel, which the stock pipeline does not undo.
+    """
+    if isinstance(part["scaling_factor"], list) or np.any(part.get("shift_factor", 0)):
+        raise UserError("the VAE scales its latents by channel or shifts them: diffusers' pipeline has one factor only")
+    return {"scaling_factor": part["scaling_factor"]}
 
 
 # A convolution with a window of one, [out, in, 1, 1, 1] <-> [in, out].

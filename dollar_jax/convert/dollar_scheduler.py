@@ -1,7 +1,7 @@
 """The scheduler of a few-step student for stock diffusers pipelines, in PyTorch.
 
 `python -m dollar_jax.convert to_torch` puts this file beside the student's scheduler_config.json where no stock
-scheduler knows its prediction; diffusers loads it with `trust_remote_code=True`.
+scheduler samples as it does; diffusers loads it with `trust_remote_code=True`.
 """
 
 import torch
@@ -16,9 +16,9 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
     x_t = a_t x0 + b_t eps; every step takes x0 and eps from the model's prediction and goes to the next time with them.
 
     Args:
-      times: of the model, descending.
+      times: the model's, descending.
       signal, noise: a_t and b_t at these times.
-      prediction_type: what the model predicts: 'conjugate' (x0 - eps), 'flow' (eps - x0), 'v', 'eps' or 'x0'.
+      prediction_type: the model's: 'conjugate' (x0 - eps), 'flow' (eps - x0), 'v', 'eps' or 'x0'.
       sampler: 'ddim', 'ancestral' or 'renoise'; the last two draw new noise between steps.
     """
 
@@ -28,7 +28,7 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        times: list[int] = (999, 749, 499, 249),
+        times: list[int] | list[float] = (999, 749, 499, 249),
         signal: list[float] = (),
         noise: list[float] = (),
         prediction_type: str = "conjugate",
@@ -37,30 +37,30 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(len(times))
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """All times, or every second, every third, .. from the noisiest on: what the student can do in fewer steps."""
+        """All times, or for fewer steps every second, every third, .. from the noisiest on."""
         stride, rest = divmod(len(self.config.times), num_inference_steps)
         if rest or not stride:
             raise ValueError(f"this student takes {len(self.config.times)} steps, or as few as divide them")
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor(self.config.times[::stride], device=device)
 
-    def scale_model_input(self, sample: torch.Tensor, timestep: int | None = None) -> torch.Tensor:
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
         """The model takes x_t as it is."""
         return sample
 
     def step(
         self,
         model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
+        timestep: int | float | torch.Tensor,
         sample: torch.Tensor,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
         """x at the next time from the model's prediction at `timestep`; after the last one it is x0."""
-        times = self.timesteps.tolist()
-        place = times.index(int(timestep))
-        a, b = self._coefficients(times[place])
-        a_next, b_next = self._coefficients(times[place + 1]) if place + 1 < len(times) else (1.0, 0.0)
+        place = self.timesteps.tolist().index(float(timestep))  # both are rounded to float32
+        stride = len(self.config.times) // self.num_inference_steps
+        signal, noise = [*self.config.signal[::stride], 1.0], [*self.config.noise[::stride], 0.0]
+        (a, a_next), (b, b_next) = signal[place : place + 2], noise[place : place + 2]
         x0, eps = self._x0_eps(model_output, sample, a, b)
         sigma = {
             "ddim": 0.0,
@@ -72,10 +72,6 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
             following = following + sigma * noise
         return SchedulerOutput(following) if return_dict else (following,)
-
-    def _coefficients(self, time: int) -> tuple[float, float]:
-        place = self.config.times.index(time)
-        return self.config.signal[place], self.config.noise[place]
 
     def _x0_eps(self, v: torch.Tensor, x: torch.Tensor, a: float, b: float) -> tuple[torch.Tensor, torch.Tensor]:
         match self.config.prediction_type:

@@ -27,12 +27,12 @@ def table(target: Params) -> list[Rule]:
 
 
 def select(tensors: Tensors) -> Tensors:
-    """Those of a file that make the features: no classifiers, no counters.
+    """The tensors that make the features: no classifiers, no counters.
 
     Raises:
-      UserError: the weights of FID.
+      UserError: these are the weights of FID.
     """
     if tensors.shapes.get("fc.weight", ())[:1] == (FID,):
-        raise UserError("these are the weights of FID, whose network pools in another way: take torchvision's")
+        raise UserError("these are the weights of FID; its network pools in another way: take torchvision's")
     unused = [key for key in tensors if key.startswith(("fc.", "AuxLogits.")) or key.endswith("num_batches_tracked")]
     return tensors.without(unused)

@@ -1,4 +1,4 @@
-"""transformers' T5EncoderModel (v1.1): its config and its keys in our names."""
+"""The encoder of T5 v1.1 in transformers: its config.json and its keys in our names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,8 @@ from typing import Any
 from dollar_jax.convert.tables import Rule, linear_rules, norm_rules, same
 from dollar_jax.errors import UserError
 from dollar_jax.models.t5 import Config
+
+OURS = ("attend_padding",)  # fields that T5Config does not have
 
 
 def table(config: Mapping[str, Any]) -> list[Rule]:
@@ -43,14 +45,14 @@ def table(config: Mapping[str, Any]) -> list[Rule]:
 
 
 def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `models.t5.build` takes, from the content of transformers' config.json.
+    """The arguments of `models.t5.build`, from the content of transformers' config.json.
 
     The rest of that file describes the decoder, the tokenizer and dropout.
 
     Raises:
-      UserError: a size is missing, or it is not the gated encoder of v1.1.
+      UserError: a size is missing, or the encoder is not the gated one of v1.1.
     """
-    names = [field.name for field in dataclasses.fields(Config)]
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in OURS]
     if missing := [name for name in names if name not in theirs]:
         raise UserError(f"the text encoder's config.json lacks {', '.join(missing)}: is it a T5 encoder?")
     kind = theirs.get("feed_forward_proj")
@@ -62,5 +64,6 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `config`: what transformers reads."""
-    return {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | dataclasses.asdict(Config(**config))
+    """The inverse of `config`."""
+    sizes = {name: value for name, value in dataclasses.asdict(Config(**config)).items() if name not in OURS}
+    return {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | sizes

@@ -1,6 +1,6 @@
 """Key tables: how the tensors of a PyTorch state dict map onto our parameters and back.
 
-A table is a list of rules (theirs, ours, change): a PyTorch key, the path of our parameter, and what is done to the
+A table is a list of rules (theirs, ours, change): a PyTorch key, the path of our parameter, and the change of the
 tensor. `{name}` in both stands for the same number. `{layer}` in the key alone stacks: layer i of PyTorch is row i of
 our parameter.
 """
@@ -19,7 +19,7 @@ STACKED = "{layer}"
 
 
 class Change(NamedTuple):
-    """What becomes of a tensor on the way to us, and its inverse."""
+    """The change of a tensor from their layout to ours, and its inverse."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_theirs: Callable[[np.ndarray], np.ndarray]
@@ -60,7 +60,7 @@ def layer_rules(theirs: str, ours: str, weight: str, change: Change) -> list[Rul
 
 
 def _match(template: str, text: str) -> dict[str, str] | None:
-    """The numbers that stand for the names in a template, None where it does not fit."""
+    """The number for each name in a template; None where the text does not fit it."""
     match = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(template)), text)
     return match and match.groupdict()
 
@@ -71,8 +71,8 @@ def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target:
     Args:
       table: the rules; each key must match exactly one.
       state_dict: PyTorch key -> array. Tied weights may come under all their names.
-      target: nested dict of arrays or ShapeDtypeStructs: what the network needs. Dtypes are those of the state dict; a
-        parameter whose layers differ in it gets the one that holds them all.
+      target: the parameters of the network, as a nested dict of arrays or ShapeDtypeStructs. Only shapes are read:
+        dtypes come from the state dict. Layers that differ in dtype get one that holds them all.
     Raises:
       UserError: all faults at once: keys that match no rule or several, that have no place, the wrong shape or a place
         that another key fills with other values; parameters or layers left unfilled.

@@ -28,9 +28,9 @@ class Tensors(Mapping[str, np.ndarray]):
     """Tensors by name, each read from disk when it is asked for.
 
     Attributes:
-      readers: what returns each tensor.
-      shapes: theirs, known without reading.
-      nbytes: of the files.
+      readers: a function for each tensor that reads it.
+      shapes: the shape of each, known without reading it.
+      nbytes: the size of the files in bytes.
     """
 
     readers: dict[str, Callable[[], np.ndarray]]
@@ -38,7 +38,7 @@ class Tensors(Mapping[str, np.ndarray]):
     nbytes: int
 
     def without(self, keys: Container[str]) -> "Tensors":
-        """All but these, which need not be there."""
+        """The tensors without these keys, which need not be there."""
         readers, shapes = (
             {key: value for key, value in entries.items() if key not in keys} for entries in (self.readers, self.shapes)
         )
@@ -58,8 +58,8 @@ def open_folder(root: Path, folder: str = "") -> Tensors:
     """The weights of a diffusers or transformers model folder, in one file or in several with an index.
 
     Args:
-      root: what was handed over; links may lead to files anywhere in it.
-      folder: the model's, in it.
+      root: the folder that the user named; links may lead to files anywhere in it.
+      folder: the model's folder in it.
     Raises:
       UserError: there are none, some are missing or outside, or they cannot be read.
     """
@@ -93,7 +93,7 @@ def open_file(path: Path) -> Tensors:
     """The tensors of one file: safetensors, or a pickle that holds tensors only.
 
     Raises:
-      UserError: it is missing, cut off, wants to run code, or holds what is no tensor of a network.
+      UserError: it is missing, cut off, wants to run code, or holds something other than tensors of a network.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing")
@@ -105,7 +105,7 @@ def open_file(path: Path) -> Tensors:
 
 def _open_safetensors(path: Path) -> Tensors:
     try:
-        file = safe_open(path, "np", backend="pread")  # what is mapped counts as memory
+        file = safe_open(path, "np", backend="pread")  # mapped files count as memory
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged, copy it again: {str(error).splitlines()[0][:200]}") from error
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 it is no dict
@@ -134,7 +134,7 @@ def _open_pickle(path: Path) -> Tensors:
             content = torch.load(path, mmap=True, **load)
         except (RuntimeError, ValueError):  # the old format cannot be mapped into memory
             content = torch.load(path, **load)
-    except Exception as error:  # torch raises what its unpickler raises
+    except Exception as error:  # torch raises anything that its unpickler raises
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged, or holds more than tensors and was not run: {reason}") from error
     # Training scripts of open_clip put the weights beside their optimizer's.
@@ -186,4 +186,4 @@ def write_folder(folder: Path, stem: str, state_dict: Mapping[str, np.ndarray], 
 
 def _write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     contiguous = {key: np.asarray(value, order="C") for key, value in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})  # transformers refuses files that do not say whose they are
+    save_file(contiguous, path, metadata={"format": "pt"})  # transformers refuses files without it

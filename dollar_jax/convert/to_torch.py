@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dollar_jax import diffusion
 from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.checkpoint import load_component, read_card, root
-from dollar_jax.convert import schedulers
+from dollar_jax.convert import families
 from dollar_jax.convert.architectures import by_network, describe
+from dollar_jax.convert.families.family import Architecture, Family
 from dollar_jax.convert.tables import restore
 from dollar_jax.convert.tensors import write_folder
 from dollar_jax.data.text import copy_tokenizer
@@ -28,7 +31,8 @@ def to_torch(source: Path, target: Path, item: str = "") -> None:
 
     Args:
       source: a model's folder, or one numbered checkpoint in it.
-      item: which weights of a training stage: student, ema, params or fake_score; by default what the card names.
+      item: the weights of a training stage to write: student, ema, params or fake_score; by default those that the card
+        names.
     Raises:
       UserError: there is no such model, or diffusers has no such network; then nothing is written.
     """
@@ -37,27 +41,37 @@ def to_torch(source: Path, target: Path, item: str = "") -> None:
     if item:
         card[own] = card[own] | {"item": item}
     require(card, (own,), source)
-    alone = own != "transformer" or "vae" not in card
-    if not alone:
-        require(card, SAMPLED, source)
+    if own != "transformer" or "vae" not in card:
+        with new_folder(target) as folder:
+            _component(source, card[own], by_network(card[own]["architecture"]), folder)
+        return
+    require(card, SAMPLED, source)
+    family = _family(card)
     with new_folder(target) as folder:
-        if alone:
-            _component(source, card[own], folder)
-            return
-        index = {"_class_name": "CogVideoXPipeline"}
+        index = {"_class_name": family.pipeline}
         for name in COMPONENTS:
             (folder / name).mkdir()
-            index[name] = _component(source, card[name], folder / name)
+            index[name] = _component(source, card[name], family.component(name), folder / name)
         copy_tokenizer(inside(root(source), card["tokenizer"]["path"]), folder / "tokenizer")
         index["tokenizer"] = ["transformers", _tokenizer_class(folder / "tokenizer")]
-        index["scheduler"] = _scheduler(card, folder / "scheduler")
-        _write_json(folder / "model_index.json", index)
-        (folder / "README.md").write_text(_readme(card, target, index["scheduler"][1] != schedulers.STOCK))
+        stock = family.write_scheduler(card)
+        index["scheduler"] = _scheduler(*(stock or own_scheduler(card)), folder / "scheduler", own=not stock)
+        _write_json(folder / "model_index.json", index | dict(family.index))
+        (folder / "README.md").write_text(_readme(family, card, target, own_scheduler=not stock))
 
 
-def _component(source: Path, part: Card, folder: Path) -> list[str]:
+def _family(card: Card) -> Family:
+    """The family whose pipeline has all networks of the card."""
+    family = families.by_transformer(card["transformer"]["architecture"])
+    for name in COMPONENTS:
+        network, wanted = card[name]["architecture"], family.component(name).network
+        if network != wanted:
+            raise UserError(f"{name} is {network}: a {family.pipeline} of another library has {wanted}")
+    return family
+
+
+def _component(source: Path, part: Card, architecture: Architecture, folder: Path) -> list[str]:
     """Writes one network and returns its entry of model_index.json."""
-    architecture = by_network(part["architecture"])
     description = describe(architecture, part)
     _, params = load_component(source, part)
     require_space(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
@@ -68,11 +82,25 @@ def _component(source: Path, part: Card, folder: Path) -> list[str]:
     return [architecture.library, architecture.class_name]
 
 
-def _scheduler(card: Card, folder: Path) -> list[str]:
-    """Writes the scheduler and returns its entry of model_index.json: a module in the folder where it is our own."""
-    name, config = schedulers.from_card(card)
+def own_scheduler(card: Card) -> tuple[str, dict[str, Any]]:
+    """(class, content of scheduler_config.json) of the scheduler in `dollar_scheduler.py`, which samples as any card
+    says: stock ones know neither conjugate velocity, nor times of one's own, nor samplers that draw new noise.
+    """
+    times = sorted(card["times"], reverse=True)
+    signal, noise = diffusion.make_schedule(**card["schedule"]).at(jnp.asarray(times, jnp.float32))
+    return "DollarScheduler", {
+        "times": times,
+        "signal": signal.ravel().tolist(),
+        "noise": noise.ravel().tolist(),
+        "prediction_type": card["prediction_type"],
+        "sampler": card["sampler"],
+    }
+
+
+def _scheduler(name: str, config: dict[str, Any], folder: Path, own: bool) -> list[str]:
+    """Writes the scheduler and returns its entry of model_index.json: our own is a module in the folder."""
     _write_json(folder / "scheduler_config.json", {"_class_name": name} | config)
-    if name == schedulers.STOCK:
+    if not own:
         return ["diffusers", name]
     shutil.copy(SCHEDULER_FILE, folder)
     return [SCHEDULER_FILE.stem, name]
@@ -91,35 +119,23 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _readme(card: Card, target: Path, own_scheduler: bool) -> str:
+def _readme(family: Family, card: Card, target: Path, own_scheduler: bool) -> str:
     """How to sample from the folder."""
-    video, vae = card["video"], card["vae"]["config"]
-    ratio = vae["temporal_compression_ratio"]
-    frames = (card["latent_shape"][0] - card.get("lead", 0) - 1) * ratio + 1
-    length = card["tokenizer"]["length"]
     trust = ", trust_remote_code=True" if own_scheduler else ""
-    size = f"num_frames={frames}, height={video['height']}, width={video['width']}, max_sequence_length={length}"
-    call = f"prompt, num_inference_steps={len(card['times'])}, guidance_scale={card['guidance'] + 1}, {size}"
-    lines = [
-        f"# A {card['role']} of dollar_jax",
-        "",
-        "```python",
-        "from diffusers import CogVideoXPipeline",
-        "",
-        f"pipe = CogVideoXPipeline.from_pretrained({json.dumps(target.name)}{trust})",
-    ]
-    if chunk := video["independent_chunk"]:
-        latents = card["latent_shape"][0] * chunk // video["frames"]
-        lines += [
-            f'latents = pipe({call}, output_type="latent").frames.permute(0, 2, 1, 3, 4)',
-            "latents = latents / pipe.vae.config.scaling_factor",
+    load = [f"pipe = {family.pipeline}.from_pretrained({json.dumps(target.name)}{trust})"]
+    call = ", ".join(["prompt", *(f"{name}={value!r}" for name, value in family.call(card).items())])
+    imports = [f"from diffusers import {family.pipeline}", ""]
+    sample = [f"video = pipe({call}).frames[0]"]
+    if chunk := card["video"]["independent_chunk"]:
+        latents = card["latent_shape"][0] * chunk // card["video"]["frames"]
+        imports = ["import torch", *imports, "torch.set_grad_enabled(False)", ""]
+        sample = [
+            f'latents = pipe({call}, output_type="latent").frames',
+            f"latents = {family.unscaled}",
             f"parts = [pipe.vae.decode(part).sample[:, :, 1:] for part in latents.split({latents}, dim=2)]",
             "video = pipe.video_processor.postprocess_video(torch.cat(parts, dim=2))[0]",
         ]
-        lines[3:4] = ["import torch", lines[3], "", "torch.set_grad_enabled(False)"]
-    else:
-        lines.append(f"video = pipe({call}).frames[0]")
-    lines += ["```", ""]
+    lines = [f"# A {card['role']} of dollar_jax", "", "```python", *imports, *load, *sample, "```", ""]
     if own_scheduler:
         lines += [f"`scheduler/{SCHEDULER_FILE.name}` is run by this: read it first, it is short.", ""]
     return "\n".join(lines)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
 
 from dollar_jax.data.dataset import Dataset, Example, Source
+from dollar_jax.data.encoding import from_columns
 from dollar_jax.errors import UserError
 
 BATCHES_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -15,8 +17,8 @@ EXAMPLES_AHEAD = grain.ReadOptions(num_threads=8, prefetch_buffer_size=16)
 
 def batches(
     source: Source, batch_size: int, seed: int, share: int = 0, shares: int = 1, epochs: int | None = None
-) -> grain.IterDataset[dict[str, np.ndarray]]:
-    """Batches of examples, stacked by name; captions become an array of strings.
+) -> grain.IterDataset[dict[str, Any]]:
+    """Batches of examples, stacked by name; captions become an array of strings, and their embeddings a `Condition`.
 
     Each epoch has its own order. A batch holds either videos or images, and the two kinds alternate in proportion to
     their numbers. `get_state` and `set_state` of the iterator resume at the exact position, also with another number of
@@ -46,9 +48,9 @@ def batches(
     return mixed.to_iter_dataset(BATCHES_AHEAD)
 
 
-def _read(source: Source, rows: slice, indices: np.ndarray) -> dict[str, np.ndarray]:
+def _read(source: Source, rows: slice, indices: np.ndarray) -> dict[str, Any]:
     examples = [source[int(index)] for index in indices[rows]]
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    return from_columns({name: np.stack([example[name] for example in examples]) for name in examples[0]})
 
 
 def in_order(source: Source) -> Iterator[Example]:

@@ -10,11 +10,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from dollar_jax.pipeline import Latents, Pipeline, draw_noise
-
-Text = Float[np.ndarray, "n l d"]
+from dollar_jax.types import Condition
 
 
 class Timing(NamedTuple):
@@ -54,9 +52,11 @@ class Sampling(NamedTuple):
         """Of the network for a video: guidance (Eq. 9) evaluates it twice a step."""
         return self.steps * (2 if self.guidance else 1)
 
-    def diffusion(self, text: Text, null_text: Text, noise: Latents, keys: jax.Array) -> Callable[[], jax.Array]:
+    def diffusion(
+        self, condition: Condition, negative: Condition, noise: Latents, keys: jax.Array
+    ) -> Callable[[], jax.Array]:
         """() -> latents of one batch, whose inputs lie ready on the device."""
-        inputs = jax.device_put((noise, text, null_text))
+        inputs = jax.device_put((noise, condition, negative))
         params = jax.device_put(self.pipeline.networks["transformer"][1])
         options = {"times": self.pipeline.times(self.steps), "guidance": self.guidance}
         return lambda: self.pipeline.sampler(params, *inputs, keys, **options)
@@ -68,11 +68,10 @@ def time_parts(samplings: Mapping[str, Sampling], caption: str, videos: int, rep
     """
     first = next(iter(samplings.values())).pipeline
     captions = [caption] * videos
-    text, _ = first.encode_text(captions)
     noise, keys = draw_noise(first.card, 0, 1, videos)
-    inputs = text, first.encode_text([""])[0], noise, keys
+    inputs = first.encode_text(captions), first.negative, noise, keys
     calls = {name: sampling.diffusion(*inputs) for name, sampling in samplings.items()}
-    calls |= {"text": lambda: first.encode_text(captions), "decoding": lambda: first.decode_on_devices(noise)}
+    calls |= {"text": lambda: first.encode_text(captions).embedding, "decoding": lambda: first.decode_on_devices(noise)}
     return time_in_turns(calls, videos, repeats)
 
 

@@ -2,7 +2,7 @@
 
     x = [text W_text | patches W_patch (+ sin-cos positions)]
     every block:  x += gate * attention(adaptive norm(x));  x += gate * mlp(adaptive norm(x))
-    velocity = unpatch(adaptive norm(video tokens of x) W)
+    prediction = unpatch(adaptive norm(video tokens of x) W)
 
 The time enters through the adaptive norms, which shift, scale and gate text and video tokens differently. Blocks are
 stacked (leading axis of every parameter under `blocks`) and run by one scan.
@@ -26,10 +26,10 @@ from dollar_jax.models import positions
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config
 from dollar_jax.sharding import BATCH, CONTEXT, constrain, context_size
-from dollar_jax.types import Latent, Text, Times
+from dollar_jax.types import Condition, Latent, Times
 
 Sequence = Float[Array, "b n d"]  # text tokens, then video tokens
-Condition = Float[Array, "b t"]  # embedded times
+TimeEmbedding = Float[Array, "b t"]
 Turn = Float[np.ndarray, "1 n 1 half"]  # cosines or sines of the rotary angles
 
 BLOCK = "block"  # the name of a block's input
@@ -129,7 +129,7 @@ class Config:
 def build(
     dtype: DTypeLike = jnp.float32, remat: str = "nothing_saveable", attention: str | None = None, **config
 ) -> Network:
-    """The network `apply(params, latents [b f h w c], times [b], text [b l d]) -> velocity [b f h w c]` in float32.
+    """The network `apply(params, latents [b f h w c], times [b], condition) -> prediction [b f h w c]` in float32.
 
     Sizes of latents and text are free; they fix the positions when the network is traced. Under a mesh tokens are split
     over its context axis, with padding at the end where it does not divide them, and each block gathers its own
@@ -186,10 +186,10 @@ class AdaptiveNorm(nnx.Module):
         )
 
     def __call__(
-        self, x: Sequence, condition: Condition, is_text: Bool[np.ndarray, "1 n 1"]
+        self, x: Sequence, time: TimeEmbedding, is_text: Bool[np.ndarray, "1 n 1"]
     ) -> tuple[Sequence, Sequence]:
         """The modulated tokens, and the gate of what will be computed from them."""
-        video, text = jnp.split(self.modulation(condition)[:, None, :], 2, axis=-1)
+        video, text = jnp.split(self.modulation(time)[:, None, :], 2, axis=-1)
         shift, scale, gate = jnp.split(jnp.where(is_text, text, video), 3, axis=-1)
         return self.norm(x) * (1 + scale) + shift, gate
 
@@ -227,14 +227,14 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Sequence,
-        condition: Condition,
+        time: TimeEmbedding,
         is_text: Bool[np.ndarray, "1 n 1"],
         attend: Callable,
         rotation: tuple[Turn, Turn] | None,
     ) -> Sequence:
-        y, gate = self.attention_norm(x, condition, is_text)
+        y, gate = self.attention_norm(x, time, is_text)
         x = x + gate * self.attention(y, attend, rotation)
-        y, gate = self.mlp_norm(x, condition, is_text)
+        y, gate = self.mlp_norm(x, time, is_text)
         return x + gate * self.contract(jax.nn.gelu(self.expand(y), approximate=True))
 
 
@@ -261,15 +261,15 @@ class CogVideoXDiT(nnx.Module):
             self.positions = nnx.Param(jnp.asarray(self._sincos(config.grid, config.max_text_seq_length)))
         self.dtype, self.remat, self.kernel = dtype, remat, kernel
 
-    def __call__(self, latents: Latent, times: Times, text: Text) -> Float[Array, "b f h w k"]:
-        """The velocity of `latents` at `times` 0 .. 999, given the text."""
-        config = self.config
+    def __call__(self, latents: Latent, times: Times, condition: Condition) -> Float[Array, "b f h w k"]:
+        """The prediction at `latents` x_t and their times, given the captions' embeddings."""
+        config, text = self.config, condition.embedding
         r, p, q = config.patch
         f, h, w = grid = tokens(latents.shape[1:4], config.patch)
         length = text.shape[1]
 
-        condition = time_features(times, config.width, config.flip_sin_to_cos, config.freq_shift)
-        condition = jax.nn.silu(self.time_project(jax.nn.silu(self.time_expand(condition))))
+        time = time_features(times, config.width, config.flip_sin_to_cos, config.freq_shift)
+        time = jax.nn.silu(self.time_project(jax.nn.silu(self.time_expand(time))))
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
         x = self._place(jnp.concatenate([self.text_embed(text), self.patch_embed(patches)], axis=1), grid, length)
         count = x.shape[1]
@@ -285,16 +285,16 @@ class CogVideoXDiT(nnx.Module):
             # Every device needs the whole block, for a moment: gathered here, and in what it computes in, not before
             # the loop and in float32.
             block = jax.tree.map(lambda w: constrain(w.astype(self.dtype)), block)
-            x = nnx.merge(graph, block)(checkpoint_name(x, BLOCK), condition, is_text, attend, rotation)
+            x = nnx.merge(graph, block)(checkpoint_name(x, BLOCK), time, is_text, attend, rotation)
             return constrain(x, BATCH, CONTEXT), None
 
         step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[self.remat])
         x, _ = jax.lax.scan(step, x, blocks)
 
-        shift, scale = jnp.split(self.project_modulation(condition)[:, None, :], 2, axis=-1)
+        shift, scale = jnp.split(self.project_modulation(time)[:, None, :], 2, axis=-1)
         x = self.project(self.project_norm(self.norm(x[:, length:count])) * (1 + scale) + shift)
-        velocity = rearrange(x, "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
-        return velocity.astype(jnp.float32)
+        prediction = rearrange(x, "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
+        return prediction.astype(jnp.float32)
 
     def _place(self, x: Sequence, grid: positions.Grid, length: int) -> Sequence:
         """Adds what is added for a token's position."""

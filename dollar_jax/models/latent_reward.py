@@ -14,17 +14,17 @@ from jaxtyping import Array, Bool, Float
 from dollar_jax.errors import UserError
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module
-from dollar_jax.types import Latent, PerExample, Text
+from dollar_jax.types import Condition, Latent, PerExample, Text
 
 WIDTH, GROUPS = 128, 32
 
 
 def build(channels: int = 12, text_width: int | None = None, backbone: str = "2d") -> Network:
-    """The network `apply(params, latents [b f h w c], text [b l d], text_mask [b l]) -> reward [b]`.
+    """The network `apply(params, latents [b f h w c], condition) -> reward [b]`.
 
     Args:
       channels: of the latents.
-      text_width: d of the text; None for a reward that does not read it (text and mask are then ignored).
+      text_width: d of the captions' embeddings; None for a reward that does not read captions.
       backbone: '2d' averages over frames, '3d' convolves over them too.
     Raises:
       UserError: another backbone.
@@ -66,10 +66,8 @@ class LatentReward(nnx.Module):
         self.head = linear(WIDTH, 1)
         self.volumetric, self.reads_text = volumetric, text_width is not None
 
-    def __call__(
-        self, latents: Latent, text: Text | None = None, text_mask: Bool[Array, "b l"] | None = None
-    ) -> PerExample:
-        """The estimated reward of latents, given the text embeddings and which tokens are real (None: all)."""
+    def __call__(self, latents: Latent, condition: Condition) -> PerExample:
+        """The estimated reward of latents, given their captions' embeddings."""
         batch = latents.shape[0]
         x = latents if self.volumetric else rearrange(latents, "b f h w c -> (b f) h w c")
         x = jax.nn.silu(self.reduce_norm(self.reduce(x)))
@@ -77,10 +75,10 @@ class LatentReward(nnx.Module):
         x = self.mix(x.mean(tuple(range(1, x.ndim - 1))))
         x = rearrange(x, "(b n) d -> b n d", b=batch)  # a feature for each frame, or one for the video
         if self.reads_text:
-            x = x + self._attend(x, text, text_mask)
+            x = x + self._attend(x, condition.embedding, condition.mask)
         return self.head(x).mean((1, 2))
 
-    def _attend(self, x: Float[Array, "b n k"], text: Text, mask: Bool[Array, "b l"] | None) -> Float[Array, "b n k"]:
+    def _attend(self, x: Float[Array, "b n k"], text: Text, mask: Bool[Array, "b l"]) -> Float[Array, "b n k"]:
         """Attention of image features to the text tokens.
 
         Tab. 13 pools the text to one token first, and a softmax over one key is 1: no gradient would reach the latents.

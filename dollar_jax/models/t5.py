@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config
-from dollar_jax.types import Text, Tokens
+from dollar_jax.types import Condition, Text, Tokens
 
 Mask = Bool[Array, "b l"] | None  # False where a token is padding
 
@@ -40,12 +40,11 @@ class Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
+    attend_padding: bool = True  # not in T5Config: whether tokens see padding, as in CogVideoX's public pipeline
 
 
 def build(dtype: DTypeLike = jnp.float32, **config) -> Network:
-    """The network `apply(params, tokens [b l], mask [b l] = None) -> text [b l d_model]` in float32.
-
-    Padding is not attended to where the mask is False. CogVideoX encodes the padded prompt without a mask.
+    """The network `apply(params, tokens [b l], mask [b l]) -> Condition`, embeddings [b l d_model] in float32.
 
     Args:
       dtype: what it computes in; parameters are float32.
@@ -113,9 +112,10 @@ class T5Encoder(nnx.Module):
         self.blocks = stack(rngs)
         self.norm = nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
-    def __call__(self, tokens: Tokens, mask: Mask = None) -> Text:
-        """The embedding of every token in its context."""
+    def __call__(self, tokens: Tokens, mask: Bool[Array, "b l"]) -> Condition:
+        """The embedding of every token in its context; the mask, True where a token is real, goes along."""
         config = self.config
+        visible = None if config.attend_padding else mask
         buckets = distance_buckets(
             tokens.shape[1], config.relative_attention_num_buckets, config.relative_attention_max_distance
         )
@@ -123,7 +123,7 @@ class T5Encoder(nnx.Module):
         graph, blocks = nnx.split(self.blocks)
 
         def step(x, block):
-            return nnx.merge(graph, block)(x, bias, mask), None
+            return nnx.merge(graph, block)(x, bias, visible), None
 
         x, _ = jax.lax.scan(step, self.embed(tokens), blocks)
-        return self.norm(x).astype(jnp.float32)
+        return Condition(self.norm(x).astype(jnp.float32), mask)

@@ -7,19 +7,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from dollar_jax import diffusion
-from dollar_jax.diffusion import Coefficient
+from dollar_jax.diffusion import Coefficient, Schedule
 from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context
 from dollar_jax.sampling import fold, normal, solve
 from dollar_jax.types import Latent, PerExample, Times
 
 
-def boundary(times: Times, sharpness: float = 10.0, deviation: float = 0.5) -> tuple[Coefficient, Coefficient]:
+def boundary(
+    schedule: Schedule, times: Times, sharpness: float = 10.0, deviation: float = 0.5
+) -> tuple[Coefficient, Coefficient]:
     """LCM's c_skip and c_out: f(x, clean) = x exactly, f = x0 almost at once above. Each [b 1 1 1 1].
 
-    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = sharpness (t + 1): our clean time is -1.
+    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = sharpness (t - clean) in thousandths of all times.
     """
-    scaled = sharpness * (times[:, None, None, None, None] + 1.0)
+    scaled = sharpness * 1000 / len(schedule.times) * (times[:, None, None, None, None] - schedule.clean)
     square = scaled**2 + deviation**2
     return deviation**2 / square, scaled / jnp.sqrt(square)
 
@@ -54,7 +56,7 @@ def consistency(
 
     Args:
       steps: m, the teacher's DDIM steps between the two times; cut short where they reach the clean end.
-      grid: N, the times are `trailing_times(N)` and clean.
+      grid: N, the times are `schedule.trailing(N)` and clean.
       guidance: w of the teacher in Denoise^m, and in the target where the teacher is it.
       target: whose f the student must equal: the teacher's (Eq. 6 to the letter), the student's average's (LCM), or
         the student's own without gradient.
@@ -63,15 +65,16 @@ def consistency(
     Raises:
       UserError: another target or metric.
     """
-    times = jnp.asarray((-1, *diffusion.trailing_times(grid)))
+    schedule = context.schedule
+    times = jnp.asarray((schedule.clean, *schedule.trailing(grid)), jnp.float32)
     start = jax.vmap(lambda key: jax.random.randint(key, (), 1, grid + 1))(fold(context.keys, 0))
     path = times[jnp.maximum(start[None] - jnp.arange(steps + 1)[:, None], 0)]
     noise = normal(fold(context.keys, 1), context.latents.shape[1:])
-    x_start = diffusion.forward(context.latents, noise, *context.schedule.at(path[0]))
+    x_start = diffusion.forward(context.latents, noise, *schedule.at(path[0]))
 
     def f(denoise, x_t, times):
-        c_skip, c_out = boundary(times)
-        return c_skip * x_t + c_out * denoise(x_t, times, context.text)[0]
+        c_skip, c_out = boundary(schedule, times)
+        return c_skip * x_t + c_out * denoise(x_t, times, context.condition)[0]
 
     teacher = context.teacher(guidance)
     match target:
@@ -83,7 +86,7 @@ def consistency(
             other = context.student
         case _:
             raise UserError(f"consistency: target is teacher, ema or student, not {target!r}")
-    x_end, _ = solve(teacher, x_start, context.text, path, context.schedule, "ddim", context.keys)
+    x_end, _ = solve(teacher, x_start, context.condition, path, schedule, "ddim", context.keys)
     wanted = lax.stop_gradient(f(other, x_end, path[-1]))
     return distance(f(context.student, x_start, path[0]), wanted, metric), {}
 

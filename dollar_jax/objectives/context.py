@@ -1,15 +1,15 @@
-"""What an objective of the generator may look at."""
+"""The view that an objective of the generator has of one update."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from dollar_jax.diffusion import Schedule
+from dollar_jax.diffusion import Points, Schedule, Span
 from dollar_jax.errors import UserError
-from dollar_jax.sampling import Denoiser, Keys, Span
-from dollar_jax.types import Latent, PerExample, Text
+from dollar_jax.sampling import Denoiser, Keys
+from dollar_jax.types import Condition, Latent, PerExample
 
 Units = Literal["raw", "deviations"]
 
@@ -19,24 +19,27 @@ class Context:
     """The networks and the batch of one generator update. An objective is `(context, **options) -> ([b], metrics)`.
 
     Attributes:
-      schedule: a_t and b_t.
-      student: the denoiser that is trained; gradients flow through its parameters.
+      schedule: a_t and b_t, and the times.
+      student: the denoiser in training; gradients flow through its parameters.
       ema: the denoiser with the student's averaged parameters; frozen.
       teacher: teacher(guidance) is the frozen denoiser at that guidance weight w.
       fake_score: the denoiser of the student's distribution; frozen here.
-      reward_model: (latents, text, text_mask) -> [b], in the reward's own units; frozen here.
+      reward_model: (latents, condition) -> [b], in the reward's own units; frozen here.
+      own: the objective's own network, `own(*arguments)`: frozen in the objective, in training in its `Own.loss`. None
+        for an objective without one.
       latents: clean latents of the data, [b f h w c].
-      text, text_mask: [b l d] and [b l], True where a token is real.
-      null_text: [1 l d], the embedding of the empty caption.
+      condition: the captions' embeddings, b of them.
+      negative: the condition (b = 1) that guidance moves away from.
+      empty: the condition (b = 1) of the empty caption.
       generated: the student's one-step x0 at its own times (Alg. 1, line 8), with gradient.
-      matched_times: the first time and the one after the last, [b] each, at which `generated` is compared with data.
+      matched_times: the span of times at which `generated` is compared with data, for each example.
       keys: [b], independent for each objective.
       times: the student's.
       sample: sample(k) is the end of the student's whole chain from pure noise, with a gradient through its last k
         calls.
       pixel_reward: latents -> [b], the reward of the decoded videos, differentiable.
       deviation: the reward's running deviation.
-      trajectory: states of a chain along `policy_gradient.path(times)`, drawn from the student as it is;
+      trajectory: states of a chain along `policy_gradient.path`, drawn from the student as it is;
       reward, advantage: [b] of the videos in which these end, and the same less a baseline. None, all three, where no
         policy gradient asks for them.
     """
@@ -46,15 +49,16 @@ class Context:
     ema: Denoiser
     teacher: Callable[[float], Denoiser]
     fake_score: Denoiser
-    reward_model: Callable[[Latent, Text, Array], PerExample]
+    reward_model: Callable[[Latent, Condition], PerExample]
+    own: Callable[..., Any] | None
     latents: Latent
-    text: Text
-    text_mask: Bool[Array, "b l"]
-    null_text: Float[Array, "1 l d"]
+    condition: Condition
+    negative: Condition
+    empty: Condition
     generated: Latent
     matched_times: Span
     keys: Keys
-    times: tuple[int, ...]
+    times: Points
     sample: Callable[[int], Latent]
     pixel_reward: Callable[[Latent], PerExample]
     deviation: Float[Array, ""]

@@ -4,61 +4,67 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import PredictionType, Schedule
 from dollar_jax.objectives.context import Context
 from dollar_jax.sampling import Keys, draw_times, fold, normal
-from dollar_jax.types import Latent, PerExample, Text, Times
+from dollar_jax.types import Condition, Latent, PerExample, Times
 
 
-def squared_error(velocity: Latent, target: Latent) -> PerExample:
-    """||v_theta(x_t, t) - v||^2, a mean over elements (Eq. 4; v = x0 - eps for the conjugate kind). [b]"""
-    return jnp.mean((velocity - target) ** 2, axis=(1, 2, 3, 4))
+def squared_error(prediction: Latent, target: Latent) -> PerExample:
+    """||v_theta(x_t, t) - v||^2, a mean over elements (Eq. 4; v = x0 - eps for the conjugate type). [b]"""
+    return jnp.mean((prediction - target) ** 2, axis=(1, 2, 3, 4))
 
 
 def denoising_loss(
-    network: Callable[[Latent, Times, Text], Latent],
-    kind: PredictionType,
+    network: Callable[[Latent, Times, Condition], Latent],
+    prediction_type: PredictionType,
     schedule: Schedule,
     x0: Latent,
     times: Times,
-    text: Text,
+    condition: Condition,
     keys: Keys,
 ) -> PerExample:
-    """Noises x0 to `times` and scores the network's velocity there against the target of its kind. [b]"""
+    """The squared error of the network's prediction at x_t, x0 noised to `times` (Eq. 4). [b]"""
     eps = normal(keys, x0.shape[1:])
     a, b = schedule.at(times)
-    velocity = network(diffusion.forward(x0, eps, a, b), times, text).astype(jnp.float32)
-    return squared_error(velocity, diffusion.from_x0_eps(kind, x0, eps, a, b))
+    prediction = network(diffusion.forward(x0, eps, a, b), times, condition).astype(jnp.float32)
+    return squared_error(prediction, diffusion.from_x0_eps(prediction_type, x0, eps, a, b))
 
 
-def drop_captions(text: Text, null_text: Float[Array, "1 l d"], share: float, keys: Keys) -> Text:
-    """The empty caption in place of this share of the captions, in expectation. [b l d]"""
+def drop_captions(condition: Condition, empty: Condition, share: float, keys: Keys) -> Condition:
+    """The empty caption (b = 1) in place of this share of the captions, in expectation."""
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)
-    return jnp.where(dropped[:, None, None], null_text, text)
+    return choose(dropped, empty, condition)
+
+
+def choose(chosen: jax.Array, one: Condition, other: Condition) -> Condition:
+    """Condition `one` (b = 1) for the examples that are chosen [b], their own in `other` for the rest."""
+    return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (b.ndim - 1)), a, b), one, other)
 
 
 def denoising(
-    context: Context, *, kind: PredictionType = "conjugate", caption_dropout: float = 0.1
+    context: Context, *, prediction_type: PredictionType = "conjugate", caption_dropout: float = 0.1
 ) -> tuple[PerExample, dict]:
-    """Eq. 4 on data for the network in training: what holds a teacher while it is tuned for a reward. [b]
+    """Eq. 4 on data for the network in training: it holds a teacher while that is tuned for a reward. [b]
 
     Args:
-      kind: of the velocity in which the error is measured.
+      prediction_type: of the prediction in which the error is measured.
       caption_dropout: the share of captions that are empty, as in the teacher's pretraining: guidance needs the network
         without a caption too, and nothing else here would hold it.
     """
-    count = context.schedule.signal.shape[0] - 1
-    size = len(context.text)
-    times = draw_times(fold(context.keys, 0), (jnp.zeros(size, jnp.int32), jnp.full(size, count)))
-    text = drop_captions(context.text, context.null_text, caption_dropout, fold(context.keys, 2))
+    schedule, size = context.schedule, len(context.latents)
+    every = jnp.full(size, schedule.clean), jnp.full(size, schedule.last)
+    times = draw_times(fold(context.keys, 0), schedule, every)
+    condition = drop_captions(context.condition, context.empty, caption_dropout, fold(context.keys, 2))
 
-    def network(x_t, times, text):
-        return diffusion.from_x0_eps(kind, *context.student(x_t, times, text), *context.schedule.at(times))
+    def network(x_t, times, condition):
+        x0_eps = context.student(x_t, times, condition)
+        return diffusion.from_x0_eps(prediction_type, *x0_eps, *schedule.at(times))
 
-    return denoising_loss(network, kind, context.schedule, context.latents, times, text, fold(context.keys, 1)), {}
+    keys = fold(context.keys, 1)
+    return denoising_loss(network, prediction_type, schedule, context.latents, times, condition, keys), {}
 
 
 denoising.needs = ()

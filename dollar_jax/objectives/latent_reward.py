@@ -18,7 +18,7 @@ def latent_reward(context: Context, *, units: Units = "raw") -> tuple[PerExample
     Raises:
       UserError: other units.
     """
-    estimate = context.reward_model(context.generated, context.text, context.text_mask)
+    estimate = context.reward_model(context.generated, context.condition)
     return -in_units(estimate, context.deviation, units), {"latent_reward_estimate": estimate}
 
 

@@ -1,21 +1,21 @@
 """DDPO_SF: the score-function policy gradient of a black-box reward (Eq. 26-28, Alg. 2)."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 
 from dollar_jax import diffusion
-from dollar_jax.diffusion import Coefficient
+from dollar_jax.diffusion import Coefficient, Points, Schedule
 from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context, Units, in_units
+from dollar_jax.sampling import path_of
 from dollar_jax.types import Latent, PerExample
 
-END = 19  # the first of the teacher's 50 times: a step to the clean sample has no deviation, and no log-probability
+GRID = 50  # steps of the paper's teacher, whose first time ends a chain: a step to the clean sample has no density
 
 
-def path(times: Sequence[int]) -> tuple[int, ...]:
-    """The times that a chain with log-probabilities visits: the student's that are above `END`, then `END`."""
-    return (*(time for time in sorted(times, reverse=True) if time > END), END)
+def path(times: Points, schedule: Schedule) -> tuple[float, ...]:
+    """The times that a chain with log-probabilities visits: the student's that are above its end, then the end."""
+    end = schedule.trailing(GRID)[0]
+    return (*(time for time in sorted(times, reverse=True) if time > end), end)
 
 
 def log_probability(x: Latent, mean: Latent, deviation: Coefficient) -> PerExample:
@@ -48,11 +48,11 @@ def policy_gradient(context: Context, *, steps: int = 2, units: Units = "raw") -
     """
     if steps < 1:
         raise UserError(f"policy_gradient: steps={steps}, wanted 1 or more of the chain's transitions")
-    times, total = path(context.times), 0.0
+    times, total = path(context.times, context.schedule), 0.0
     for index in range(max(len(times) - 1 - steps, 0), len(times) - 1):
-        here, there = (jnp.full(len(context.text), time) for time in times[index : index + 2])
+        here, there = path_of(times[index : index + 2], len(context.latents))
         x_t, x_next = context.trajectory[:, index], context.trajectory[:, index + 1]
-        x0, eps = context.student(x_t, here, context.text)
+        x0, eps = context.student(x_t, here, context.condition)
         mean, deviation = posterior(x0, eps, *context.schedule.at(here), *context.schedule.at(there))
         total += log_probability(x_next, mean, deviation)
     advantage = in_units(context.advantage, context.deviation, units)

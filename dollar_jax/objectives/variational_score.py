@@ -6,7 +6,7 @@ from jax import lax
 from dollar_jax import diffusion
 from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context
-from dollar_jax.sampling import clip_times, draw_times, fold, normal
+from dollar_jax.sampling import draw_times, fold, normal
 from dollar_jax.types import Latent, PerExample
 
 NEAR = 1e-3  # x0 no further apart than this, for latents of about unit variance, are as good as equal
@@ -47,22 +47,21 @@ def variational_score(
     Args:
       guidance: w of the real score; the fake score has none.
       normalize: see `normalized`.
-      low, high: the times are uniform in `matched_times` between these fractions of T; where these leave none, the
-        nearest one between them.
+      low, high: the times are uniform in `matched_times` between these fractions of all training times, see
+        `sampling.draw_times`.
 
     Raises:
-      UserError: no time is between low and high.
+      UserError: no training time is between low and high.
     """
-    count = context.schedule.signal.shape[0] - 1
-    first, end = round(low * count), round(high * count)
-    if not 0 <= first < end <= count:
+    count = len(context.schedule.times)
+    if not 0 <= round(low * count) < round(high * count) <= count:
         raise UserError(f"variational_score: low={low:g}, high={high:g}, wanted 0 <= low < high <= 1")
-    times = draw_times(fold(context.keys, 0), clip_times(context.matched_times, first, end))
+    times = draw_times(fold(context.keys, 0), context.schedule, context.matched_times, low, high)
 
     x = lax.stop_gradient(context.generated)
     x_t = diffusion.forward(x, normal(fold(context.keys, 1), x.shape[1:]), *context.schedule.at(times))
-    x0_real, _ = context.teacher(guidance)(x_t, times, context.text)
-    x0_fake, _ = context.fake_score(x_t, times, context.text)
+    x0_real, _ = context.teacher(guidance)(x_t, times, context.condition)
+    x0_fake, _ = context.fake_score(x_t, times, context.condition)
     gradient = kl_direction(x0_real, x0_fake)
     if normalize:
         gradient = normalized(gradient, x, x0_real)

@@ -2,7 +2,7 @@
 
 The distillation of a config is compiled for machines that need not be there. TPUs (v5e:16x16, v5p:2x2x2, v6e:4x4):
 ahead of time, by the TPU's own compiler. GPUs (h200:8, h100:8, a100-80g:8, b200:8): an estimate, from a program for as
-many CPU devices and the data sheet. cpu:N: what a run here takes. Any field of the config can be set, as in main.
+many CPU devices and the data sheet. cpu:N: the cost of a run here. Any field of the config can be set, as in main.
 """
 
 import json
@@ -17,7 +17,11 @@ from dollar_jax.files import write_atomically
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:2x2x2, v6e:4x4, v5e:16x16, h200:8, cpu:2, ...")
 _STUDENT = flags.DEFINE_string("student", None, "Of config.students; the last one if not given.")
-_TEACHER = flags.DEFINE_string("teacher", "2b", "The public CogVideoX to plan for, if the config names no teacher.")
+_TEACHER = flags.DEFINE_string(
+    "teacher",
+    "",
+    "The public model to plan for, if the config names no teacher; a wrong name lists them. Default: the first.",
+)
 _OUT = flags.DEFINE_string("out", None, "A JSON file for all of it.")
 
 

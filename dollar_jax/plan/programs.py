@@ -16,7 +16,8 @@ from dollar_jax.pipeline import Pipeline
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, check_batch, replicated, with_shardings
 from dollar_jax.stages.common import network_options
-from dollar_jax.stages.distill import make_setup, make_steps, needs_of
+from dollar_jax.stages.distill import make_setup
+from dollar_jax.steps.iteration import batches_drawn, compiled, parts
 from dollar_jax.train import abstract
 
 
@@ -25,7 +26,7 @@ class Program:
     """A jitted function of the iteration.
 
     Attributes:
-      name: generator, fake_score, finetune, propose, trajectory, decode or reward.
+      name: of the part, see `steps.iteration`; with `: propose` or `: decode` behind it for what it scores.
       times: how often an iteration calls it.
       step: the jitted function.
       arguments: ShapeDtypeStructs with shardings.
@@ -59,57 +60,51 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     Raises:
       UserError: the mesh cannot share the batches, or what building the networks raises.
     """
-    generator = config.generator
-    objectives = tuple(name for name, weight in generator.objectives.items() if weight)
-    needs = needs_of(generator)
+    generator, part = config.generator, card["transformer"]
     check_batch(generator.batch_size, mesh, generator.accumulate)
-    part = card["transformer"]
     network = build(part["architecture"], part["config"], **network_options(config))
-    updates = config.fake_score.updates * ("fake_score" in needs)
-    batch = _batch(card, generator.batch_size, batch_sharding(mesh))
-    setup = make_setup(config, card, network, batch["text"].shape[1:])
-    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated(mesh))
-    teacher = with_shardings(jax.eval_shape(network.init, key), mesh)
-    state = abstract(setup.init, mesh, teacher, key, offload=config.offload)
-    steps = make_steps(setup, state, mesh)
-    teacher = jax.tree.map(lambda x: x.update(dtype=jnp.dtype(config.dtype)), teacher)
-    frozen = {"teacher": teacher, "null_text": batch["text"].update(shape=(1, *batch["text"].shape[1:]), sharding=None)}
+    spread = batch_sharding(mesh)
+    batch = _batch(card, generator.batch_size, spread)
+    one = jax.tree.map(lambda x: x.update(shape=(1, *x.shape[1:]), sharding=None), batch["condition"])
+    setup = make_setup(config, card, network, one)
     vae_network = build(card["vae"]["architecture"], card["vae"]["config"])
-    vae, spread = with_shardings(jax.eval_shape(vae_network.init, key), mesh), batch_sharding(mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated(mesh))
+    vae = with_shardings(jax.eval_shape(vae_network.init, key), mesh)
     pipeline = Pipeline(card, {"vae": (vae_network, vae)}, None)
-    programs, scored = [], {"reward": jax.ShapeDtypeStruct((generator.batch_size,), jnp.float32, sharding=spread)}
-    if "trajectory" in needs:
-        walk = Program("trajectory", 1, steps["trajectory"], (state, batch, key))
-        drawn = jax.eval_shape(walk.step, *walk.arguments)
-        programs += [walk, Program("decode", 1, _decode(pipeline), (vae, batch["latents"]))]
-        prompt = jax.ShapeDtypeStruct((generator.batch_size,), jnp.int32, sharding=spread)
-        batch |= {"trajectory": drawn["trajectory"].update(sharding=spread), "prompt": prompt, **scored}
-    if "pixel_reward" in needs:
+    teacher = with_shardings(jax.eval_shape(network.init, key), mesh)
+    frozen = {"teacher": jax.tree.map(lambda x: x.update(dtype=jnp.dtype(config.dtype)), teacher)}
+    frozen |= {"negative": one, "empty": one}
+    if "pixel_reward" in setup.needs:
         judge = Judge(config.reward)
-        steps = make_steps(replace(setup, decode=pipeline.decoder, pixel_reward=judge.score), state, mesh)
+        setup = replace(setup, decode=pipeline.decoder, pixel_reward=judge.score)
         prepared = judge.prepare([config.show_captions[0]] * generator.batch_size)
-        batch["prepared"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), prepared)
+        prepared = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), prepared)
         frozen |= {"vae": vae, "reward": with_shardings(jax.eval_shape(lambda: judge.params), mesh)}
-    programs.append(Program("generator", 1, steps["generator"], (state, frozen, batch, key)))
-    batch = {name: batch[name] for name in ("latents", "text", "text_mask")}
-    if updates:
-        programs.append(Program("fake_score", updates, steps["fake_score"], (state, {}, batch, key)))
-    if "reward_model" in needs:
-        if config.reward.step == "separate":
-            programs.append(Program("finetune", 1, steps["finetune"], (state, frozen, batch, key)))
-        check_batch(config.reward.batch_size, mesh)
-        few, proposed = (_batch(card, count * config.reward.batch_size, spread) for count in (1, 2))
-        rewards = jax.ShapeDtypeStruct((2 * config.reward.batch_size,), jnp.float32, sharding=spread)
-        programs += [
-            Program("propose", 1, steps["propose"], (state, few, key)),
-            Program("decode", 1, _decode(pipeline), (vae, proposed["latents"])),
-            Program("reward", 1, steps["reward"], (state, {}, proposed | {"reward": rewards}, key)),
-        ]
+    state = abstract(setup.init, mesh, teacher, key, offload=config.offload)
+    programs = []
+    for part in compiled(parts(setup), state, mesh):
+        size, rows = generator.batch_size, batch
+        if part.batch == "few":
+            size = config.reward.batch_size
+            check_batch(size, mesh)
+            rows = _batch(card, size, spread)
+        if part.propose:
+            propose = Program(f"{part.name}: propose", part.times, part.propose, (state, frozen, rows, key))
+            rows = jax.eval_shape(part.propose, *propose.arguments)
+            rows = jax.tree.map(lambda x: x.update(sharding=spread), rows)
+            scored = rows.pop("scored")
+            decode = Program(f"{part.name}: decode", part.times, _decode(pipeline), (vae, scored))
+            programs += [propose, decode]
+            rows["reward"] = jax.ShapeDtypeStruct(scored.shape[:1], jnp.float32, sharding=spread)
+            rows["prompt"] = jax.ShapeDtypeStruct(scored.shape[:1], jnp.int32, sharding=spread)
+        if part.prepared:
+            rows = rows | {"prepared": prepared}
+        programs.append(Program(part.name, part.times, part.step, (state, frozen, rows, key)))
     fields = {name: tree for name, tree in vars(state).items() if name != "optimizers"}
     optimizers = {f"Adam of {name}": tree for name, tree in state.optimizers.items()}
-    drawn = _batch(card, (1 + updates) * generator.batch_size, spread)  # the generator's and the fake score's
-    resident = {**fields, **optimizers, "teacher": teacher, "VAE": vae, "batch": drawn}
-    return Iteration(programs, resident, objectives)
+    drawn = _batch(card, batches_drawn(config, setup.needs) * generator.batch_size, spread)
+    resident = {**fields, **optimizers, "teacher": frozen["teacher"], "VAE": vae, "batch": drawn}
+    return Iteration(programs, resident, tuple(objective.name for objective in setup.objectives))
 
 
 def device_bytes(tree: Any, memory: str = "device") -> int:
@@ -127,14 +122,14 @@ def device_bytes(tree: Any, memory: str = "device") -> int:
 
 
 def _batch(card: Card, size: int, sharding: NamedSharding) -> dict:
-    length = card["tokenizer"]["length"]
-    width = card["text_encoder"]["config"]["d_model"]
-    shapes = {
-        "latents": ((size, *card["latent_shape"]), jnp.float32),
-        "text": ((size, length, width), jnp.float32),
-        "text_mask": ((size, length), bool),
-    }
-    return {name: jax.ShapeDtypeStruct(*shape, sharding=sharding) for name, shape in shapes.items()}
+    """An abstract batch of data: its condition is what the card's text encoder returns."""
+    part, tokens = card["text_encoder"], (size, card["tokenizer"]["length"])
+    encoder = build(part["architecture"], part["config"])
+    words = jax.ShapeDtypeStruct(tokens, jnp.int32), jax.ShapeDtypeStruct(tokens, bool)
+    params = jax.eval_shape(encoder.init, jax.random.key(0))
+    latents = jax.ShapeDtypeStruct((size, *card["latent_shape"]), jnp.float32)
+    batch = {"latents": latents, "condition": jax.eval_shape(encoder.apply, params, *words)}
+    return jax.tree.map(lambda x: x.update(sharding=sharding), batch)
 
 
 def _decode(pipeline: Pipeline) -> Callable:

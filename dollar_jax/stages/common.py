@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,9 +16,11 @@ from dollar_jax.data.dataset import Dataset, open_dataset
 from dollar_jax.data.pipeline import batches
 from dollar_jax.data.shapes import CAPTIONS, LONG_CAPTIONS, ShapesWorld
 from dollar_jax.errors import UserError
+from dollar_jax.models import roles
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
 from dollar_jax.sharding import check_batch, data_share, shard
+from dollar_jax.types import Condition
 
 HELD_OUT = 2**31 - 1  # a seed that no run takes
 
@@ -78,8 +81,8 @@ def prompts(config: ConfigDict) -> list[str]:
 
 
 def encoded_source(config: ConfigDict, workdir: Path) -> Dataset:
-    """Random access to {'latents', 'text', 'text_mask', 'caption'}: what this run encoded, or `config.data.path` where
-    `python -m dollar_jax.data --encode` wrote it.
+    """Random access to {'latents', 'caption'} and the columns of a condition (`data.encoding`): the data that this run
+    encoded, or `config.data.path` where `python -m dollar_jax.data --encode` wrote it.
     """
     encoded = workdir / "encoded" / "data"
     return open_dataset(encoded if encoded.exists() or not config.data.path else config.data.path)
@@ -90,14 +93,14 @@ def network_options(config: ConfigDict) -> dict:
     return {"dtype": config.dtype, "remat": config.remat, "attention": config.attention or None}
 
 
-def host_batches(source, config: ConfigDict, seed: int, mesh: Mesh, hands: int = 1) -> grain.DatasetIterator:
-    """Endless batches of `hands` times `config.batch_size`: the rows for the devices of this process.
+def host_batches(source, config: ConfigDict, seed: int, mesh: Mesh, parts: int = 1) -> grain.DatasetIterator:
+    """Endless batches of `parts` times `config.batch_size`: the rows for the devices of this process.
 
     Raises:
       UserError: the devices cannot share such a batch equally.
     """
     check_batch(config.batch_size, mesh, config.accumulate)
-    return iter(batches(source, hands * config.batch_size, seed, *data_share(mesh)))
+    return iter(batches(source, parts * config.batch_size, seed, *data_share(mesh)))
 
 
 class View(NamedTuple):
@@ -105,30 +108,39 @@ class View(NamedTuple):
 
     pipeline: Pipeline  # samples and decodes; its transformer has no parameters of its own
     show: Callable  # (state) -> (frames, captions): samples of its moving average for the log
-    null_text: np.ndarray  # [1 l d]
-    text: np.ndarray  # [n l d] and
-    text_mask: np.ndarray  # [n l] of the captions asked for
+    negative: Condition  # of the card's negative prompt, and
+    empty: Condition  # of the empty caption, b = 1 each
+    condition: Condition  # of the captions asked for
 
 
 def open_view(
     folder: Path, card: Card, network: Network, config: ConfigDict, mesh: Mesh, captions: Sequence[str] = ()
 ) -> View:
     """The view of a model that the card describes, whose parameters may not exist yet. `show` always starts from the
-    same noise; `captions` are embedded.
+    same noise; `captions` are encoded.
+
+    Raises:
+      UserError: the transformer is from outside and does not keep the contract of its role.
     """
     shown = list(config.show_captions)
     # Read once and dropped: the text encoder is the largest network of all.
-    text, mask = load(folder, parts=("text_encoder",)).encode_text([*shown, "", *captions])
+    told = load(folder, parts=("text_encoder",)).encode_text([*shown, card["negative_prompt"], "", *captions])
+
+    def rows(start: int, stop: int | None) -> Condition:
+        return jax.tree.map(lambda x: x[start:stop], told)
+
+    count = len(shown)
+    negative, empty, rest = rows(count, count + 1), rows(count + 1, count + 2), rows(count + 2, None)
+    if ":" in (name := card["transformer"]["architecture"]):
+        latents = jax.ShapeDtypeStruct((1, *card["latent_shape"]), jnp.float32)
+        roles.require("transformer", network, name, latents, empty)
     vae = load(folder, parts=("vae",)).networks["vae"]
     pipeline = Pipeline(card, {"vae": vae, "transformer": (network, None)}, None)
-    noise, keys = draw_noise(card, config.seed, len(shown), 1)
-    count = len(shown)
-    null_text = text[count : count + 1]
+    noise, keys = draw_noise(card, config.seed, count, 1)
 
     def show(state):
         params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
-        inputs = noise, text[:count], null_text, keys
-        latents = pipeline.sampler(params, *inputs, pipeline.times(None), card["guidance"])
-        return pipeline.decode(latents), shown
+        made = pipeline.videos(rows(0, count), noise, keys, negative=negative, params=params, batch_size=count)
+        return next(made)[1], shown
 
-    return View(pipeline, show, null_text, text[count + 1 :], mask[count + 1 :])
+    return View(pipeline, show, negative, empty, rest)

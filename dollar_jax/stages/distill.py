@@ -1,7 +1,7 @@
 """Distils the teacher into the students that the config names, each into `workdir/{name}`."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 from dollar_jax import diffusion
 from dollar_jax.card import Card
 from dollar_jax.checkpoint import bring, load_component, read_card, write_card
+from dollar_jax.config import set_named
+from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
-from dollar_jax.importing import resolve
-from dollar_jax.models import build
+from dollar_jax.models import build, roles
 from dollar_jax.models.network import Network
+from dollar_jax.objectives import needs_of, used
 from dollar_jax.pipeline import Pipeline, at_size
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, shard, thin
@@ -33,10 +35,11 @@ from dollar_jax.stages.common import (
 )
 from dollar_jax.stages.held_out import make_measure
 from dollar_jax.steps import dollar
-from dollar_jax.steps.reward import PROMPTS, Replay, make_reward_step
-from dollar_jax.train import compile_step, finished, initialize, place, train
+from dollar_jax.steps.iteration import PROPOSALS, TUNING, Part, batches_drawn, compiled, describe, due, parts
+from dollar_jax.steps.reward import PROMPTS, Replay
+from dollar_jax.train import finished, initialize, place, train
+from dollar_jax.types import Condition
 
-TUNING = "latent_reward"  # the objective that takes a step of its own where the config wants that
 ENOUGH = 8  # clips, to see whether a reward reads their captions
 
 
@@ -52,10 +55,12 @@ def student_config(config: ConfigDict, name: str) -> ConfigDict:
     captions than a batch has.
     """
     config = config.copy_and_resolve_references()
-    for named in (config.generator.objectives, config.generator.options, config.reward.options, config.reward.network):
-        named.unlock()  # other objectives have other names; all other fields must exist
+    for free in (config.reward.options, config.reward.network):
+        free.unlock()  # other rewards have other fields; all other fields must exist
     for part in ("generator", "reward"):
-        config[part].update(config.students[name].get(part, {}))
+        changes = dict(config.students[name].get(part, {}))
+        set_named(config.generator.objectives, changes.pop("objectives", {}))
+        config[part].update(changes)
     config.reward.batch_size = min(config.reward.batch_size, config.generator.batch_size)
     return config
 
@@ -66,17 +71,22 @@ def distill(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         _distill(name, student_config(config, name), workdir, mesh)
 
 
-def make_setup(config: ConfigDict, card: Card, network: Network, text_shape: tuple[int, int]) -> dollar.Distillation:
-    """What the steps need to know of a student's config, of the teacher's card and network, and of text's [l d].
+def make_setup(config: ConfigDict, card: Card, network: Network, condition: Condition) -> dollar.Distillation:
+    """The fixed part of a distillation, from a student's config, the teacher's card and its network.
 
+    Args:
+      condition: of one caption, b = 1; ShapeDtypeStructs are enough.
     Raises:
-      UserError: a replay or a text width that does not fit, or what making the schedule and the networks raises.
+      UserError: times, a replay or a text width that do not fit, or what making the schedule and the networks raises.
     """
     reward, schedule = config.reward, diffusion.make_schedule(**card["schedule"])
     diffusion.check_prediction_type(card["prediction_type"], schedule)
+    schedule.require(config.generator.times, "generator.times")
     if "text_width" in reward.network:
         raise UserError("reward.network.text_width is the teacher's: leave it out, and set reward.reads_captions")
-    text_width = {"text_width": text_shape[1]} if reward.reads_captions else {}
+    text_width = {"text_width": condition.embedding.shape[-1]} if reward.reads_captions else {}
+    latent_shape = at_size(card, config.video.to_dict())["latent_shape"]
+    example = jax.ShapeDtypeStruct((1, *latent_shape), jnp.float32), _shapes(condition)
 
     def empty_replay():
         if not reward.replay:
@@ -86,50 +96,36 @@ def make_setup(config: ConfigDict, card: Card, network: Network, text_shape: tup
                 f"reward.replay={reward.replay} must be a multiple of the {2 * reward.batch_size} videos that"
                 f" reward.batch_size={reward.batch_size} captions give"
             )
-        latent_shape = tuple(at_size(card, config.video.to_dict())["latent_shape"])
-        return Replay.empty(reward.replay, latent_shape, text_shape)
+        return Replay.empty(reward.replay, *example)
 
+    reward_network = build(reward.architecture, reward.network.to_dict() | text_width)
+    roles.require("reward_model", reward_network, reward.architecture, *example)
     return dollar.Distillation(
         network=network,
-        reward_network=build(reward.architecture, reward.network.to_dict() | text_width),
+        reward_network=reward_network,
         prediction_type=card["prediction_type"],
         schedule=schedule,
         config=config,
+        own={
+            objective.key: objective.own.build(*example, **objective.settings.get("network", {}))
+            for objective in used(config.generator)
+            if objective.own
+        },
         empty_replay=empty_replay,
     )
 
 
-def make_steps(setup: dollar.Distillation, state: dollar.DollarState, mesh: Mesh) -> dict[str, Callable]:
-    """The jitted functions of an iteration; `state` may be abstract.
-
-    `propose` and `trajectory` are (state, batch, key) -> what is to be scored, the others (state, frozen, batch, key)
-    -> (state, metrics). `finetune` is the step of its own for the latent reward (Alg. 1, line 19), where it is wanted.
-    """
-    objectives, alone = setup.config.generator.objectives, setup.config.reward.step == "separate"
-    names = [name for name in objectives if not (alone and name == TUNING)]
-    spread = batch_sharding(mesh)
-    return {
-        "generator": compile_step(dollar.make_generator_step(setup, names), state, mesh),
-        "fake_score": compile_step(dollar.make_fake_score_step(setup), state, mesh),
-        "propose": jax.jit(dollar.make_proposal(setup), out_shardings=spread),
-        "reward": compile_step(make_reward_step(setup.reward_network, setup.optimizer("reward")), state, mesh),
-        "finetune": compile_step(dollar.make_generator_step(setup, [TUNING]), state, mesh),
-        "trajectory": jax.jit(dollar.make_trajectory(setup), out_shardings=spread),
-    }
-
-
-def needs_of(generator: ConfigDict) -> set[str]:
-    """What the objectives in use need done for them, see `dollar_jax.objectives`."""
-    used = [resolve(name, "dollar_jax.objectives") for name, weight in generator.objectives.items() if weight]
-    return {need for objective in used for need in getattr(objective, "needs", ("fake_score",))}
+def _shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     source, folder, generator = teacher_folder(config, workdir), workdir / name, config.generator
-    reward, needs = config.reward, needs_of(generator)
+    reward, objectives = config.reward, used(generator)
+    needs = needs_of(objectives)
     if reward.step not in ("joint", "separate"):
         raise UserError(f"reward.step is joint or separate, not {reward.step!r}")
-    if reward.step == "separate" and not any(w for n, w in generator.objectives.items() if n != TUNING):
+    if reward.step == "separate" and all(objective.name == TUNING for objective in objectives):
         raise UserError(f"reward.step=separate needs an objective beside {TUNING}: give one a weight")
     if "reward_model" in needs:
         check_batch(reward.batch_size, mesh)
@@ -146,22 +142,21 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
     card = at_size(teacher_card | bring(teacher_card, source, folder), config.video.to_dict()) | {
         "role": "student",
-        "objectives": {objective: weight for objective, weight in generator.objectives.items() if weight},
+        "objectives": {objective.name: objective.weight for objective in objectives},
         "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"},
         "prediction_type": "x0" if generator.heterogeneous else teacher_card["prediction_type"],
         "times": list(generator.times),
         "sampler": generator.sampler,
         "guidance": generator.guidance,
     }
-    # Each update of the fake score has a batch of its own, as in DMD2.
-    hands = 1 + config.fake_score.updates * ("fake_score" in needs)
-    drawn = host_batches(encoded_source(config, workdir), generator, config.seed, mesh, hands)
+    drawn = batches_drawn(config, needs)
+    batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh, drawn)
     judge = Judge(reward) if needs - {"fake_score"} else None
     captions = np.repeat(prompts(config), config.held_out.videos_per_caption).tolist()
     write_card(folder, card)
     view = open_view(folder, card, network, config, mesh, captions)
-    frozen = {"teacher": teacher, "null_text": view.null_text}
-    setup = make_setup(config, teacher_card, network, view.null_text.shape[1:])
+    frozen = {"teacher": teacher, "negative": view.negative, "empty": view.empty}
+    setup = make_setup(config, teacher_card, network, view.empty)
     learns = "reward_model" in needs
     if learns and not reward.reads_captions and _reads_captions(judge, config, view.pipeline):
         raise UserError(f"reward {reward.name} reads captions, the latent model would not: set reward.reads_captions")
@@ -177,10 +172,12 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         state = _start_from(workdir / start, state)
     # The frozen copy in the dtype of the computation: it would be cast to it at every use.
     frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
-    steps = make_steps(setup, state, mesh)
-    update = _make_update(config, needs, hands, steps, frozen, judge, view.pipeline, mesh, key)
-    measure = make_measure(setup, config, view, judge, captions, mesh, needs) if captions else None
-    verdict = train(folder, state, update, drawn, loop, mesh, view.show, measure)
+    iteration = compiled(parts(setup), state, mesh)
+    if is_main():
+        print(f"{name}: an iteration is {describe(iteration)}", flush=True)
+    update = _make_update(setup, iteration, frozen, judge, view.pipeline, mesh, key)
+    measure = make_measure(setup, config, view, judge, captions, mesh) if captions else None
+    verdict = train(folder, state, update, batches, loop, mesh, view.show, measure)
     if verdict.best is not None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
 
@@ -195,67 +192,71 @@ def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> boo
 
 
 def _make_update(
-    config: ConfigDict,
-    needs: set[str],
-    hands: int,
-    steps: dict[str, Callable],
+    setup: dollar.Distillation,
+    iteration: list[Part],
     frozen: dict,
     judge: Judge | None,
     view: Pipeline,
     mesh: Mesh,
     key: jax.Array,
 ) -> Callable:
-    """An iteration (Alg. 1), for `train`: (state, batch, captions, number) -> (state, metrics). The batch is `hands`
-    batches in one: the first is the generator's and the reward model's, the others the fake score's.
+    """Runs an iteration, for `train`: (state, batch, captions, number) -> (state, metrics). The batch holds all batches
+    that the iteration draws; the first is the generator's.
     """
-    generator, reward = config.generator, config.reward
-    deal = jax.jit(partial(dollar.deal, hands=hands), out_shardings=batch_sharding(mesh))
+    size, few = setup.config.generator.batch_size, setup.config.reward.batch_size
+    drawn = batches_drawn(setup.config, setup.needs)
+    split = jax.jit(partial(dollar.split_batch, parts=drawn), out_shardings=batch_sharding(mesh))
 
     def update(state, batch, captions, number):
-        # Every update draws from a stream of its own: all of them see the same `state.step`.
-        (batch, *others), captions = deal(batch), captions[::hands]
-        if number < reward.pretrain:
-            return learn(state, batch, captions, number)
-        extra = {}
-        if "trajectory" in needs:
-            walked = steps["trajectory"](state, batch, jax.random.fold_in(key, 2))
-            prompt = np.array([zlib.crc32(caption.encode()) % PROMPTS for caption in captions], np.int32)
-            extra |= {"trajectory": walked["trajectory"], "reward": score(walked["latents"], captions)}
-            extra |= place({"prompt": prompt}, mesh)
-        if "pixel_reward" in needs:
-            extra["prepared"] = place(judge.prepare(captions), mesh)
-        state, metrics = steps["generator"](state, frozen, batch | extra, jax.random.fold_in(key, 1))
-        if "fake_score" in needs:
-            skipped = []
-            for index, other in enumerate(others):
-                state, extra = steps["fake_score"](state, {}, other, jax.random.fold_in(key, 3 + index))
-                metrics |= extra
-                skipped.append(extra["skipped/fake_score"])
-            metrics["skipped/fake_score"] = jnp.stack(skipped).max()
-        if "reward_model" in needs and reward.concurrent:
-            state, extra = learn(state, batch, captions, number)
-            metrics |= extra
-        if "reward_model" in needs and reward.step == "separate":
-            state, extra = steps["finetune"](state, frozen, batch, jax.random.fold_in(key, 1))
-            together = {name: metrics[name] + extra[name] for name in ("loss", "skipped/student")}
-            metrics |= extra | together
+        first, *fresh = split(batch)
+        captions, metrics = captions[::drawn], {}
+        for part in due(iteration, setup, number):
+            for index in range(part.times):
+                rows = fresh.pop(0) if part.batch == "fresh" else first
+                # Every run draws from a stream of its own: all of them see the same `state.step`.
+                stream = part.key(key, number, index)
+                words = captions
+                if part.batch == "few":
+                    rows, words = thin_batch(rows, captions)
+                if part.propose:
+                    rows = part.propose(state, frozen, rows, part.key(key, number, stream=PROPOSALS))
+                    rows["reward"] = score(rows.pop("scored"), words)
+                    rows |= place({"prompt": prompt_numbers(words)}, mesh)
+                if part.prepared:
+                    rows = rows | {"prepared": place(judge.prepare(captions), mesh)}
+                state, new = part.step(state, frozen, rows, stream)
+                metrics = merged(metrics, new)
         return state, metrics
 
-    def learn(state, batch, captions, number):
-        """The latent reward model's update, on fresh samples."""
-        stream = jax.random.fold_in(jax.random.fold_in(key, 2), number)
-        shares, count = batch_shares(mesh), reward.batch_size
-        local = shares * len(captions) // generator.batch_size
-        batch = jax.tree.map(lambda x: thin(x, shares, count), batch)
-        captions = np.repeat(thin(np.array(captions), local, count * local // shares), 2).tolist()
-        proposed = steps["propose"](state, batch, stream)
-        return steps["reward"](state, {}, proposed | {"reward": score(proposed["latents"], captions)}, stream)
+    def thin_batch(batch, captions):
+        """The rows that the reward model learns from; each caption twice, for its clip and its sample."""
+        shares = batch_shares(mesh)
+        local = shares * len(captions) // size
+        batch = jax.tree.map(lambda x: thin(x, shares, few), batch)
+        return batch, np.repeat(thin(np.array(captions), local, few * local // shares), 2).tolist()
 
     def score(latents, captions):
         """The true reward [b] on the mesh (line 17): each process decodes and scores its own devices' videos."""
         return place({"reward": judge(local_rows(view.decode_on_devices(latents)), captions)}, mesh)["reward"]
 
     return update
+
+
+def prompt_numbers(captions: Sequence[str]) -> np.ndarray:
+    """The number of each caption's row in `PromptMeans`."""
+    return np.array([zlib.crc32(caption.encode()) % PROMPTS for caption in captions], np.int32)
+
+
+def merged(metrics: dict, new: dict) -> dict:
+    """The metrics of an iteration with those of a step more: losses named `loss` add up, an update was skipped if one
+    of its kind was, and of the rest the latest is kept.
+    """
+    for name in metrics.keys() & new.keys():
+        if name == "loss":
+            new[name] = metrics[name] + new[name]
+        elif name.startswith("skipped/"):
+            new[name] = jnp.maximum(metrics[name], new[name])
+    return metrics | new
 
 
 def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:

@@ -1,6 +1,6 @@
 """Measures a student in training on prompts and noise that are always the same."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dollar_jax import collapse
 from dollar_jax.guard import PREFIX
 from dollar_jax.importing import resolve
-from dollar_jax.pipeline import draw_noise, pad_rows
+from dollar_jax.pipeline import draw_noise, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import BATCH, constrain, shard
 from dollar_jax.stages.common import HELD_OUT, View, encode_clips, real_clips
@@ -26,7 +26,6 @@ def make_measure(
     judge: Judge | None,
     captions: Sequence[str],
     mesh: Mesh,
-    needs: Collection[str],
 ) -> Callable[[DollarState], dict[str, float]]:
     """(state) -> what the videos of the student's moving average are worth, by names with `held_out/` in front, and
     what `collapse.measure` finds.
@@ -40,7 +39,6 @@ def make_measure(
     Args:
       view: opened with these captions.
       judge: the true reward, where there is one.
-      needs: of the objectives, see `dollar_jax.objectives`.
     """
     pipeline, module = view.pipeline, config.report.measures
     reference, measure = (resolve(f"{module}:{name}", "") for name in ("reference", "measure"))
@@ -48,40 +46,37 @@ def make_measure(
     frames = frames / np.float32(255)
     known, data_sharpness = reference(frames, *rest), collapse.sharpness(frames)
     size = config.report.batch_size
-    guidance = pipeline.card["guidance"]
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
 
     @jax.jit
-    def estimate(state, latents, text, text_mask):
-        value = setup.reward_network.apply(state.reward_model, latents, text, text_mask)
-        return state.reward_statistics.restore(value)
+    def estimate(state, latents, condition):
+        return state.reward_statistics.restore(setup.reward_network.apply(state.reward_model, latents, condition))
 
     @jax.jit
-    def chain(params, noise, text, keys):
-        noise, text, keys = (constrain(x, BATCH) for x in (noise, text, keys))
-        return constrain(setup.trajectory(params, {"latents": noise, "text": text}, keys)[1])
+    def chain(params, noise, condition, keys):
+        noise, condition, keys = jax.tree.map(lambda x: constrain(x, BATCH), (noise, condition, keys))
+        return constrain(setup.trajectory(params, {"latents": noise, "condition": condition}, keys)[1])
+
+    def chain_ends(params):
+        """The videos in which the policy gradient's chains end."""
+        for start in range(0, len(captions), size):
+            rows = padded_rows((noise, view.condition, keys), start, size)
+            yield pipeline.decode(np.asarray(chain(params, *rows)))
 
     def run(state: DollarState) -> dict[str, float]:
         params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
-        parts, ends = [], []
-        for start in range(0, len(captions), size):
-            rows = slice(start, start + size)
-            x, text, row_keys = pad_rows((noise[rows], view.text[rows], keys[rows]), size)
-            inputs = x, text, view.null_text, row_keys
-            latents = np.asarray(pipeline.sampler(params, *inputs, pipeline.times(None), guidance))
-            parts.append((latents, pipeline.decode(latents)))
-            if "trajectory" in needs:
-                ends.append(pipeline.decode(np.asarray(chain(params, x, text, row_keys))))
-        latents, frames = (np.concatenate(part)[: len(captions)] for part in zip(*parts, strict=True))
+        made = pipeline.videos(view.condition, noise, keys, negative=view.negative, params=params, batch_size=size)
+        latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
         frames = frames / np.float32(255)
         values = measure(frames, latents, captions, known)
         if judge:
             rewards = judge(frames, captions)
             values["reward"] = rewards.mean()
-            if ends:
-                values["reward_chain"] = judge(np.concatenate(ends)[: len(captions)], captions).mean()
-            if "reward_model" in needs and state.reward_statistics.count:
-                estimates = estimate(state, latents, view.text, view.text_mask)
+            if "trajectory" in setup.needs:
+                ends = np.concatenate(list(chain_ends(params)))[: len(captions)]
+                values["reward_chain"] = judge(ends, captions).mean()
+            if "reward_model" in setup.needs and state.reward_statistics.count:
+                estimates = estimate(state, latents, view.condition)
                 values |= {
                     "reward_estimate": estimates.mean(),
                     "reward_correlation": correlation(estimates, jnp.asarray(rewards)),

@@ -21,7 +21,7 @@ from dollar_jax.evaluate.report_rows import DATA, TEACHER
 from dollar_jax.evaluate.timing import Sampling, time_in_turns
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
-from dollar_jax.pipeline import Pipeline, draw_noise, load
+from dollar_jax.pipeline import Pipeline, draw_noise, load, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.common import HELD_OUT, encode_clips, prompts, real_clips
 from dollar_jax.stages.distill import teacher_folder
@@ -41,7 +41,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     noise, keys = draw_noise(
         teacher.card, HELD_OUT, len(captions) // settings.videos_per_caption, settings.videos_per_caption
     )
-    text, _ = teacher.encode_text(captions)
+    condition = teacher.encode_text(captions)
 
     def row(name: str, frames: np.ndarray, latents: np.ndarray, captions: Sequence[str]) -> dict:
         rewards = reward(frames, captions)
@@ -57,15 +57,16 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     frames, *rest = encode_clips(teacher, real[::2])
     known = reference(frames / np.float32(255), *rest)
     rows, clips = [row(DATA, *encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption)))], {}
-    batch = slice(settings.batch_size)
-    inputs = text[batch], teacher.encode_text([""])[0], noise[batch], keys[batch]
+    told, x_t, row_keys = padded_rows((condition, noise, keys), 0, settings.batch_size)
+    inputs = told, teacher.negative, x_t, row_keys
     timed = {name: entry.diffusion(*inputs) for name, entry in entries.items()}
     seconds = time_in_turns(timed, settings.batch_size, settings.repeats)
     shown = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
     for name, entry in tqdm(entries.items(), desc="report", unit="model", disable=None):
-        parts = entry.pipeline.generate(text, noise, keys, entry.steps, batch_size=settings.batch_size)
-        parts = [(latents, entry.pipeline.decode(latents)) for latents in parts]
-        latents, frames = (np.concatenate(part) for part in zip(*parts, strict=True))
+        made = entry.pipeline.videos(
+            condition, noise, keys, steps=entry.steps, negative=teacher.negative, batch_size=settings.batch_size
+        )
+        latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
         clips[name] = frames[shown]
         rows.append(
             row(name, frames, latents, captions)

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 from dollar_jax import diffusion
 from dollar_jax.checkpoint import bring, read_card, write_card
 from dollar_jax.models import build
+from dollar_jax.sharding import compile_step
 from dollar_jax.stages.common import encoded_source, host_batches, network_options, open_view
 from dollar_jax.steps.common import init_state
 from dollar_jax.steps.teacher import make_step
-from dollar_jax.train import compile_step, initialize, train
+from dollar_jax.train import initialize, train
 
 
 def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
@@ -34,9 +35,10 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         },
         "prediction_type": stage.prediction_type,
         "schedule": stage.schedule.to_dict(),
-        "times": diffusion.trailing_times(stage.steps, schedule.signal.shape[0] - 1),
+        "times": schedule.trailing(stage.steps),
         "sampler": stage.sampler,
         "guidance": stage.guidance,
+        "negative_prompt": stage.negative_prompt,
     }
     write_card(folder, card)
 
@@ -48,7 +50,7 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
     def update(state, batch, captions, number):
         del captions, number  # the captions' embeddings are in the batch
-        return step(state, {"null_text": view.null_text}, batch, jax.random.fold_in(key, 1))
+        return step(state, {"empty": view.empty}, batch, jax.random.fold_in(key, 1))
 
     batches = host_batches(encoded_source(config, workdir), stage, config.seed, mesh)
     train(folder, state, update, batches, stage, mesh, view.show)

@@ -10,18 +10,19 @@ from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import read_card, save_params, write_card
 from dollar_jax.models import build
-from dollar_jax.pipeline import at_size, load, to_uint8
+from dollar_jax.pipeline import Latents, at_size, load, to_uint8
+from dollar_jax.sharding import compile_step
 from dollar_jax.stages.common import host_batches, video_source
 from dollar_jax.steps.common import init_state
 from dollar_jax.steps.vae import make_step
-from dollar_jax.train import compile_step, initialize, train
+from dollar_jax.train import initialize, train
 
 MEASURED_CLIPS = 256  # enough for a standard deviation to 1 %
 
 
 def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Reconstruction with a weak KL; at the end its average becomes the folder's VAE, and the card learns the
-    factor that scales latents to unit variance.
+    factors that bring latents to unit variance.
     """
     folder, stage = workdir / "vae", config.vae
     if (folder / "config.json").exists() and read_card(folder)["vae"]["scaling_factor"]:
@@ -31,7 +32,8 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         "vae": {
             "architecture": stage.architecture,
             "config": stage.network.to_dict(),
-            "scaling_factor": None,  # measured when training is over
+            "scaling_factor": None,  # this and the shift are measured when training is over
+            "shift_factor": 0.0,
             "path": "checkpoints",
             "item": "ema",
         },
@@ -65,5 +67,13 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     clips = [source[i]["video"] for i in range(min(MEASURED_CLIPS, len(source)))]
     latents = [trained.encode_mean(np.stack(clips[i : i + 32])) for i in range(0, len(clips), 32)]
     save_params(folder / "vae", trained.networks["vae"][1])
-    scale = float(1 / np.concatenate(latents).std())
-    write_card(folder, card | {"vae": card["vae"] | {"scaling_factor": scale, "path": "vae", "item": ""}})
+    factors = factors_of(np.concatenate(latents), stage.per_channel)
+    write_card(folder, card | {"vae": card["vae"] | factors | {"path": "vae", "item": ""}})
+
+
+def factors_of(latents: Latents, per_channel: bool) -> dict[str, float | list[float]]:
+    """The shift and scale that bring latents to unit variance: one scale for all, or each channel's own two."""
+    if not per_channel:
+        return {"scaling_factor": float(1 / latents.std())}
+    axes = tuple(range(latents.ndim - 1))
+    return {"shift_factor": latents.mean(axes).tolist(), "scaling_factor": (1 / latents.std(axes)).tolist()}

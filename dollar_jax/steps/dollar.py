@@ -1,10 +1,11 @@
-"""DOLLAR distillation, Alg. 1: generator and fake score, a pure step function each. The latent reward model's is in
-`dollar_jax.steps.reward`.
+"""DOLLAR distillation, Alg. 1: generator, fake score and objectives' own networks, a pure step function each. The
+latent reward model's is in `dollar_jax.steps.reward`, their order in `dollar_jax.steps.iteration`.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from functools import partial
+import operator
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,25 @@ from jax import lax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from dollar_jax.diffusion import PredictionType, Schedule
-from dollar_jax.importing import resolve
+from dollar_jax.diffusion import PredictionType, Schedule, Span
 from dollar_jax.models.network import Network
+from dollar_jax.objectives import Objective, needs_of, used
 from dollar_jax.objectives.context import Context
 from dollar_jax.objectives.denoising import denoising_loss
 from dollar_jax.objectives.policy_gradient import path
-from dollar_jax.sampling import Denoiser, Keys, Span, denoiser, draw_times, fold, matched_times, normal, rollout, solve
+from dollar_jax.sampling import (
+    Denoiser,
+    Keys,
+    denoiser,
+    draw_times,
+    fold,
+    interleave,
+    matched_times,
+    normal,
+    path_of,
+    rollout,
+    solve,
+)
 from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient, moving_average, update
 from dollar_jax.steps.reward import PromptMeans, Replay, RewardStatistics
 from dollar_jax.types import Key, Latent, Leaf, Params, PerExample, Video
@@ -29,13 +42,19 @@ from dollar_jax.types import Key, Latent, Leaf, Params, PerExample, Video
 
 @struct.dataclass
 class DollarState:
-    """Everything that training changes. Parameters are nested dicts; optimizers go by the networks' names."""
+    """Everything that training changes. Parameters are nested dicts; optimizers go by the networks' names.
+
+    `own` holds the parameters of the networks that objectives bring along, by `Objective.key`, and `own_ema` the
+    averages that were asked for.
+    """
 
     step: Leaf
     student: Params
     ema: Params
     fake_score: Params
     reward_model: Params
+    own: dict[str, Params]
+    own_ema: dict[str, Params]
     reward_statistics: RewardStatistics
     prompt_means: PromptMeans
     replay: Leaf  # a Replay, or None
@@ -49,9 +68,10 @@ class Distillation:
     Attributes:
       network: of teacher, fake score and student alike.
       reward_network: the latent reward model.
-      prediction_type: what teacher and fake score predict.
-      schedule: a_t and b_t.
+      prediction_type: of teacher and fake score.
+      schedule: a_t and b_t, and the times.
       config: the fields `generator`, `fake_score` and `reward` of the config.
+      own: the networks that objectives bring along, by `Objective.key`.
       empty_replay: () -> the replay that the reward model starts with, None for none.
       decode: (the VAE's parameters, latents) -> videos 0..1, where an objective sees pixels.
       pixel_reward: (videos 0..1, what the reward prepared of the captions) -> [b], likewise.
@@ -62,13 +82,24 @@ class Distillation:
     prediction_type: PredictionType
     schedule: Schedule
     config: ConfigDict
+    own: Mapping[str, Network] = field(default_factory=dict)
     empty_replay: Callable[[], Replay | None] = lambda: None
     decode: Callable[[Params, Latent], Video] | None = None
     pixel_reward: Callable[[Video, dict], PerExample] | None = None
 
+    @cached_property
+    def objectives(self) -> list[Objective]:
+        """The objectives that have a weight."""
+        return used(self.config.generator)
+
+    @cached_property
+    def needs(self) -> set[str]:
+        """All that an iteration does for them."""
+        return needs_of(self.objectives)
+
     @property
     def student_prediction_type(self) -> PredictionType:
-        """The teacher's kind (homogeneous), or x0 (heterogeneous)."""
+        """The teacher's type (homogeneous), or x0 (heterogeneous)."""
         return "x0" if self.config.generator.heterogeneous else self.prediction_type
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
@@ -80,93 +111,149 @@ class Distillation:
         }
         return make_optimizer(self.config[name].optimizer, self.config.generator.iterations * updates[name])
 
+    def own_optimizer(self, objective: Objective) -> optax.GradientTransformation:
+        """AdamW of an objective's own network, with the fake score's settings where it has none."""
+        settings = objective.settings.get("optimizer", self.config.fake_score.optimizer)
+        return make_optimizer(settings, self.config.generator.iterations * objective.settings.get("updates", 1))
+
     def init(self, teacher: Params, key: Key) -> DollarState:
         """Student, its average and the fake score start as copies of the teacher (Alg. 1, line 4)."""
         student, ema, fake_score = (jax.tree.map(lambda x: jnp.array(x, jnp.float32), teacher) for _ in range(3))
         reward_model = self.reward_network.init(key)
         trained = {"generator": student, "fake_score": fake_score, "reward": reward_model}
+        optimizers = {name: self.optimizer(name).init(params) for name, params in trained.items()}
+        own, own_ema = {}, {}
+        for index, objective in enumerate(objective for objective in self.objectives if objective.own):
+            own[objective.key] = self.own[objective.key].init(jax.random.fold_in(key, index))
+            if objective.settings.get("ema", 0.0):
+                own_ema[objective.key] = jax.tree.map(jnp.copy, own[objective.key])
+            optimizers[own_name(objective)] = self.own_optimizer(objective).init(own[objective.key])
         return DollarState(
             step=jnp.zeros((), jnp.int32),
             student=student,
             ema=ema,
             fake_score=fake_score,
             reward_model=reward_model,
+            own=own,
+            own_ema=own_ema,
             reward_statistics=RewardStatistics(*jnp.zeros(3)),
             prompt_means=PromptMeans.empty(),
             replay=self.empty_replay(),
-            optimizers={name: self.optimizer(name).init(params) for name, params in trained.items()},
+            optimizers=optimizers,
         )
 
     def generate(self, student: Params, batch: dict, keys: Keys) -> tuple[Latent, Span]:
-        """x^ = G(c, eps): the student's one-step x0 at one of its times (Alg. 1, line 8), and the times at which it is
-        compared with data. Only the last call has a gradient.
+        """x^ = G(c, eps): the student's one-step x0 at one of its times (Alg. 1, line 8), and the span of times at
+        which it is compared with data. Only the last call has a gradient.
         """
         generator = self.config.generator
         x_t, times = rollout(
             generator.rollout,
             self.denoiser(lax.stop_gradient(student)),
             batch["latents"],
-            batch["text"],
+            batch["condition"],
             generator.times,
             self.schedule,
             generator.sampler,
             keys,
         )
-        count = self.schedule.signal.shape[0] - 1
-        span = matched_times(generator.matched_times, times, generator.times, count)
-        return self.denoiser(student)(x_t, times, batch["text"])[0], span
+        span = matched_times(generator.matched_times, times, generator.times, self.schedule)
+        return self.denoiser(student)(x_t, times, batch["condition"])[0], span
 
     def denoiser(self, student: Params) -> Denoiser:
-        """The student as (x_t, t, text) -> (x0, eps)."""
+        """The student as (x_t, t, condition) -> (x0, eps)."""
         apply = jax.named_scope("student")(self.network.apply)
         return denoiser(apply, student, self.student_prediction_type, self.schedule)
 
     def sample(self, student: Params, batch: dict, keys: Keys, steps: int) -> Latent:
         """The end of the student's whole chain from pure noise; its last `steps` calls have a gradient (DRaFT-K)."""
-        generator, size = self.config.generator, batch["text"].shape[0]
-        times = jnp.asarray([*sorted(generator.times, reverse=True), -1])
-        times = jnp.broadcast_to(times[:, None], (len(times), size))
+        generator, (size, *shape) = self.config.generator, batch["latents"].shape
+        times = path_of([*sorted(generator.times, reverse=True), self.schedule.clean], size)
         cut = max(len(times) - 1 - steps, 0)
-        x_t = normal(fold(keys, 0), batch["latents"].shape[1:])
+        x_t = normal(fold(keys, 0), shape)
         for stream, params, part in (1, lax.stop_gradient(student), times[: cut + 1]), (2, student, times[cut:]):
             denoise, part_keys = self.denoiser(params), fold(keys, stream)
-            x_t, _ = solve(denoise, x_t, batch["text"], part, self.schedule, generator.sampler, part_keys)
+            x_t, _ = solve(denoise, x_t, batch["condition"], part, self.schedule, generator.sampler, part_keys)
         return x_t
 
     def trajectory(self, student: Params, batch: dict, keys: Keys) -> tuple[Float[Array, "b n f h w c"], Latent]:
         """Every state of the student's chain by ancestral steps along `policy_gradient.path`, and the x0 it ends in."""
-        denoise, times = self.denoiser(student), jnp.asarray(path(self.config.generator.times))
-        times = jnp.broadcast_to(times[:, None], (len(times), batch["text"].shape[0]))
-        noise = normal(fold(keys, 0), batch["latents"].shape[1:])
-        last, visited = solve(denoise, noise, batch["text"], times, self.schedule, "ancestral", fold(keys, 1))
+        denoise, (size, *shape) = self.denoiser(student), batch["latents"].shape
+        times = path_of(path(self.config.generator.times, self.schedule), size)
+        noise = normal(fold(keys, 0), shape)
+        last, visited = solve(denoise, noise, batch["condition"], times, self.schedule, "ancestral", fold(keys, 1))
         trajectory = rearrange(jnp.concatenate([visited, last[None]]), "n b ... -> b n ...")
-        return trajectory, denoise(last, times[-1], batch["text"])[0]
+        return trajectory, denoise(last, times[-1], batch["condition"])[0]
+
+    def context(
+        self, state: DollarState, frozen: Params, part: dict, student: Params, statistics: RewardStatistics
+    ) -> Context:
+        """The view of one update that all objectives share; its keys and `own` are still to be replaced.
+
+        Calls of networks are named, so that a profile and the planner can tell whose they are.
+        """
+
+        def network(name, params, prediction_type, guidance=0.0):
+            apply = jax.named_scope(name)(self.network.apply)
+            return denoiser(apply, params, prediction_type, self.schedule, frozen["negative"], guidance)
+
+        def reward_model(*inputs):
+            apply = jax.named_scope("reward_model")(self.reward_network.apply)
+            return statistics.restore(apply(state.reward_model, *inputs))
+
+        def pixel_reward(latents):
+            return self.pixel_reward(self.decode(frozen["vae"], latents), part["prepared"], frozen["reward"])
+
+        keys = part["keys"]
+        generated, span = self.generate(student, part, fold(keys, 0))
+        return Context(
+            schedule=self.schedule,
+            student=network("student", student, self.student_prediction_type),
+            ema=network("ema", state.ema, self.student_prediction_type),
+            teacher=partial(network, "teacher", frozen["teacher"], self.prediction_type),
+            fake_score=network("fake_score", state.fake_score, self.prediction_type),
+            reward_model=reward_model,
+            own=None,
+            latents=part["latents"],
+            condition=part["condition"],
+            negative=frozen["negative"],
+            empty=frozen["empty"],
+            generated=generated,
+            matched_times=span,
+            keys=keys,
+            times=tuple(self.config.generator.times),
+            sample=lambda steps: self.sample(student, part, fold(keys, len(self.objectives) + 1), steps),
+            pixel_reward=pixel_reward,
+            deviation=statistics.deviation,
+            trajectory=part.get("trajectory"),
+            reward=part.get("reward"),
+            advantage=part.get("advantage"),
+        )
+
+    def own_network(self, objective: Objective, params: Params) -> Callable:
+        """An objective's own network as a function of its arguments."""
+        return partial(jax.named_scope("own")(self.own[objective.key].apply), params)
+
+
+def own_name(objective: Objective) -> str:
+    """The name of an objective's own network in the log and among the optimizers."""
+    return f"{objective.key}_own"
 
 
 def make_generator_step(setup: Distillation, names: Collection[str] | None = None) -> Callable:
     """(state, frozen, batch, key) -> (state, metrics): the student and its average, Eq. 16.
 
-    Calls of networks are named, so that a profile and the planner can tell whose they are.
-
-    frozen: {'teacher': params, 'null_text': [1 l d]}, and the VAE's params as 'vae' where an objective sees pixels.
-    batch: {'latents', 'text', 'text_mask'}; also {'prepared'}, what the reward made of the captions, for such an
-    objective, and {'trajectory', 'reward', 'prompt': number of the caption [b]} for a policy gradient. Those of the
-    config's objectives that have a weight (and are among `names`, if given) are summed: VSD + beta_CD CD + beta_FT FT
-    in the paper.
+    frozen: {'teacher': params, 'negative', 'empty': conditions of b = 1}, and the VAE's params as 'vae' and the
+    reward's as 'reward' where an objective sees pixels.
+    batch: {'latents', 'condition'}; also {'prepared'}, what the reward made of the captions, for such an objective, and
+    {'trajectory', 'reward', 'prompt': number of the caption [b]} for a policy gradient. The objectives (those among
+    `names`, if given) are summed by weight: VSD + beta_CD CD + beta_FT FT in the paper.
     """
     generator = setup.config.generator
-    weights = {name: weight for name, weight in generator.objectives.items() if weight}
-    weights = {name: weight for name, weight in weights.items() if names is None or name in names}
-    objectives = {
-        name: partial(resolve(name, "dollar_jax.objectives"), **generator.options.get(name, {})) for name in weights
-    }
+    objectives = [objective for objective in setup.objectives if names is None or objective.name in names]
     optimizer = setup.optimizer("generator")
 
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
-        def network(name, params, kind, guidance=0.0):
-            apply = jax.named_scope(name)(setup.network.apply)
-            return denoiser(apply, params, kind, setup.schedule, frozen["null_text"], guidance)
-
         statistics, means = state.reward_statistics, state.prompt_means
         if "reward" in batch:
             prompt, reward = batch["prompt"], batch["reward"]
@@ -176,47 +263,18 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
             means = means.add(prompt, reward)
 
         def loss(student, part):
-            keys = part["keys"]
-            generated, span = setup.generate(student, part, fold(keys, 0))
-
-            def reward_model(*inputs):
-                apply = jax.named_scope("reward_model")(setup.reward_network.apply)
-                return statistics.restore(apply(state.reward_model, *inputs))
-
-            def pixel_reward(latents):
-                return setup.pixel_reward(setup.decode(frozen["vae"], latents), part["prepared"], frozen["reward"])
-
-            context = Context(
-                schedule=setup.schedule,
-                student=network("student", student, setup.student_prediction_type),
-                ema=network("ema", state.ema, setup.student_prediction_type),
-                teacher=partial(network, "teacher", frozen["teacher"], setup.prediction_type),
-                fake_score=network("fake_score", state.fake_score, setup.prediction_type),
-                reward_model=reward_model,
-                latents=part["latents"],
-                text=part["text"],
-                text_mask=part["text_mask"],
-                null_text=frozen["null_text"],
-                generated=generated,
-                matched_times=span,
-                keys=keys,
-                times=tuple(generator.times),
-                sample=lambda steps: setup.sample(student, part, fold(keys, len(objectives) + 1), steps),
-                pixel_reward=pixel_reward,
-                deviation=statistics.deviation,
-                trajectory=part.get("trajectory"),
-                reward=part.get("reward"),
-                advantage=part.get("advantage"),
-            )
+            context = setup.context(state, frozen, part, student, statistics)
             total, metrics = 0.0, {}
-            for index, (name, objective) in enumerate(objectives.items()):
-                with jax.named_scope(name):
-                    value, extra = objective(replace(context, keys=fold(keys, index + 1)))
-                total += weights[name] * value
-                metrics |= {f"loss/{name}": value, **extra}
+            for index, objective in enumerate(objectives):
+                own = setup.own_network(objective, state.own[objective.key]) if objective.own else None
+                with jax.named_scope(objective.name):
+                    mine = replace(context, keys=fold(part["keys"], index + 1), own=own)
+                    value, extra = objective.function(mine)
+                total += objective.weight * value
+                metrics |= {f"loss/{objective.name}": value, **extra}
             return total, metrics
 
-        examples = {**batch, "keys": example_keys(key, state.step, batch["text"].shape[0])}
+        examples = {**batch, "keys": example_keys(key, state.step, batch["latents"].shape[0])}
         gradient, metrics = mean_gradient(loss, state.student, examples, generator.accumulate)
         student, optimizer_state, norms = update(
             optimizer, gradient, state.optimizers["generator"], state.student, "student", metrics["loss"]
@@ -244,14 +302,13 @@ def make_fake_score_step(setup: Distillation) -> Callable:
         def loss(fake_score, part):
             keys = part["keys"]
             x0, span = setup.generate(state.student, part, fold(keys, 0))
-            times = draw_times(fold(keys, 1), span)
+            times = draw_times(fold(keys, 1), setup.schedule, span)
             network = partial(jax.named_scope("fake_score")(setup.network.apply), fake_score)
-            value = denoising_loss(
-                network, setup.prediction_type, setup.schedule, x0, times, part["text"], fold(keys, 2)
-            )
-            return value, {}
+            return denoising_loss(
+                network, setup.prediction_type, setup.schedule, x0, times, part["condition"], fold(keys, 2)
+            ), {}
 
-        examples = {**batch, "keys": example_keys(key, state.step, batch["text"].shape[0])}
+        examples = {**batch, "keys": example_keys(key, state.step, batch["latents"].shape[0])}
         gradient, metrics = mean_gradient(loss, state.fake_score, examples, setup.config.generator.accumulate)
         fake_score, optimizer_state, norms = update(
             optimizer, gradient, state.optimizers["fake_score"], state.fake_score, "fake_score", metrics["loss"]
@@ -265,38 +322,75 @@ def make_fake_score_step(setup: Distillation) -> Callable:
     return step
 
 
+def make_own_step(setup: Distillation, objective: Objective) -> Callable:
+    """(state, frozen, batch, key) -> (state, metrics): an objective's own network, by its own loss."""
+    name, key_of, settings = own_name(objective), objective.key, objective.settings
+    own_loss = partial(objective.own.loss, **settings.get("options", {}))
+    optimizer, decay = setup.own_optimizer(objective), settings.get("ema", 0.0)
+
+    def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
+        def loss(params, part):
+            context = setup.context(state, frozen, part, state.student, state.reward_statistics)
+            own = setup.own_network(objective, params)
+            with jax.named_scope(name):
+                return own_loss(replace(context, keys=fold(part["keys"], 1), own=own))
+
+        examples = {**batch, "keys": example_keys(key, state.step, batch["latents"].shape[0])}
+        gradient, metrics = mean_gradient(loss, state.own[key_of], examples, setup.config.generator.accumulate)
+        params, optimizer_state, norms = update(
+            optimizer, gradient, state.optimizers[name], state.own[key_of], name, metrics["loss"]
+        )
+        averages = state.own_ema
+        if decay:
+            averages = averages | {key_of: moving_average(averages[key_of], params, decay, state.step)}
+        state = state.replace(
+            own=state.own | {key_of: params},
+            own_ema=averages,
+            optimizers=state.optimizers | {name: optimizer_state},
+        )
+        return state, {f"loss/{name}": metrics.pop("loss"), **metrics, **norms}
+
+    return step
+
+
 def make_proposal(setup: Distillation) -> Callable:
-    """(state, batch, key) -> {'latents', 'text', 'text_mask'} of 2 b rows for the reward model to learn on: x and x^ of
+    """(state, frozen, batch, key) -> {'latents', 'condition'} of 2 b rows for the reward model to learn on: x and x^ of
     Alg. 1, line 16, each caption's clip and after it the student's sample. They are decoded and scored outside, by any
-    reward.
+    reward: 'scored' are their latents.
     """
 
-    def propose(state: DollarState, batch: dict, key: Key) -> dict:
-        generated, _ = setup.generate(state.student, batch, example_keys(key, state.step, batch["text"].shape[0]))
-        # Neighbours, so that both are on one device.
-        pairs = {name: [batch[name], batch[name]] for name in ("text", "text_mask")}
-        pairs["latents"] = [batch["latents"], generated]
-        return {name: rearrange(pair, "pair b ... -> (b pair) ...") for name, pair in pairs.items()}
+    def propose(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
+        del frozen
+        generated, _ = setup.generate(state.student, batch, example_keys(key, state.step, batch["latents"].shape[0]))
+        latents = interleave(batch["latents"], generated)
+        condition = interleave(batch["condition"], batch["condition"])
+        return {"latents": latents, "condition": condition, "scored": latents}
 
     return propose
 
 
-def deal(batch: dict, hands: int) -> list[dict]:
-    """A batch of hands x b rows as so many batches of b: row i goes to the batch i mod hands. So each device deals out
-    its own rows, and the batches are the same on every mesh.
-    """
-    parts = {name: rearrange(x, "(b hands) ... -> hands b ...", hands=hands) for name, x in batch.items()}
-    return [{name: part[hand] for name, part in parts.items()} for hand in range(hands)]
-
-
 def make_trajectory(setup: Distillation) -> Callable:
-    """(state, batch, key) -> {'trajectory': [b n f h w c], 'latents': [b f h w c]}: the states of the student's chain
-    for a policy gradient and the x0 that it ends in, to be decoded and scored outside (Alg. 2, lines 5-11).
+    """(state, frozen, batch, key) -> the batch with {'trajectory': [b n f h w c], 'scored': [b f h w c]}: the states of
+    the student's chain for a policy gradient, and the x0 that it ends in, to be decoded and scored outside (Alg. 2,
+    lines 5-11).
     """
 
-    def follow(state: DollarState, batch: dict, key: Key) -> dict:
-        keys = example_keys(key, state.step, batch["text"].shape[0])
+    def follow(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
+        del frozen
+        keys = example_keys(key, state.step, batch["latents"].shape[0])
         trajectory, x0 = setup.trajectory(state.student, batch, keys)
-        return {"trajectory": trajectory, "latents": x0}
+        return {**batch, "trajectory": trajectory, "scored": x0}
 
     return follow
+
+
+def split_batch(batch: dict, parts: int) -> list[dict]:
+    """A batch of parts x b rows as so many batches of b: row i goes to the batch i mod parts. So each device splits its
+    own rows, and the batches are the same on every mesh.
+    """
+
+    def rows(x):  # first by the batch to which they go, so that a part is a slice
+        return rearrange(x, "(b parts) ... -> parts b ...", parts=parts)
+
+    split = jax.tree.map(rows, batch)
+    return [jax.tree.map(operator.itemgetter(part), split) for part in range(parts)]

@@ -3,6 +3,7 @@ gradient's baselines.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,9 @@ from jaxtyping import Array, Int
 from dollar_jax.models.network import Network
 from dollar_jax.objectives.latent_reward import reward_regression
 from dollar_jax.steps.common import mean_gradient, update
-from dollar_jax.types import Key, Leaf, Params, PerExample
+from dollar_jax.types import Condition, Key, Leaf, Params, PerExample
 
-PARTS = ("latents", "text", "text_mask", "reward")  # of a scored batch
+PARTS = ("latents", "condition", "reward")  # of a scored batch
 PROMPTS = 2**16  # numbers of prompts; two prompts that share one share their baseline, which is one all the same
 MEMORY = 32  # videos of a prompt after which older ones fade: the student changes
 
@@ -82,37 +83,40 @@ class Replay:
     more than once, and the reward model does not forget what the student has just left.
     """
 
-    rows: dict[str, Leaf]  # PARTS
+    rows: dict[str, Any]  # PARTS
     count: Leaf  # that ever came in
 
     @classmethod
-    def empty(cls, size: int, latents: tuple[int, ...], text: tuple[int, ...]) -> "Replay":
-        """Room for `size` videos of latents [f h w c] with text [l d]."""
-        shapes = {"latents": latents, "text": text, "text_mask": text[:1], "reward": ()}
-        types = {"text_mask": bool}
-        rows = {name: jnp.zeros((size, *shape), types.get(name, jnp.float32)) for name, shape in shapes.items()}
-        return cls(rows, jnp.zeros((), jnp.int32))
+    def empty(cls, size: int, latents: Leaf, condition: Condition) -> "Replay":
+        """Room for `size` videos like these: ShapeDtypeStructs of one example, b = 1."""
+        example = {"latents": latents, "condition": condition, "reward": jax.ShapeDtypeStruct((1,), jnp.float32)}
+
+        def room(x):
+            dtype = x.dtype if x.dtype == bool else jnp.float32
+            return jnp.zeros((size, *x.shape[1:]), dtype)
+
+        return cls(jax.tree.map(room, example), jnp.zeros((), jnp.int32))
 
     def add(self, batch: dict) -> "Replay":
         """With a batch more in place of the oldest; its size divides the ring's."""
         size = batch["reward"].shape[0]
         start = self.count % self.rows["reward"].shape[0]
-        rows = {
-            name: jax.lax.dynamic_update_slice_in_dim(row, batch[name].astype(row.dtype), start, 0)
-            for name, row in self.rows.items()
-        }
-        return Replay(rows, self.count + size)
+
+        def put(rows, new):
+            return jax.lax.dynamic_update_slice_in_dim(rows, new.astype(rows.dtype), start, 0)
+
+        return Replay(jax.tree.map(put, self.rows, batch), self.count + size)
 
     def draw(self, key: Key, size: int) -> dict:
         """`size` rows of those that came in, uniform with repetition."""
         chosen = jax.random.randint(key, (size,), 0, jnp.minimum(self.count, self.rows["reward"].shape[0]))
-        return {name: row[chosen] for name, row in self.rows.items()}
+        return jax.tree.map(lambda rows: rows[chosen], self.rows)
 
 
 def make_reward_step(network: Network, optimizer: optax.GradientTransformation) -> Callable:
     """(state, frozen, batch, key) -> (state, metrics): the latent reward model, Eq. 14.
 
-    batch: {'latents', 'text', 'text_mask', 'reward': [b]} of proposed latents with the true reward of their videos. As
+    batch: {'latents', 'condition', 'reward': [b]} of proposed latents with the true reward of their videos. As
     many again come from the replay, where there is one.
     """
 
@@ -123,11 +127,11 @@ def make_reward_step(network: Network, optimizer: optax.GradientTransformation) 
         if replay is not None:
             replay = replay.add(learnt)
             drawn = replay.draw(jax.random.fold_in(key, replay.count), batch["reward"].shape[0])
-            learnt = {name: jnp.concatenate([learnt[name].astype(drawn[name].dtype), drawn[name]]) for name in PARTS}
+            learnt = jax.tree.map(lambda new, old: jnp.concatenate([new.astype(old.dtype), old]), learnt, drawn)
 
         def loss(params, part):
             apply = jax.named_scope("reward_model")(network.apply)
-            estimate = apply(params, part["latents"], part["text"], part["text_mask"])
+            estimate = apply(params, part["latents"], part["condition"])
             metrics = {"reward_correlation": correlation(estimate, part["reward"])}
             return reward_regression(estimate, statistics.normalize(part["reward"])), metrics
 

@@ -1,12 +1,14 @@
 """Pretraining of a teacher: Eq. 4 with caption dropout."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dollar_jax.diffusion import PredictionType, Schedule
 from dollar_jax.models.network import Network
-from dollar_jax.objectives.denoising import denoising_loss
+from dollar_jax.objectives.denoising import choose, denoising_loss
 from dollar_jax.steps.common import TrainState, make_optimizer, mean_gradient, moving_average, update
 from dollar_jax.types import Key, Params
 
@@ -14,10 +16,10 @@ from dollar_jax.types import Key, Params
 def make_step(network: Network, prediction_type: PredictionType, schedule: Schedule, config: ConfigDict):
     """(state, frozen, batch, key) -> (state, metrics).
 
-    frozen: {'null_text': [1 l d]}. batch: {'latents': [b f h w c], 'text': [b l d]}.
+    frozen: {'empty': condition of the empty caption, b = 1}. batch: {'latents': [b f h w c], 'condition'}.
     """
     optimizer = make_optimizer(config.optimizer, config.iterations)
-    count = schedule.signal.shape[0] - 1
+    count = len(schedule.times)
 
     def step(state: TrainState, frozen: Params, batch: dict, key: Key) -> tuple[TrainState, dict]:
         size = batch["latents"].shape[0]
@@ -25,20 +27,17 @@ def make_step(network: Network, prediction_type: PredictionType, schedule: Sched
         time_key, drop_key, noise_key = jax.random.split(key, 3)
         # Stratified: each example draws from its own slice of the times, which lowers the variance of the loss.
         slices = jnp.arange(size) + jax.random.uniform(time_key, (size,))
-        dropped = jax.random.bernoulli(drop_key, config.caption_dropout, (size, 1, 1))
+        dropped = jax.random.bernoulli(drop_key, config.caption_dropout, (size, 1, 1))[:, 0, 0]
         examples = {
             "latents": batch["latents"],
-            "times": jnp.minimum((slices / size * count).astype(jnp.int32), count - 1),
-            "text": jnp.where(dropped, frozen["null_text"], batch["text"]),
+            "times": schedule.training_time(jnp.minimum((slices / size * count).astype(jnp.int32), count - 1)),
+            "condition": choose(dropped, frozen["empty"], batch["condition"]),
             "keys": jax.random.split(noise_key, size),
         }
 
         def loss(params, part):
-            def run(x_t, times, text):
-                return network.apply(params, x_t, times, text)
-
-            args = (part[name] for name in ("latents", "times", "text", "keys"))
-            return denoising_loss(run, prediction_type, schedule, *args), {}
+            args = (part[name] for name in ("latents", "times", "condition", "keys"))
+            return denoising_loss(partial(network.apply, params), prediction_type, schedule, *args), {}
 
         gradient, metrics = mean_gradient(loss, state.params, examples, config.accumulate)
         params, optimizer_state, norms = update(

@@ -8,8 +8,9 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 
 from dollar_jax import diffusion, sampling
-from dollar_jax.convert import schedulers
 from dollar_jax.convert.dollar_scheduler import DollarScheduler
+from dollar_jax.convert.families import cogvideox
+from dollar_jax.convert.to_torch import own_scheduler
 from dollar_jax.errors import UserError
 
 DDPM = {"kind": "ddpm", "zero_snr": True, "snr_shift": 3.0}
@@ -57,7 +58,7 @@ def test_sampling_there_is_sampling_here(card, stock):
     keys = jax.random.split(jax.random.key(0), 2)
     ours = sampling.sample(denoise, jnp.asarray(noise), jnp.zeros((2, 1, 1)), card["times"], schedule, "ddim", keys)
 
-    name, config = schedulers.from_card(card)
+    name, config = cogvideox.write_scheduler(card) or own_scheduler(card)
     kind = CogVideoXDDIMScheduler if stock else DollarScheduler
     assert name == kind.__name__
     theirs, x = kind.from_config(config), torch.tensor(noise)
@@ -70,7 +71,8 @@ def test_sampling_there_is_sampling_here(card, stock):
 @pytest.mark.parametrize("sampler", ["ancestral", "renoise"])
 def test_samplers_that_draw_noise_keep_the_marginals(sampler):
     """x0 = 0 for sure: x at every time must be the noise of that time, and its own at each step."""
-    _, config = schedulers.from_card(card("x0", sampler=sampler))
+    assert cogvideox.write_scheduler(card("x0", sampler=sampler)) is None
+    _, config = own_scheduler(card("x0", sampler=sampler))
     theirs = DollarScheduler.from_config(config)
     theirs.set_timesteps(4)
     generator = torch.Generator().manual_seed(0)
@@ -84,7 +86,7 @@ def test_samplers_that_draw_noise_keep_the_marginals(sampler):
 
 
 def test_fewer_steps_are_those_that_the_student_knows():
-    theirs = DollarScheduler.from_config(schedulers.from_card(card("conjugate"))[1])
+    theirs = DollarScheduler.from_config(own_scheduler(card("conjugate"))[1])
     for steps, times in ((4, [999, 749, 499, 249]), (2, [999, 499]), (1, [999])):
         theirs.set_timesteps(steps)
         assert theirs.timesteps.tolist() == times
@@ -92,8 +94,22 @@ def test_fewer_steps_are_those_that_the_student_knows():
         theirs.set_timesteps(3)
 
 
+def test_times_between_those_of_a_table():
+    """Euler on the flow, x += (sigma' - sigma) v, at the times of four steps with shift 5, one of them no float32."""
+    sigma = [5 * tau / (1 + 4 * tau) for tau in (1.0, 0.75, 0.5, 0.25)]
+    times = [1000 * x for x in sigma]
+    theirs = DollarScheduler(times=times, signal=[1 - x for x in sigma], noise=sigma, prediction_type="flow")
+    theirs.set_timesteps(4)
+    assert theirs.timesteps.tolist() == pytest.approx([1000, 937.5, 2500 / 3, 625])
+    x = wanted = torch.ones(3)
+    for time, here, following in zip(theirs.timesteps, sigma, [*sigma[1:], 0.0], strict=True):
+        wanted = wanted + (following - here) * (wanted**2 + time / 1000)
+        x = theirs.step(x**2 + time / 1000, time, x).prev_sample
+    torch.testing.assert_close(x, wanted)
+
+
 def test_a_card_of_the_public_files():
-    assert schedulers.to_card(PUBLIC) == {
+    assert cogvideox.read_scheduler(PUBLIC) == {
         "prediction_type": "v",
         "schedule": {
             "kind": "ddpm",
@@ -112,7 +128,7 @@ def test_a_card_of_the_public_files():
 @pytest.mark.parametrize("change", [{}, {"snr_shift_scale": 1.0}, {"beta_schedule": "linear"}, {"beta_end": 0.02}])
 def test_the_same_coefficients(change):
     theirs = CogVideoXDDIMScheduler.from_config(PUBLIC | change)
-    ours = diffusion.make_schedule(**schedulers.to_card(PUBLIC | change)["schedule"])
+    ours = diffusion.make_schedule(**cogvideox.read_scheduler(PUBLIC | change)["schedule"])
     np.testing.assert_allclose(ours.signal[1:] ** 2, theirs.alphas_cumprod.numpy(), atol=1e-6)
 
 
@@ -128,4 +144,4 @@ def test_the_same_coefficients(change):
 )
 def test_what_cannot_be_converted(change, fault):
     with pytest.raises(UserError, match=fault):
-        schedulers.to_card(PUBLIC | change)
+        cogvideox.read_scheduler(PUBLIC | change)

@@ -12,7 +12,7 @@ import stock
 import torch
 from safetensors.numpy import load_file, save_file
 
-from dollar_jax.convert.architectures import ARCHITECTURES, describe, of_folder
+from dollar_jax.convert.architectures import describe, known, of_folder
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.tensors import open_file, open_folder
 from dollar_jax.errors import UserError
@@ -329,14 +329,14 @@ def test_a_card_keeps_no_names_of_code_or_places(source, tmp_path):
 )
 def test_a_card_that_no_library_can_read(network, config):
     with pytest.raises(UserError) as caught:
-        describe(ARCHITECTURES[network], {"config": config, "source": {"a": [[[]]]}})
+        describe(known()[network], {"config": config, "source": {"a": [[[]]]}})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", range(3))
 def test_an_export_says_what_we_say(source, number):
     """A card comes from strangers too: what it kept of another library's file does not change the class or a size."""
-    architecture = ARCHITECTURES[number]
+    architecture = known()[number]
     _, theirs = of_folder(source, architecture.component)
     part = {"config": architecture.keys.config(theirs), "source": theirs | CODE | {"d_model": 5, "num_layers": 77}}
     described = describe(architecture, part | ({"scaling_factor": 0.7} if architecture.component == "vae" else {}))

@@ -18,7 +18,7 @@ class Gaussian:
         a, b = self.schedule.at(times)
         return (a * self.deviation) ** 2 + b**2
 
-    def __call__(self, x_t, times, text=None):
+    def __call__(self, x_t, times, condition=None):
         """The optimal denoiser (x0, eps)."""
         a, b = self.schedule.at(times)
         x0 = self.mean + a * self.deviation**2 / self.variance(times) * (x_t - a * self.mean)

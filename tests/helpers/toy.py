@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dollar_jax.models.network import Network
+from dollar_jax.types import Condition
 
 
 def _transformer():
@@ -12,8 +13,8 @@ def _transformer():
         shapes = {"mix": (4, 4), "text": (2, 4), "time": (4,)}
         return {name: 0.3 * jax.random.normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
 
-    def apply(params, latents, times, text):
-        shift = text.mean(1) @ params["text"] + times[:, None] / 1000 * params["time"][None]
+    def apply(params, latents, times, condition):
+        shift = condition.embedding.mean(1) @ params["text"] + times[:, None] / 1000 * params["time"][None]
         return latents @ params["mix"] + shift[:, None, None, None]
 
     return Network(init, apply)
@@ -23,7 +24,7 @@ def _reward_model():
     def init(key):
         return {"weights": jax.random.normal(key, (4,))}
 
-    def apply(params, latents, text, text_mask):
+    def apply(params, latents, condition):
         return jnp.tanh(latents).mean((1, 2, 3)) @ params["weights"]
 
     return Network(init, apply)
@@ -36,6 +37,10 @@ def batch(size=4, seed=0):
     keys = jax.random.split(jax.random.key(seed), 2)
     return {
         "latents": jax.random.normal(keys[0], (size, 1, 2, 2, 4)),
-        "text": jax.random.normal(keys[1], (size, 3, 2)),
-        "text_mask": jnp.ones((size, 3), bool),
+        "condition": Condition(jax.random.normal(keys[1], (size, 3, 2)), jnp.ones((size, 3), bool)),
     }
+
+
+def condition(size=1, length=1, width=1, value=0.0):
+    """A condition of `size` captions with the same embeddings."""
+    return Condition(jnp.full((size, length, width), value), jnp.ones((size, length), bool))

@@ -11,6 +11,7 @@ from dollar_jax import checkpoint
 from dollar_jax.data.text import write_word_tokenizer
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline
+from dollar_jax.types import Condition
 
 LENGTH = 8
 CARD = {
@@ -20,6 +21,7 @@ CARD = {
     "times": [499, 999],
     "sampler": "renoise",
     "guidance": 0.0,
+    "negative_prompt": "",
     "vae": {"scaling_factor": 1.0},
     "tokenizer": {"path": "tokenizer", "length": LENGTH},
     "video": {"frames": 2, "height": 16, "width": 16, "fps": 8, "independent_chunk": 0},
@@ -34,16 +36,19 @@ def transformer() -> Network:
 def vae() -> Network:
     """Eight pixels for each latent."""
 
-    def decode(params, latents, method):
-        assert method == "decode"
-        return jnp.tanh(latents[..., :3] + params["shift"]).repeat(8, 2).repeat(8, 3)
+    def apply(params, x, method):
+        if method == "encode":
+            mean = x[:, :, ::8, ::8, [0, 1, 2, 0]]
+            return mean, jnp.zeros_like(mean)
+        return jnp.tanh(x[..., :3] + params["shift"]).repeat(8, 2).repeat(8, 3)
 
-    return Network(lambda key: {"shift": 0.1 * jax.random.normal(key)}, decode)
+    return Network(lambda key: {"shift": 0.1 * jax.random.normal(key)}, apply)
 
 
 def text_encoder() -> Network:
     return Network(
-        lambda key: {"embedding": jax.random.normal(key, (32, 2))}, lambda params, tokens: params["embedding"][tokens]
+        lambda key: {"embedding": jax.random.normal(key, (32, 2))},
+        lambda params, tokens, mask: Condition(params["embedding"][tokens], mask),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from flax import nnx
 
-from dollar_jax.convert import cogvideox
+from dollar_jax.convert import cogvideox_dit as keys
 from dollar_jax.convert.tables import convert
 from dollar_jax.errors import UserError
 from dollar_jax.models import cogvideox_dit
@@ -66,7 +66,7 @@ def torch_latents(x) -> torch.Tensor:
 
 def ours(config, state_dict, network):
     arrays = {key: value.detach().numpy() for key, value in state_dict.items()}
-    return convert(cogvideox.table(config), arrays, jax.eval_shape(network.init, jax.random.key(0)))
+    return convert(keys.table(config), arrays, jax.eval_shape(network.init, jax.random.key(0)))
 
 
 def random_params(network):
@@ -111,7 +111,7 @@ def compute(name):
     velocity = theirs(x, words, torch.tensor(times), image_rotary_emb=rotation, return_dict=False)[0]
     (velocity * torch_latents(cotangent)).sum().backward()
 
-    network = cogvideox_dit.build(remat="everything_saveable", **cogvideox.config(theirs.config))
+    network = cogvideox_dit.build(remat="everything_saveable", **keys.config(theirs.config))
     gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     return SimpleNamespace(
         config=config,

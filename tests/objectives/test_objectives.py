@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from gaussian import Gaussian
 
 from dollar_jax import diffusion, sampling
@@ -16,6 +17,7 @@ from dollar_jax.objectives.context import Context, in_units
 from dollar_jax.objectives.denoising import denoising, denoising_loss, drop_captions, squared_error
 from dollar_jax.objectives.latent_reward import latent_reward, reward_regression
 from dollar_jax.objectives.variational_score import NEAR, follow, kl_direction, normalized, variational_score
+from dollar_jax.types import Condition
 
 SCHEDULE = diffusion.ddpm_schedule()
 REAL = Gaussian(0.5, 0.7, SCHEDULE)
@@ -37,13 +39,14 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "ema": student,
         "teacher": lambda guidance: teacher,
         "fake_score": fake_score,
-        "reward_model": lambda latents, text, mask: latents.mean(axis=(1, 2, 3, 4)),
+        "reward_model": lambda latents, condition: latents.mean(axis=(1, 2, 3, 4)),
+        "own": None,
         "latents": latents,
-        "text": jnp.zeros((count, 1, 1)),
-        "text_mask": jnp.ones((count, 1), bool),
-        "null_text": jnp.full((1, 1, 1), -1.0),
+        "condition": toy.condition(count),
+        "negative": toy.condition(value=-2.0),
+        "empty": toy.condition(value=-1.0),
         "generated": latents,
-        "matched_times": (jnp.zeros(count, jnp.int32), jnp.full(count, 1000)),
+        "matched_times": (jnp.full(count, -1.0), jnp.full(count, 999.0)),
         "keys": keys(count),
         "times": (249, 499, 749, 999),
         "sample": no,
@@ -60,18 +63,18 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
 
 
 def test_conjugate_loss_on_gaussian_data_is_the_conditional_variance_and_no_less_elsewhere():
-    count, times = 20000, jnp.full(20000, 499)
+    count, times = 20000, jnp.full(20000, 499.0)
     x0 = REAL.mean + REAL.deviation * sampling.normal(keys(count), (1, 1, 1, 1))
     a, b = (float(x.squeeze()) for x in SCHEDULE.at(times[:1]))
     variance = (a * REAL.deviation) ** 2 + b**2
     wanted = REAL.deviation**2 + 1 - (a * REAL.deviation**2 - b) ** 2 / variance
 
     def loss(shift):
-        def network(x_t, times, text):
+        def network(x_t, times, condition):
             return diffusion.from_x0_eps("conjugate", *REAL(x_t, times), *SCHEDULE.at(times)) + shift
 
-        text = jnp.zeros((count, 1, 1))
-        return denoising_loss(network, "conjugate", SCHEDULE, x0, times, text, keys(count, 1)).mean()
+        told = toy.condition(count)
+        return denoising_loss(network, "conjugate", SCHEDULE, x0, times, told, keys(count, 1)).mean()
 
     assert float(loss(0.0)) == pytest.approx(wanted, rel=4 * np.sqrt(2 / count))
     assert float(jax.grad(loss)(0.0)) == pytest.approx(0, abs=8 * np.sqrt(wanted / count))
@@ -84,26 +87,31 @@ def test_squared_error_by_hand():
 
 
 def test_a_share_of_captions_is_empty_and_the_others_are_as_they_were():
-    text, null_text = jnp.ones((4000, 2, 3)), jnp.zeros((1, 2, 3))
-    dropped = np.asarray(drop_captions(text, null_text, 0.1, keys(4000)))
-    assert set(np.unique(dropped.mean((1, 2)))) == {0, 1}
-    assert 1 - dropped.mean() == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 4000))
+    """The mask and a family's further arrays too."""
+    told, empty = Condition(jnp.ones((4000, 2, 3)), jnp.ones((4000, 2), bool), {"pooled": jnp.ones((4000, 5))}), None
+    empty = jax.tree.map(lambda x: jnp.zeros_like(x[:1]), told)
+    dropped = drop_captions(told, empty, 0.1, keys(4000))
+    for part in jax.tree.leaves(dropped):
+        shares = np.asarray(part, float).reshape(4000, -1).mean(1)
+        assert set(np.unique(shares)) == {0, 1}
+        np.testing.assert_array_equal(shares, dropped.embedding[:, 0, 0])
+    assert 1 - dropped.embedding.mean() == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 4000))
 
 
 def test_a_tuned_teacher_is_held_without_a_caption_too():
     """A network that errs by 1 where there is no caption, and is right elsewhere: the loss is the share of drops."""
 
-    def right_but_for_null(x_t, times, text):
+    def right_but_for_null(x_t, times, condition):
         x0, eps = REAL(x_t, times)
-        wrong = (text < 0)[:, :, :, None, None]
+        wrong = (condition.embedding == -1)[:, :, :, None, None]
         return x0 + wrong, eps
 
     def loss(share):
         ctx = context(4000, student=right_but_for_null)
-        return float(denoising(ctx, kind="x0", caption_dropout=share)[0].mean())
+        return float(denoising(ctx, prediction_type="x0", caption_dropout=share)[0].mean())
 
     assert loss(0.5) - loss(0.0) == pytest.approx(0.5, abs=0.05)
-    with_default = float(denoising(context(4000, student=right_but_for_null), kind="x0")[0].mean())
+    with_default = float(denoising(context(4000, student=right_but_for_null), prediction_type="x0")[0].mean())
     assert with_default - loss(0.0) == pytest.approx(0.1, abs=0.03)
 
 
@@ -111,7 +119,7 @@ def test_a_tuned_teacher_is_held_without_a_caption_too():
 
 
 def test_boundary_is_the_identity_at_the_clean_end_and_x0_elsewhere():
-    c_skip, c_out = (x.squeeze() for x in boundary(jnp.array([-1, 0, 19, 999])))
+    c_skip, c_out = (x.squeeze() for x in boundary(SCHEDULE, jnp.array([-1.0, 0.0, 19.0, 999.0])))
     assert (float(c_skip[0]), float(c_out[0])) == (1, 0)
     # By hand at t = 0: s = 10, d = .5: .25 / 100.25 and 10 / sqrt(100.25).
     assert float(c_skip[1]) == pytest.approx(0.25 / 100.25)
@@ -134,7 +142,7 @@ def test_a_consistency_of_another_kind_is_refused(options):
         unchecked(*arguments, **options)
 
 
-def flow_map(x_t, times, text):
+def flow_map(x_t, times, condition):
     """The student that has learnt everything: it jumps to the end of the exact probability flow."""
     a, b = SCHEDULE.at(times)
     x0 = REAL.flow(x_t, times)
@@ -158,8 +166,8 @@ def test_consistency_vanishes_on_the_exact_flow_map(target, metric):
 def test_consistency_with_the_teacher_as_target_has_its_optimum_at_the_teachers_denoiser_after_m_steps():
     ctx = context(64, student=flow_map)
     start = consistency(ctx, steps=5, grid=50, target="teacher")[0]
-    # By hand: noise the same latents with the same keys, walk, denoise there.
-    times = jnp.asarray((-1, *diffusion.trailing_times(50)))
+    # By hand: noise the same latents with the same keys, solve, denoise there.
+    times = jnp.asarray((-1, *SCHEDULE.trailing(50)))
     index = jax.vmap(lambda key: jax.random.randint(key, (), 1, 51))(sampling.fold(ctx.keys, 0))
     a, b = SCHEDULE.at(times[index])
     x = a * ctx.latents + b * sampling.normal(sampling.fold(ctx.keys, 1), ctx.latents.shape[1:])
@@ -177,7 +185,7 @@ def test_consistency_with_the_teacher_as_target_has_its_optimum_at_the_teachers_
 def test_only_the_student_side_of_consistency_has_a_gradient():
     def loss(side):
         def moved(by):
-            def denoise(x_t, times, text):
+            def denoise(x_t, times, condition):
                 x0, eps = REAL(x_t, times)
                 return x0 + by, eps
 
@@ -201,7 +209,7 @@ def quadrature(count=24):
     return jnp.asarray(z, jnp.float32), jnp.asarray(eps, jnp.float32), jnp.asarray(weights / weights.sum(), jnp.float32)
 
 
-@pytest.mark.parametrize("time", [19, 249, 499, 979])
+@pytest.mark.parametrize("time", [19.0, 249.0, 499.0, 979.0])
 def test_kl_direction_is_the_gradient_of_the_closed_form(time):
     z, eps, weights = quadrature()
     times = jnp.full(len(z), time)
@@ -256,15 +264,15 @@ def test_variational_score_moves_the_generator_to_the_teachers_distribution(norm
 
 
 def test_variational_score_looks_at_the_matched_times_between_its_bounds():
-    first, end = jnp.array([0, 250, 750, 500]), jnp.array([250, 500, 1000, 502])
+    after, upto = jnp.array([-1.0, 249.0, 749.0, 499.0]), jnp.array([249.0, 499.0, 999.0, 501.0])
     seen = []
 
-    def spy(x, times, text):
+    def spy(x, times, condition):
         seen.append(times)
-        return REAL(x, times, text)
+        return REAL(x, times, condition)
 
     for seed in range(100):
-        ctx = context(4, teacher=spy, matched_times=(first, end), keys=keys(4, seed))
+        ctx = context(4, teacher=spy, matched_times=(after, upto), keys=keys(4, seed))
         variational_score(ctx, low=0.1, high=0.9)
     seen = np.array(seen)
     np.testing.assert_array_less(seen.min(axis=0), [120, 280, 770, 501])
@@ -273,21 +281,21 @@ def test_variational_score_looks_at_the_matched_times_between_its_bounds():
 
 
 @pytest.mark.parametrize(
-    ("first", "end", "low", "high", "wanted"),
+    ("after", "upto", "low", "high", "wanted"),
     [
-        (0, 20, 0.02, 0.98, 20),  # all of the last step's times are below
-        (990, 1000, 0.02, 0.98, 979),  # all of the first one's above
-        (995, 1000, 0.02, 1.0, 999),
+        (-1, 19, 0.02, 0.98, 20),  # all of the last step's times are below
+        (989, 999, 0.02, 0.98, 979),  # all of the first one's above
+        (994, 999, 0.02, 1.0, 999),
     ],
 )
-def test_where_the_bounds_leave_a_segment_no_time_the_nearest_is_taken(first, end, low, high, wanted):
+def test_where_the_bounds_leave_a_segment_no_time_the_nearest_is_taken(after, upto, low, high, wanted):
     seen = []
 
-    def spy(x, times, text):
+    def spy(x, times, condition):
         seen.append(times)
-        return REAL(x, times, text)
+        return REAL(x, times, condition)
 
-    span = jnp.full(64, first), jnp.full(64, end)
+    span = jnp.full(64, float(after)), jnp.full(64, float(upto))
     variational_score(context(64, teacher=spy, matched_times=span), low=low, high=high)
     assert int(seen[0].max()) == wanted
     assert low * 1000 <= seen[0].min() <= seen[0].max() < high * 1000
@@ -296,7 +304,7 @@ def test_where_the_bounds_leave_a_segment_no_time_the_nearest_is_taken(first, en
 def test_variational_score_is_finite_at_pure_noise():
     # There x_t says nothing, x0 is the mean of each world: the direction is the difference of the means.
     fake = Gaussian(REAL.mean + 0.3, 0.7, SCHEDULE)
-    last = jnp.full(4, 999), jnp.full(4, 1000)
+    last = jnp.full(4, 998.0), jnp.full(4, 999.0)
     assert float(SCHEDULE.signal[-1]) == 0
 
     def loss(x):
@@ -339,7 +347,7 @@ def test_real_score_is_guided_and_times_stay_inside():
     def teacher(guidance):
         seen.append(guidance)
 
-        def denoise(x_t, times, text):
+        def denoise(x_t, times, condition):
             seen.append((int(times.min()), int(times.max())))
             return REAL(x_t, times)
 

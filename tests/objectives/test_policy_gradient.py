@@ -7,20 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import toy
 from test_objectives import context
 
 from dollar_jax import diffusion
 from dollar_jax.errors import UserError
-from dollar_jax.objectives.policy_gradient import END, log_probability, path, policy_gradient, posterior
-from dollar_jax.sampling import normal, solve
+from dollar_jax.objectives.policy_gradient import log_probability, path, policy_gradient, posterior
+from dollar_jax.sampling import normal, path_of, solve
 
 SCHEDULE = diffusion.ddpm_schedule()
 TIMES = (249, 499, 749, 999)
+END = 19  # the first of the teacher's 50 times
 
 
 def test_the_posterior_is_eq_27():
     x0, x_t = np.random.default_rng(0).normal(size=(2, 3, 1, 2, 2, 4))
-    here, there = jnp.array([999, 749, 499]), jnp.array([749, 499, 249])
+    here, there = jnp.array([999.0, 749.0, 499.0]), jnp.array([749.0, 499.0, 249.0])
     (a, b), (a_next, b_next) = SCHEDULE.at(here), SCHEDULE.at(there)
     abar, abar_next = np.float64(a) ** 2, np.float64(a_next) ** 2
     alpha = abar / abar_next
@@ -40,15 +42,15 @@ def test_log_probability_is_that_of_independent_normals():
 
 
 def test_a_path_ends_where_a_step_still_has_a_deviation():
-    assert path(TIMES) == (999, 749, 499, 249, END)
-    here, there = jnp.array([249]), jnp.array([END])
+    assert path(TIMES, SCHEDULE) == (999, 749, 499, 249, END)
+    here, there = jnp.array([249.0]), jnp.array([float(END)])
     assert float(diffusion.posterior_deviation(*SCHEDULE.at(here), *SCHEDULE.at(there)).item()) > 0.1
 
 
 def student(value):
     """Says x0 = value everywhere."""
 
-    def denoise(x_t, times, text):
+    def denoise(x_t, times, condition):
         a, b = SCHEDULE.at(times)
         x0 = jnp.full_like(x_t, 1.0) * value
         return x0, (x_t - a * x0) / b
@@ -58,10 +60,10 @@ def student(value):
 
 def chain(times, count, shape, theta):
     """A context with `count` trajectories of the student, whose reward is the mean of x at their end."""
-    batched = jnp.broadcast_to(jnp.array(path(times))[:, None], (len(path(times)), count))
-    keys = jax.random.split(jax.random.key(0), count)
-    text = jnp.zeros((count, 1, 1))
-    last, visited = solve(student(theta), normal(keys, shape), text, batched, SCHEDULE, "ancestral", keys)
+    keys, batched = jax.random.split(jax.random.key(0), count), path_of(path(times, SCHEDULE), count)
+    last, visited = solve(
+        student(theta), normal(keys, shape), toy.condition(count), batched, SCHEDULE, "ancestral", keys
+    )
     reward = last.mean((1, 2, 3, 4))
     return context(
         count=count,
@@ -82,7 +84,7 @@ def test_its_gradient_is_that_of_the_expected_reward(steps, units, shape):
     """The mean of x as the reward, whose expectation's derivative in theta follows from the means of the transitions,
     each an affine function of the one before. It is the same for one element and for many.
     """
-    theta, times = 0.3, path(TIMES)
+    theta, times = 0.3, path(TIMES, SCHEDULE)
     fixed = chain(TIMES, 20_000, shape, theta)
 
     def loss(value):
@@ -91,7 +93,7 @@ def test_its_gradient_is_that_of_the_expected_reward(steps, units, shape):
     # Weights of x0 and of x_t in each transition's mean; a later transition carries an earlier one's x along.
     wanted = 0.0
     for here, there in zip(times[-steps - 1 : -1], times[-steps:], strict=True):
-        (a, b), (a_next, b_next) = (SCHEDULE.at(jnp.array([t])) for t in (here, there))
+        (a, b), (a_next, b_next) = (SCHEDULE.at(jnp.array([float(t)])) for t in (here, there))
         sigma = diffusion.posterior_deviation(a, b, a_next, b_next)
         carried = jnp.sqrt(b_next**2 - sigma**2) / b
         wanted = wanted * carried + a_next - carried * a
@@ -116,7 +118,7 @@ def test_a_baseline_takes_noise_from_the_gradient_and_nothing_else():
 
 
 def test_a_chain_shorter_than_the_truncation_is_taken_whole():
-    """A student of one step has one transition, from pure noise to `END`."""
+    """A student of one step has one transition, from pure noise to the end."""
     fixed = chain((999,), 8, (1, 2, 2, 2), 0.3)
     fixed = replace(fixed, student=student(0.3))
     np.testing.assert_array_equal(policy_gradient(fixed, steps=2)[0], policy_gradient(fixed, steps=1)[0])
@@ -126,8 +128,8 @@ def test_a_chain_shorter_than_the_truncation_is_taken_whole():
 
 
 def test_a_teachers_own_times_end_once():
-    """`END` is one of them: a step from it to itself would have no deviation."""
-    times = diffusion.trailing_times(50)
-    assert path(times) == tuple(sorted(times, reverse=True))
+    """The end is one of them: a step from it to itself would have no deviation."""
+    times = SCHEDULE.trailing(50)
+    assert path(times, SCHEDULE) == tuple(sorted(times, reverse=True))
     fixed = replace(chain(times, 4, (1, 1, 1, 2), 0.3), student=student(0.3))
     assert np.isfinite(policy_gradient(fixed)[0]).all()

@@ -100,7 +100,7 @@ def run_teacher(steps, **changes):
     stage.optimizer.update({"warmup": 0, "learning_rate": 1e-2})
     state = common.init_state(toy.TRANSFORMER, stage, jax.random.key(0))
     step = jax.jit(teacher.make_step(toy.TRANSFORMER, "conjugate", diffusion.ddpm_schedule(), stage))
-    frozen, losses = {"null_text": jnp.zeros((1, 3, 2))}, []
+    frozen, losses = {"empty": toy.condition(1, 3, 2)}, []
     for _ in range(steps):
         state, metrics = step(state, frozen, toy.batch(8), jax.random.key(1))
         losses.append(float(metrics["loss"]))

@@ -8,19 +8,20 @@ import toy
 
 from configs.shapes import get_config
 from dollar_jax import diffusion
+from dollar_jax.config import set_named
 from dollar_jax.errors import UserError
-from dollar_jax.objectives import policy_gradient
+from dollar_jax.sampling import fold, normal, path_of, solve
 from dollar_jax.steps import dollar
 from dollar_jax.steps.common import example_keys
 from dollar_jax.steps.reward import MEMORY, RewardStatistics, make_reward_step
 
 TEACHER = toy.TRANSFORMER.init(jax.random.key(5))
-FROZEN = {"teacher": TEACHER, "null_text": jnp.zeros((1, 3, 2))}
+FROZEN = {"teacher": TEACHER, "negative": toy.condition(1, 3, 2), "empty": toy.condition(1, 3, 2)}
 
 
-def setup(**generator):
+def setup(objectives=None, **generator):
     config = get_config()
-    config.generator.options.unlock()
+    set_named(config.generator.objectives, objectives or {})
     config.generator.update({"iterations": 10, **generator})
     config.generator.optimizer.warmup = config.fake_score.optimizer.warmup = config.reward.optimizer.warmup = 0
     return dollar.Distillation(toy.TRANSFORMER, toy.REWARD_MODEL, "conjugate", diffusion.ddpm_schedule(), config)
@@ -61,12 +62,10 @@ def test_each_step_moves_its_own_network_and_nothing_else(rollout):
     assert moved(state, after) == {"student", "ema", "optimizer of generator"}
     assert int(after.step) == 1
     assert {"loss/variational_score", "loss/consistency", "loss/latent_reward", "norm/student_gradient"} < set(metrics)
-    weights = this.config.generator.objectives
-    assert float(metrics["loss"]) == pytest.approx(
-        sum(weight * float(metrics[f"loss/{name}"]) for name, weight in weights.items()), rel=1e-5
-    )
+    weighed = [one.weight * float(metrics[f"loss/{one.name}"]) for one in this.objectives]
+    assert float(metrics["loss"]) == pytest.approx(sum(weighed), rel=1e-5)
 
-    proposed = dollar.make_proposal(this)(state, batch, key)
+    proposed = dollar.make_proposal(this)(state, FROZEN, batch, key)
     scored = {**proposed, "reward": jnp.arange(8.0)}
     after, _ = make_reward_step(toy.REWARD_MODEL, this.optimizer("reward"))(state, {}, scored, key)
     assert moved(state, after) == {"reward_model", "reward_statistics", "optimizer of reward"}
@@ -75,7 +74,7 @@ def test_each_step_moves_its_own_network_and_nothing_else(rollout):
 
 def test_the_student_follows_each_objective_alone():
     for objective, network in (("variational_score", "fake_score"), ("latent_reward", "reward_model")):
-        this = setup(objectives={"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0, objective: 1.0})
+        this = setup({"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0, objective: 1.0})
         state = this.init(TEACHER, jax.random.key(0))
         step = dollar.make_generator_step(this)
         changed = state.replace(**{network: jax.tree.map(lambda x: 1.1 * x + 0.1, getattr(state, network))})
@@ -119,19 +118,19 @@ def test_a_heterogeneous_student_predicts_x0():
 
 def test_samples_are_matched_between_their_time_and_the_students_next():
     keys = jax.random.split(jax.random.key(0), 64)
-    first, end = setup().generate(TEACHER, toy.batch(64), keys)[1]
-    spans = {(0, 250), (250, 500), (500, 750), (750, 1000)}
-    assert set(zip(first.tolist(), end.tolist(), strict=True)) == spans
+    after, upto = setup().generate(TEACHER, toy.batch(64), keys)[1]
+    spans = {(-1, 249), (249, 499), (499, 749), (749, 999)}
+    assert set(zip(after.tolist(), upto.tolist(), strict=True)) == spans
 
 
 @pytest.mark.parametrize(("kind", "latest"), [("segment", (9, 9)), ("all", (900, 999))])
 def test_the_fake_score_learns_at_the_matched_times(kind, latest):
     visited = []
 
-    def spy(params, latents, times, text):
+    def spy(params, latents, times, condition):
         if not isinstance(times, jax.core.Tracer):
             visited.extend(times.tolist())
-        return toy.TRANSFORMER.apply(params, latents, times, text)
+        return toy.TRANSFORMER.apply(params, latents, times, condition)
 
     this = setup(times=(9,), rollout="data", matched_times=kind)
     this = dataclasses.replace(this, network=toy.TRANSFORMER._replace(apply=spy))
@@ -140,8 +139,8 @@ def test_the_fake_score_learns_at_the_matched_times(kind, latest):
 
 
 def alone(objective, **options):
-    objectives = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0, objective: 1.0}
-    return setup(objectives=objectives, options={objective: options})
+    objectives = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
+    return setup(objectives | {objective: {"weight": 1.0, **options}})
 
 
 def test_only_one_objective_takes_the_step_of_its_own():
@@ -180,15 +179,12 @@ def test_drafts_gradient_goes_through_its_last_steps_only():
     np.testing.assert_allclose(end(TEACHER, 1), end(TEACHER, 4), atol=1e-5)
     one, all_steps = (jax.grad(lambda p, k=k: (end(p, k) ** 2).mean())(TEACHER)["mix"] for k in (1, 4))
     assert not np.allclose(one, all_steps, rtol=0.1)
-    times = jnp.asarray([*sorted(this.config.generator.times, reverse=True), -1])
-    from dollar_jax.sampling import fold, normal, solve
-
-    path = jnp.broadcast_to(times[:, None], (5, 4))
+    path = path_of([*sorted(this.config.generator.times, reverse=True), -1], 4)
     x_t = normal(fold(keys, 0), batch["latents"].shape[1:])
-    x_t, _ = solve(this.denoiser(TEACHER), x_t, batch["text"], path[:4], this.schedule, "ddim", keys)
+    x_t, _ = solve(this.denoiser(TEACHER), x_t, batch["condition"], path[:4], this.schedule, "ddim", keys)
 
     def by_hand(student):
-        return (this.denoiser(student)(x_t, path[3], batch["text"])[0] ** 2).mean()
+        return (this.denoiser(student)(x_t, path[3], batch["condition"])[0] ** 2).mean()
 
     np.testing.assert_allclose(one, jax.grad(by_hand)(TEACHER)["mix"], rtol=1e-4)
 
@@ -196,11 +192,11 @@ def test_drafts_gradient_goes_through_its_last_steps_only():
 def test_a_trajectory_is_an_ancestral_chain_and_its_policy_gradient_moves_the_student():
     this, batch, key = alone("policy_gradient"), toy.batch(), jax.random.key(1)
     state = this.init(TEACHER, jax.random.key(0))
-    drawn = dollar.make_trajectory(this)(state, batch, key)
+    drawn = dollar.make_trajectory(this)(state, FROZEN, batch, key)
     assert drawn["trajectory"].shape == (4, 5, 1, 2, 2, 4)
-    end = jnp.full(4, policy_gradient.END)
-    wanted, _ = this.denoiser(TEACHER)(drawn["trajectory"][:, -1], end, batch["text"])
-    np.testing.assert_array_equal(drawn["latents"], wanted)
+    end = jnp.full(4, 19.0)
+    wanted, _ = this.denoiser(TEACHER)(drawn["trajectory"][:, -1], end, batch["condition"])
+    np.testing.assert_array_equal(drawn["scored"], wanted)
     extra = {"trajectory": drawn["trajectory"], "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.arange(4)}
     after, metrics = dollar.make_generator_step(this)(state, FROZEN, batch | extra, key)
     assert moved(state, after) == {"student", "ema", "optimizer of generator", "reward_statistics", "prompt_means"}
@@ -213,23 +209,23 @@ def test_a_proposal_is_each_captions_clip_and_sample(size):
     """Alg. 1, line 16; of one caption too."""
     this, batch, key = setup(), toy.batch(size), jax.random.key(1)
     state = this.init(TEACHER, jax.random.key(0))
-    proposed = dollar.make_proposal(this)(state, batch, key)
+    proposed = dollar.make_proposal(this)(state, FROZEN, batch, key)
     generated, _ = this.generate(state.student, batch, example_keys(key, state.step, size))
     np.testing.assert_array_equal(proposed["latents"][::2], batch["latents"])
     np.testing.assert_array_equal(proposed["latents"][1::2], generated)
-    for name in "text", "text_mask":
-        np.testing.assert_array_equal(proposed[name][::2], batch[name])
-        np.testing.assert_array_equal(proposed[name][1::2], batch[name])
+    np.testing.assert_array_equal(proposed["scored"], proposed["latents"])
+    for rows in proposed["condition"].embedding[::2], proposed["condition"].embedding[1::2]:
+        np.testing.assert_array_equal(rows, batch["condition"].embedding)
     scored = proposed | {"reward": jnp.arange(2.0 * size)}
     _, metrics = make_reward_step(toy.REWARD_MODEL, this.optimizer("reward"))(state, {}, scored, key)
     assert float(metrics["reward_data"]) == size - 1
     assert float(metrics["reward_student"]) == size
 
 
-def test_dealt_batches_are_the_rows_in_turn():
-    dealt = dollar.deal({"x": jnp.arange(6), "y": jnp.arange(12).reshape(6, 2)}, 3)
-    assert [hand["x"].tolist() for hand in dealt] == [[0, 3], [1, 4], [2, 5]]
-    np.testing.assert_array_equal(dealt[1]["y"], [[2, 3], [8, 9]])
+def test_split_batches_are_the_rows_in_turn():
+    parts = dollar.split_batch({"x": jnp.arange(6), "y": jnp.arange(12).reshape(6, 2)}, 3)
+    assert [part["x"].tolist() for part in parts] == [[0, 3], [1, 4], [2, 5]]
+    np.testing.assert_array_equal(parts[1]["y"], [[2, 3], [8, 9]])
 
 
 def test_a_latent_rewards_value_is_in_the_rewards_units():
@@ -254,8 +250,8 @@ def test_a_policy_gradient_compares_a_video_with_earlier_ones_of_its_prompt():
     """The same rewards twice: the second time those of the first are known, and nothing is left to learn from them."""
     this, batch, key = alone("policy_gradient"), toy.batch(), jax.random.key(1)
     state = this.init(TEACHER, jax.random.key(0))
-    drawn = dollar.make_trajectory(this)(state, batch, key)["trajectory"]
-    extra = {"trajectory": drawn, "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.array([5, 6, 7, 8])}
+    drawn = dollar.make_trajectory(this)(state, FROZEN, batch, key)["trajectory"]
+    extra = {"trajectory": drawn, "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.array([5.0, 6.0, 7.0, 8.0])}
     step, norms = jax.jit(dollar.make_generator_step(this)), []
     for _ in range(MEMORY):
         after, metrics = step(state, FROZEN, batch | extra, key)
@@ -267,10 +263,9 @@ def test_a_policy_gradient_compares_a_video_with_earlier_ones_of_its_prompt():
 
 def test_denoising_on_data_is_the_teachers_loss():
     """A student that knows the clean latents has none."""
-    this = alone("denoising")
-    perfect = this.network._replace(apply=lambda params, x_t, times, text: toy.batch()["latents"])
+    this = alone("denoising", prediction_type="x0")
+    perfect = this.network._replace(apply=lambda params, x_t, times, condition: toy.batch()["latents"])
     this = dataclasses.replace(this, network=perfect, prediction_type="x0")
-    this.config.generator.options = {"denoising": {"kind": "x0"}}
     state = this.init(TEACHER, jax.random.key(0))
     _, metrics = dollar.make_generator_step(this)(state, FROZEN, toy.batch(), jax.random.key(1))
     assert float(metrics["loss"]) < 1e-9
@@ -278,7 +273,7 @@ def test_denoising_on_data_is_the_teachers_loss():
 
 def test_an_unknown_objective_is_named():
     with pytest.raises(UserError, match=r"hinge.*no module"):
-        dollar.make_generator_step(setup(objectives={"hinge": 1.0}))
+        dollar.make_generator_step(setup({"hinge": 1.0}))
 
 
 def test_an_objective_from_outside_the_package(tmp_path, monkeypatch):
@@ -288,16 +283,15 @@ def test_an_objective_from_outside_the_package(tmp_path, monkeypatch):
         "    return jnp.mean(jnp.abs(context.generated) ** power, axis=(1, 2, 3, 4)), {'seen': 1.0}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    config = setup()
-    with config.config.generator.unlocked():
-        config.config.generator.objectives = {"variational_score": 0.0}
-        objectives = type(config.config)({"my_fork_losses:shrink": 2.0}, allow_dotted_keys=True)
-        config.config.generator.objectives = objectives
-        config.config.generator.options = type(config.config)(
-            {"my_fork_losses:shrink": {"power": 1}}, allow_dotted_keys=True
-        )
+    others = dict.fromkeys(("variational_score", "consistency", "latent_reward"), 0.0)
+    config = setup(others | {"my_fork_losses:shrink": {"weight": 2.0, "power": 1}})
     state, batch = config.init(TEACHER, jax.random.key(0)), toy.batch()
     after, metrics = dollar.make_generator_step(config)(state, FROZEN, batch, jax.random.key(1))
     assert float(metrics["loss"]) == pytest.approx(2 * float(metrics["loss/my_fork_losses:shrink"]))
     assert float(metrics["seen"]) == 1
     assert "student" in moved(state, after)
+
+
+def test_an_option_that_an_objective_does_not_take_is_refused():
+    with pytest.raises(UserError, match=r"objective consistency: .*'stepps'"):
+        dollar.make_generator_step(setup({"consistency": {"stepps": 2}}))

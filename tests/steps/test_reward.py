@@ -8,6 +8,8 @@ from test_dollar import setup
 
 from dollar_jax.steps.reward import MEMORY, PromptMeans, Replay, RewardStatistics, correlation, make_reward_step
 
+EXAMPLE = toy.batch(1)["latents"], toy.batch(1)["condition"]
+
 
 def scored(size, seed=0):
     batch = toy.batch(size, seed)
@@ -32,14 +34,14 @@ def test_statistics_of_nothing_are_finite():
 
 
 def test_a_prompts_baseline_is_the_mean_of_its_earlier_rewards_and_of_all():
-    prompts, rewards = jnp.array([7, 7, 3]), jnp.array([1.0, 2.0, 5.0])
+    prompts, rewards = jnp.array([7.0, 7.0, 3.0]), jnp.array([1.0, 2.0, 5.0])
     means = PromptMeans.empty()
     np.testing.assert_allclose(means.baseline(prompts, jnp.float32(0.5)), 0.5)  # nothing of them is known
     means = means.add(prompts, rewards)
-    baseline = means.baseline(jnp.array([7, 3, 4]), jnp.float32(0.5))
+    baseline = means.baseline(jnp.array([7.0, 3.0, 4.0]), jnp.float32(0.5))
     np.testing.assert_allclose(baseline, [(1 + 2 + 0.5) / 3, (5 + 0.5) / 2, 0.5], rtol=1e-6)
-    means = means.add(jnp.array([7]), jnp.array([6.0]))
-    np.testing.assert_allclose(means.baseline(jnp.array([7]), jnp.float32(0.0)), [9 / 4], rtol=1e-6)
+    means = means.add(jnp.array([7.0]), jnp.array([6.0]))
+    np.testing.assert_allclose(means.baseline(jnp.array([7.0]), jnp.float32(0.0)), [9 / 4], rtol=1e-6)
 
 
 def test_a_baseline_forgets():
@@ -54,7 +56,7 @@ def test_a_baseline_forgets():
 
 
 def test_a_replay_keeps_the_newest_and_draws_only_what_came_in():
-    replay = Replay.empty(8, (1, 2, 2, 4), (3, 2))
+    replay = Replay.empty(8, *EXAMPLE)
     batches = [scored(4, seed) for seed in range(3)]
     replay = replay.add(batches[0])
     drawn = replay.draw(jax.random.key(0), 64)
@@ -75,7 +77,7 @@ def test_the_reward_model_learns_the_rewards_of_latents(size):
     this = setup()
     state = this.init(toy.TRANSFORMER.init(jax.random.key(5)), jax.random.key(0))
     optimizer = optax.adam(0.05)
-    replay = Replay.empty(size, (1, 2, 2, 4), (3, 2)) if size else None
+    replay = Replay.empty(size, *EXAMPLE) if size else None
     state = state.replace(replay=replay, optimizers=state.optimizers | {"reward": optimizer.init(state.reward_model)})
     step = jax.jit(make_reward_step(toy.REWARD_MODEL, optimizer))
     for seed in range(150):

@@ -1,4 +1,4 @@
-"""diffusers' CogVideoXTransformer3DModel: its config and its keys in our names."""
+"""The transformer of CogVideoX in diffusers: its config.json and its keys in our names."""
 
 import dataclasses
 import math
@@ -51,10 +51,10 @@ def table(config: Mapping[str, Any]) -> list[Rule]:
 
 
 def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """What `models.cogvideox_dit.build` takes, from the content of diffusers' config.json: all but its own notes.
+    """The arguments of `models.cogvideox_dit.build`: diffusers' config.json without its notes (`_class_name`, ...).
 
     Raises:
-      UserError: the file asks for what the network does not have.
+      UserError: the file has a setting that the network does not have.
     """
     ours = {name: value for name, value in theirs.items() if not name.startswith("_")}
     if unknown := ours.keys() - {field.name for field in dataclasses.fields(Config)}:
@@ -63,5 +63,5 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `config`: what diffusers reads."""
+    """The inverse of `config`."""
     return dataclasses.asdict(Config(**config))

@@ -1,0 +1,35 @@
+"""The families of text-to-video models that are read from diffusers, planned for, and written back.
+
+A new family is a module beside this one with a `FAMILY` (see `family.Family`), its networks in `dollar_jax.models`, and
+a line in `FAMILIES`. Nothing else names its classes, sizes, schedulers or defaults.
+"""
+
+from dollar_jax.card import Card
+from dollar_jax.convert.families import cogvideox
+from dollar_jax.convert.families.family import Family
+from dollar_jax.errors import UserError
+
+FAMILIES: tuple[Family, ...] = (cogvideox.FAMILY,)
+
+
+def by_pipeline(class_name: object) -> Family | None:
+    """The family of a pipeline, by the `_class_name` in its model_index.json; None for others."""
+    return next((family for family in FAMILIES if family.pipeline == class_name), None)
+
+
+def by_transformer(network: str) -> Family:
+    """The family of a card, by the architecture of its transformer.
+
+    Raises:
+      UserError: the network belongs to none.
+    """
+    for family in FAMILIES:
+        if family.component("transformer").network == network:
+            return family
+    known = ", ".join(family.component("transformer").network for family in FAMILIES)
+    raise UserError(f"{network}: no other library has this transformer in a pipeline; known are {known}")
+
+
+def public_models() -> dict[str, Card]:
+    """The public models of all families by name, see `Family.public`."""
+    return {name: card for family in FAMILIES for name, card in family.public.items()}

@@ -1,0 +1,101 @@
+"""The description of a family of text-to-video models: its form. Each module beside this one fills it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from dollar_jax.card import Card
+from dollar_jax.convert.tables import Rule
+
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # each library's name for weights
+
+
+@runtime_checkable
+class Keys(Protocol):
+    """The config.json and the tensors of a network in another library: a module of `dollar_jax.convert`."""
+
+    def config(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """The config of our network, from the content of config.json. Raises UserError for a network that it is not."""
+
+    def their_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The inverse of `config`. Raises UserError for a network that the other library does not have."""
+
+    def table(self, config: Mapping[str, Any]) -> list[Rule]:
+        """The rules for the tensors of a network of our `config`, see `dollar_jax.convert.tables`."""
+
+
+@runtime_checkable
+class VaeKeys(Keys, Protocol):
+    """The same for a VAE, whose config.json also says how its latents are brought to zero mean and unit variance."""
+
+    def scale(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """`scaling_factor` of a card's VAE (and `shift_factor`, if there is one), from the content of config.json."""
+
+    def their_scale(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """The inverse of `scale`, from a card's VAE."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that we and another library have.
+
+    Attributes:
+      component: its name in our cards: transformer, vae, text_encoder or clip.
+      network: its module in `dollar_jax.models`, or MODULE:FUNCTION for one from outside.
+      keys: its tensors and its config.json there.
+      library: the Python package that loads it.
+      class_name: its class there.
+    """
+
+    component: str
+    network: str
+    keys: Keys
+    library: Literal["diffusers", "transformers"]
+    class_name: str
+
+    @property
+    def stem(self) -> str:
+        """The name of its files of weights there, without an ending."""
+        return STEMS[self.library]
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that conversion and planning know of a family of text-to-video models.
+
+    Attributes:
+      pipeline: its class in diffusers, as model_index.json names it.
+      components: its transformer, VAE and text encoder.
+      index: entries of model_index.json beside components, tokenizer and scheduler. A folder in which they differ, or
+        which has more, is refused.
+      public: the cards of public models by name, as far as a plan needs them: networks, text length, prediction type
+        and schedule. No two families share a name.
+      guidance: the paper's w that the public models are sampled with.
+      negative_prompt: the caption of the prediction that guidance leads away from.
+      text_length: card -> tokens of a caption. The card has its three networks.
+      at_own_size: card -> the card at the size of video that the transformer was trained for: with `video`,
+        `latent_shape` and, where it applies, `lead`. Beyond the networks, the card has all fields but these.
+      read_scheduler: content of scheduler_config.json -> `prediction_type`, `schedule`, `times` and `sampler` of a
+        card. Raises UserError for a scheduler that we cannot follow.
+      write_scheduler: card -> (class, content of scheduler_config.json) of a scheduler in diffusers that samples
+        exactly as the card says, or None if there is none. Then the export brings `dollar_scheduler.py`.
+      call: card -> arguments of the pipeline, beside the prompt, that sample as the card says.
+      unscaled: Python expression in `pipe` and `latents`, its output of type "latent": the VAE's latents [b c f h w].
+    """
+
+    pipeline: str
+    components: tuple[Architecture, ...]
+    public: Mapping[str, Card]
+    guidance: float
+    text_length: Callable[[Card], int]
+    at_own_size: Callable[[Card], Card]
+    read_scheduler: Callable[[Mapping[str, Any]], Card]
+    write_scheduler: Callable[[Card], tuple[str, dict[str, Any]] | None]
+    call: Callable[[Card], dict[str, Any]]
+    unscaled: str
+    negative_prompt: str = ""
+    index: Mapping[str, Any] = field(default_factory=dict)
+
+    def component(self, name: str) -> Architecture:
+        """Its transformer, vae or text_encoder."""
+        return next(architecture for architecture in self.components if architecture.component == name)

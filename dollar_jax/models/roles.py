@@ -1,0 +1,123 @@
+"""What a network of each role accepts and returns: the contract of the built-in networks and of anybody's own.
+
+A network is a `Network` (init, apply); `apply(params, *arguments, method=NAME)` calls the function NAME of its role, or
+`__call__` where no method is given. A module's `build(**config) -> Network` gets the sizes in a card or a config and,
+by role, how it is to compute:
+
+| role | built with, beside its sizes | called as |
+|---|---|---|
+| transformer | dtype, remat, attention | `Transformer` |
+| vae | dtype | `Autoencoder` |
+| text_encoder | | `TextEncoder` |
+| reward_model | | `RewardModel` |
+
+dtype: what it computes in; parameters are float32. remat: what is kept for the gradient, one of
+`cogvideox_dit.REMAT`. attention: the kernel, see `models.attention`, or None. A network may ignore all three, but must
+take them (`**options`).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from dollar_jax.errors import UserError
+from dollar_jax.models.network import Network
+from dollar_jax.types import Condition, Latent, PerExample, Times, Tokens, Video
+
+PLACE = "see dollar_jax/models/roles.py"
+
+
+class Transformer(Protocol):
+    """The network of teacher, student and fake score."""
+
+    def __call__(self, latents: Latent, times: Times, condition: Condition) -> Latent:
+        """The prediction, in the shape of `latents` x_t, at the times of the card's schedule."""
+
+
+class Autoencoder(Protocol):
+    """The VAE."""
+
+    def encode(self, video: Video) -> tuple[Latent, Latent]:
+        """Mean and log variance of the posterior, for videos -1..1."""
+
+    def decode(self, latents: Latent) -> Video:
+        """Videos -1..1 from latents in the VAE's own scale."""
+
+
+class TextEncoder(Protocol):
+    """The encoder of captions."""
+
+    def __call__(self, tokens: Tokens, mask: Bool[Array, "b l"]) -> Condition:
+        """The condition of the transformer; `mask` is True where a token is real."""
+
+
+class RewardModel(Protocol):
+    """The latent reward model."""
+
+    def __call__(self, latents: Latent, condition: Condition) -> PerExample:
+        """The normalised reward of each example."""
+
+
+def require(role: str, network: Network, name: str, *examples, params=None) -> None:
+    """Calls a network abstractly, without memory or arithmetic.
+
+    Args:
+      role: transformer, vae, text_encoder or reward_model.
+      name: of the network, for the message.
+      *examples: ShapeDtypeStructs of what it is called with, b = 1: latents and condition; a video; tokens and mask;
+        latents and condition.
+      params: shapes of its parameters; None makes them.
+    Raises:
+      UserError: it cannot be called so, or returns something else.
+    """
+    if params is None:
+        params = _try(role, name, "init(key)", network.init, jax.random.key(0))
+
+    def call(words: str, *arguments, **method):
+        return _try(role, name, words, lambda p, *a: network.apply(p, *a, **method), params, *arguments)
+
+    match role:
+        case "transformer":
+            latents, condition = examples
+            times = jax.ShapeDtypeStruct((1,), jnp.float32)
+            words = "(latents, times, condition)"
+            _same(role, name, words, call(words, latents, times, condition), latents)
+        case "vae":
+            (video,) = examples
+            posterior = call("encode(video)", video, method="encode")
+            if not (isinstance(posterior, tuple) and len(posterior) == 2 and posterior[0].ndim == 5):
+                raise _fault(role, name, "encode(video)", "mean and log variance, each [b f h w c]", posterior)
+            words = "decode(latents)"
+            _same(role, name, words, call(words, posterior[0], method="decode"), video)
+        case "text_encoder":
+            tokens, mask = examples
+            words = "(tokens, mask)"
+            condition = call(words, tokens, mask)
+            if not isinstance(condition, Condition) or condition.embedding.ndim != 3:
+                raise _fault(role, name, words, "a dollar_jax.types Condition", condition)
+        case "reward_model":
+            words = "(latents, condition)"
+            _same(role, name, words, call(words, *examples), jax.ShapeDtypeStruct((1,), jnp.float32))
+
+
+def _try(role: str, name: str, words: str, function: Callable, *arguments):
+    try:
+        return jax.eval_shape(function, *arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{name} as {role}: {words} fails: {reason}; {PLACE}") from error
+
+
+def _same(role: str, name: str, words: str, result, wanted) -> None:
+    if getattr(result, "shape", None) != wanted.shape:
+        raise _fault(role, name, words, f"an array of shape {wanted.shape}", result)
+
+
+def _fault(role: str, name: str, words: str, wanted: str, result) -> UserError:
+    found = jax.tree.map(lambda x: x.shape, result)
+    return UserError(f"{name} as {role}: {words} is to return {wanted}, not {found}; {PLACE}")

@@ -1,0 +1,123 @@
+"""One iteration of Alg. 1 as a list of parts: the training loop runs it, the planner compiles it.
+
+| part | step | how often | batch |
+|---|---|---|---|
+| generator | student and its average, Eq. 16 | once | data; after `trajectory` for a policy gradient |
+| fake_score | fake score, Eq. 4 | `fake_score.updates` | data of its own each time, as in DMD2 |
+| NAME_own | the network that objective NAME brings along | its `updates` | the generator's |
+| reward | latent reward model, Eq. 14 | once, if `concurrent` | clips and samples with their true reward |
+| finetune | student for the latent reward alone (Alg. 1, line 19) | once, if `separate` | the generator's |
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dollar_jax.sharding import batch_sharding, compile_step
+from dollar_jax.steps import dollar
+from dollar_jax.steps.dollar import Distillation, DollarState
+from dollar_jax.steps.reward import make_reward_step
+from dollar_jax.types import Key
+
+TUNING = "latent_reward"  # the objective that takes a step of its own where the config wants that
+REWARD = "reward"  # the part that trains the latent reward model
+PROPOSALS = 2  # the stream of random keys of every `Part.propose`
+
+
+@dataclass(frozen=True)
+class Part:
+    """A step of an iteration.
+
+    Attributes:
+      name: see the module's table.
+      step: (state, frozen, batch, key) -> (state, metrics).
+      stream: the number of its stream of random keys.
+      times: how often an iteration runs it.
+      batch: generator: the generator's batch; fresh: another one each time; few: as many rows of the generator's as the
+        reward model learns from.
+      propose: (state, frozen, batch, key) -> the step's batch, whose latents 'scored' are decoded and scored by the
+        true reward in between; None for a step on the batch as it is.
+      prepared: whether the batch needs what a differentiable reward made of the captions.
+    """
+
+    name: str
+    step: Callable
+    stream: int
+    times: int = 1
+    batch: Literal["generator", "fresh", "few"] = "generator"
+    propose: Callable | None = None
+    prepared: bool = False
+
+    def key(self, key: Key, number: int, index: int = 0, stream: int | None = None) -> Key:
+        """The key of the run `index` of this part in iteration `number`. Steps fold in `state.step` themselves, which
+        stands still while the reward model is trained alone.
+        """
+        key = jax.random.fold_in(key, (self.stream if stream is None else stream) + index)
+        return jax.random.fold_in(key, number) if self.name == REWARD else key
+
+
+def parts(setup: Distillation) -> list[Part]:
+    """The parts of an iteration, in their order, not compiled."""
+    config, needs = setup.config, setup.needs
+    learns, separate = "reward_model" in needs, config.reward.step == "separate"
+    names = [objective.name for objective in setup.objectives if not (separate and objective.name == TUNING)]
+    found = [
+        Part(
+            "generator",
+            dollar.make_generator_step(setup, names),
+            stream=1,
+            propose=dollar.make_trajectory(setup) if "trajectory" in needs else None,
+            prepared="pixel_reward" in needs,
+        )
+    ]
+    if "fake_score" in needs:
+        step = dollar.make_fake_score_step(setup)
+        found.append(Part("fake_score", step, stream=3, times=config.fake_score.updates, batch="fresh"))
+    for index, objective in enumerate(objective for objective in setup.objectives if objective.own):
+        step, times = dollar.make_own_step(setup, objective), objective.settings.get("updates", 1)
+        found.append(Part(dollar.own_name(objective), step, stream=(index + 1) << 16, times=times))
+    if learns and (config.reward.concurrent or config.reward.pretrain):
+        step = make_reward_step(setup.reward_network, setup.optimizer("reward"))
+        found.append(Part(REWARD, step, stream=PROPOSALS, batch="few", propose=dollar.make_proposal(setup)))
+    if learns and separate:
+        found.append(Part("finetune", dollar.make_generator_step(setup, [TUNING]), stream=1))
+    return found
+
+
+def due(iteration: list[Part], setup: Distillation, number: int) -> list[Part]:
+    """The parts that iteration `number` runs: at first the reward model's alone, as many times as `reward.pretrain`
+    says; later it rests if it is not to learn concurrently.
+    """
+    reward = setup.config.reward
+    if number < reward.pretrain:
+        return [part for part in iteration if part.name == REWARD]
+    return [part for part in iteration if part.name != REWARD or reward.concurrent]
+
+
+def compiled(iteration: list[Part], state: DollarState, mesh: Mesh) -> list[Part]:
+    """The same, each function jitted once; `state` may be abstract."""
+    spread = batch_sharding(mesh)
+    return [
+        replace(
+            part,
+            step=compile_step(part.step, state, mesh),
+            propose=part.propose and jax.jit(part.propose, out_shardings=spread),
+        )
+        for part in iteration
+    ]
+
+
+def batches_drawn(config: ConfigDict, needs: Collection[str]) -> int:
+    """How many batches an iteration draws from the data: the generator's, and a fresh one for each update of the fake
+    score.
+    """
+    return 1 + config.fake_score.updates * ("fake_score" in needs)
+
+
+def describe(iteration: list[Part]) -> str:
+    """The iteration in a line."""
+    return ", ".join(f"{part.name} x {part.times}" if part.times > 1 else part.name for part in iteration)
