@@ -1,8 +1,8 @@
-"""Checkpoints. A model is a folder: `config.json`, its card (`dollar_jax.card`), beside all that the card points to.
+"""Checkpoints. A model is a folder with a card, `config.json` (`dollar_jax.card`), and the files that the card names.
 
-The folder of a training stage is such a folder, so that what is in training can be sampled at any time; the numbered
-checkpoints in it hold each network as an item of its own. Nothing in a folder points outside: it can be moved, and
-handed on. Each checkpoint has checksums (`dollar_jax.checksums`), which whoever loads it verifies.
+The folder of a training stage is a model's folder too, so that a network in training can be sampled at any time. Its
+numbered checkpoints hold each network as an item of its own. No file in a model's folder points outside, so the folder
+can be moved and shared. Each checkpoint has checksums (`dollar_jax.checksums`), which are verified when it is loaded.
 """
 
 import json
@@ -34,7 +34,7 @@ from dollar_jax.reading import inside
 from dollar_jax.sharding import with_shardings
 from dollar_jax.types import Params
 
-SHARED = ("vae", "text_encoder", "tokenizer")  # what a student has in common with its teacher
+SHARED = ("vae", "text_encoder", "tokenizer")  # components that a student shares with its teacher
 NUMBERED = "checkpoints"
 
 
@@ -42,7 +42,7 @@ def write_card(folder: str | os.PathLike, card: Card) -> None:
     """Writes `folder/config.json`, atomically.
 
     Raises:
-      UserError: the card would be refused when it is read.
+      UserError: `read_card` would refuse this card.
     """
     path, content = Path(folder) / "config.json", json.dumps(card, indent=2) + "\n"
     cards.check(json.loads(content), path)
@@ -50,16 +50,16 @@ def write_card(folder: str | os.PathLike, card: Card) -> None:
 
 
 def root(folder: str | os.PathLike) -> Path:
-    """The model's folder that `folder` means: itself, or what a numbered checkpoint lies in."""
+    """The model's folder: `folder` itself, or the folder that contains the numbered checkpoint `folder`."""
     folder = Path(folder)
     return folder.parents[1] if folder.name.isdigit() and folder.parent.name == NUMBERED else folder
 
 
 def read_card(folder: str | os.PathLike) -> Card:
-    """The card of a model's folder, or of one numbered checkpoint in it. Its paths are relative to `root(folder)`.
+    """The card of a model's folder, or of a numbered checkpoint in it. Its paths are relative to `root(folder)`.
 
     Raises:
-      UserError: the folder is no model's, or its card is not what a card may be.
+      UserError: the folder holds no model, or its card is not valid.
     """
     folder, place = Path(folder), root(folder) / "config.json"
     if not place.is_file():
@@ -72,7 +72,7 @@ def read_card(folder: str | os.PathLike) -> Card:
 
 
 def _place(folder: str | os.PathLike, part: Card) -> Path:
-    """The checkpoint that a component's path means: a folder with checksums."""
+    """The folder of a component's checkpoint: its path, or the newest numbered checkpoint in it."""
     path = inside(root(folder), part["path"])
     if path.name == NUMBERED:
         steps = [int(child.name) for child in path.glob("*") if child.name.isdigit()]
@@ -85,11 +85,16 @@ def _place(folder: str | os.PathLike, part: Card) -> Path:
 
 
 def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Network, Params]:
-    """Network and parameters, in the dtype they are stored in, of one component of a card. `options` go to the network
-    (dtype, remat, attention). Under a mesh each device reads its own part of the parameters.
+    """Loads one component of a card. Returns (network, parameters); parameters keep the dtype in which they are stored.
 
+    Under a mesh, each device reads only its own part of the parameters.
+
+    Args:
+      folder: the model's folder, or a numbered checkpoint in it.
+      part: the component's entry in the card.
+      **options: options of the network: dtype, remat, attention.
     Raises:
-      UserError: nothing is stored there, it is damaged, or has other shapes than the card says.
+      UserError: the checkpoint is missing or damaged, or its shapes differ from the card.
     """
     network = build(part["architecture"], part["config"], **options)
     target = jax.eval_shape(network.init, jax.random.key(0))
@@ -112,16 +117,17 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
 
 
 def _fault(path: Path, item: str = "") -> str:
-    """What `checksums.fault` says. Processes share the reading, and agree."""
+    """`checksums.fault` on all processes: each verifies a part of the files, and all get the same outcome."""
     found = checksums.fault(path, item, jax.process_index(), jax.process_count())
     if jax.process_count() == 1 or not multihost_utils.process_allgather(np.array(bool(found))).any():
         return found
-    return found or "another process says so"
+    return found or "another process found it"
 
 
 def save_params(folder: str | os.PathLike, params: Params) -> None:
-    """Writes the parameters of a network that is not in training (a text encoder, converted weights), without a copy in
-    memory: orbax would make two, one of its own and one of its compressor.
+    """Writes the parameters of a network that is not in training (a text encoder, converted weights).
+
+    No copy is made in memory. With its defaults, Orbax would make two: one itself, one in its compressor.
     """
     numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
@@ -131,12 +137,15 @@ def save_params(folder: str | os.PathLike, params: Params) -> None:
 
 
 def bring(card: Card, source: str | os.PathLike, folder: str | os.PathLike, names: Sequence[str] = SHARED) -> Card:
-    """These parts of the card of the model in `source`, which is not in training, as parts of one in `folder`.
+    """Brings components of the model in `source` into `folder`. Returns their entries for the card of `folder`.
 
-    The folder gets files of its own: hard links where the disk has them, which take no room, else copies.
+    The files in `folder` are hard links, which take no space, or copies on a disk without hard links.
 
+    Args:
+      card: card of `source`, a model that is not in training.
+      names: names of the components.
     Raises:
-      UserError: a part is missing, or points outside `source`.
+      UserError: a component is missing, damaged or in training, or its path leads out of `source`.
     """
     brought = {}
     for name in names:
@@ -156,7 +165,7 @@ def _bring_tokenizer(source: str | os.PathLike, part: Card, target: Path) -> Non
 def _bring_network(source: str | os.PathLike, part: Card, target: Path) -> None:
     path = _place(source, part)
     if part["item"]:
-        raise UserError(f"{path} is in training: a finished one is needed here")
+        raise UserError(f"{path} is a training checkpoint: a finished network is needed here")
     try:
         files = checksums.listed(path)
     except UserError as error:
@@ -173,12 +182,12 @@ def _bring_network(source: str | os.PathLike, part: Card, target: Path) -> None:
 def _link(source: str, target: str) -> None:
     try:
         os.link(os.path.realpath(source), target)
-    except OSError:  # another disk, or one without hard links
+    except OSError:  # the target is on another disk, or the disk has no hard links
         shutil.copyfile(source, target)
 
 
 class _Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """Where a checkpoint is written until it is complete, checksums last."""
+    """The temporary folder of a checkpoint, which gets its checksums before it gets its final name."""
 
     async def finalize(self) -> None:
         checksums.write(self.get())
@@ -187,18 +196,19 @@ class _Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never: only `distributed.Preemption` asks JAX, which counts the calls; stages begin to count again."""
+        """False: JAX counts these calls, and each stage starts at step 0, so only `distributed.Preemption` asks JAX."""
         return False
 
 
 class Checkpoints:
-    """The numbered checkpoints of a stage: the whole state and the data position, saved in the background.
+    """The numbered checkpoints of a stage: the whole state and the position in the data, saved in the background.
 
     Args:
-      folder: of the stage; they are in `folder/checkpoints`.
-      keep: so many of the newest stay.
-      best: a metric; the checkpoint where it was largest stays too. With a minus in front: smallest. '' for none.
-      networks: fields of the state that can be loaded alone, each an item of its own; all others are in one, `state`.
+      folder: the stage's folder; checkpoints are in `folder/checkpoints`.
+      keep: number of newest checkpoints to keep.
+      best: a metric; the checkpoint with its largest value is kept too. With a minus in front: the smallest. '': none.
+      networks: fields of the state that are stored as items of their own and can be loaded alone; all other fields are
+        in the item `state`.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, best: str = "", networks: Collection[str] = ()):
@@ -219,16 +229,16 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step, None before the first."""
+        """Step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Mapping, batches: grain.DatasetIterator, metrics: Mapping[str, float]) -> None:
-        """Begins to save; a process killed meanwhile leaves the checkpoint before as the newest.
+        """Starts to save a checkpoint. If the process is killed meanwhile, the previous checkpoint remains the newest.
 
         Args:
-          metrics: the latest; empty before the first, then this checkpoint cannot become the best.
+          metrics: the latest metrics; with {} this checkpoint cannot become the best.
         Raises:
-          UserError: the disk has no room for it, or `metrics` lack the one that says which is best.
+          UserError: the disk has too little space, or `metrics` lacks the metric `best`.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) // jax.process_count()
         require_space(self._manager.directory, needed)
@@ -242,11 +252,15 @@ class Checkpoints:
         self._manager.save(step, metrics=value, args=ocp.args.Composite(**items))
 
     def restore(self, state: Mapping, batches: grain.DatasetIterator) -> tuple[int, Mapping]:
-        """(step, state) of the newest checkpoint that can be read, in the shapes and shardings of `state`; `batches` is
-        moved to its position. Newer ones, which cannot be read, are set aside as `STEP.damaged`, and that is said.
+        """Restores the newest checkpoint that can be read. Returns (step, state).
 
+        Newer, damaged checkpoints are renamed to `STEP.damaged`, with a line on stderr.
+
+        Args:
+          state: ShapeDtypeStructs with the shapes and shardings to restore.
+          batches: set to the position that was saved.
         Raises:
-          UserError: none can be read, or the newest is of another network.
+          UserError: no checkpoint can be read, or the newest has the parameters of another network.
         """
         items = {name: ocp.args.StandardRestore(tree) for name, tree in self._items(state).items()}
         items["data"] = ocp.args.JsonRestore()
@@ -261,7 +275,7 @@ class Checkpoints:
                 break
             except UserError:
                 raise
-            except Exception as error:  # each of the libraries that read has classes of its own
+            except Exception as error:  # each library that reads raises its own exceptions
                 damaged[step] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         else:
             step, reason = next(iter(damaged.items()))
@@ -292,8 +306,8 @@ class Checkpoints:
         if different := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
             name = different[0]
             raise UserError(
-                f"{self._manager.directory / str(step)} is of another network: {name} is {there.get(name)} there,"
-                f" {here.get(name)} here ({len(different)} in all); take another --workdir"
+                f"{self._manager.directory / str(step)} has another network: the shape of {name} is"
+                f" {there.get(name)} there, {here.get(name)} here ({len(different)} in all); take another --workdir"
             )
 
     def _items(self, state: Mapping) -> dict[str, Mapping]:
@@ -302,8 +316,9 @@ class Checkpoints:
 
     @contextmanager
     def finished_on_error(self) -> Iterator[None]:
-        """Lets what is being saved come to its end before a mistake of the user's ends the process. Not among several:
-        the others would not wait for it.
+        """Finishes a checkpoint that is being saved when a UserError ends the process.
+
+        Only in a run of one process: several would have to finish it together, and the others do not wait.
         """
         try:
             yield
@@ -313,12 +328,12 @@ class Checkpoints:
             raise
 
     def close(self) -> None:
-        """Waits for what is being saved."""
+        """Waits for checkpoints that are being saved."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    """Shapes by path."""
+    """Path -> shape of each leaf."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in paths}

@@ -1,8 +1,8 @@
-"""Checksums of a checkpoint's files, so that a damaged one is not loaded or trained on.
+"""Checksums of a checkpoint's files, so that a damaged checkpoint is not loaded.
 
-`checksums.json` in a checkpoint's folder has size and SHA-256 of every file: {"files": {name: [bytes, hex]}}. It is
-written before the folder gets its name, so a folder without it is not complete. It tells flipped bytes and lost files,
-not forgers: whoever can write into the folder can write it, too.
+`checksums.json` in a checkpoint's folder has the size and SHA-256 of every file: {"files": {name: [bytes, hex]}}. It is
+written before the folder gets its final name, so a folder without it is incomplete. It detects flipped bytes and lost
+files, but not forgery: whoever can write into the folder can also write the checksums.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from dollar_jax.files import write_atomically
 from dollar_jax.reading import inside
 
 NAME = "checksums.json"
-# What Orbax writes when all else is complete: no parameters are in it.
+# Files without parameters, which Orbax writes after all others.
 LATER = {NAME, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 def write(folder: str | os.PathLike) -> None:
-    """Notes all files in `folder`."""
+    """Writes the checksums of all files in `folder`."""
     folder = Path(folder)
     names = sorted(_files(folder) - LATER)
     with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
@@ -31,22 +31,22 @@ def write(folder: str | os.PathLike) -> None:
 
 
 def strays(folder: str | os.PathLike, files: set[str]) -> str:
-    """Words for what does not belong in `folder`, beside these `files`: others, and links that lead out of it. ''."""
+    """Describes a file in `folder` that is not one of `files`, or a link out of the folder; '' if there is none."""
     try:
         for name in _files(Path(folder)):
             inside(folder, name)
             if name not in files | LATER:
-                return f"{name} was not written with it"
+                return f"{name} is not one of its files"
     except UserError as error:
         return str(error)
     return ""
 
 
 def listed(folder: str | os.PathLike) -> dict[str, tuple[int, str]]:
-    """Name -> (bytes, SHA-256) of what `write` noted.
+    """Reads the checksums that `write` wrote: name -> (bytes, SHA-256).
 
     Raises:
-      UserError: it is missing or damaged.
+      UserError: the file is missing or damaged.
     """
     try:
         files = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))["files"]
@@ -58,11 +58,12 @@ def listed(folder: str | os.PathLike) -> dict[str, tuple[int, str]]:
 
 
 def fault(folder: str | os.PathLike, item: str = "", share: int = 0, shares: int = 1) -> str:
-    """Words for the first thing that is wrong with the files of a checkpoint, '' where nothing is.
+    """Describes the first fault in the files of a checkpoint; '' if they are intact.
 
     Args:
-      item: the folder in it whose files are looked at; '' for all.
-      share, shares: which of so many equal parts of the files to read, for processes that divide the work.
+      folder: the checkpoint's folder.
+      item: the subfolder whose files are verified; '' for all.
+      share, shares: this process reads part `share` of `shares` equal parts of the files.
     """
     folder = Path(folder)
     try:
@@ -82,12 +83,12 @@ def fault(folder: str | os.PathLike, item: str = "", share: int = 0, shares: int
     with ThreadPoolExecutor() as pool:
         for name, digest in zip(mine, pool.map(lambda name: _digest(folder / name), mine), strict=True):
             if digest != files[name][1]:
-                return f"{name} is not what was written"
+                return f"{name} has another checksum"
     return ""
 
 
 def _files(folder: Path) -> set[str]:
-    """All files by their names relative to `folder`; a link counts as a file, and is not followed."""
+    """Names of all files, relative to `folder`; a link counts as a file and is not followed."""
     found = set()
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]

@@ -1,4 +1,4 @@
-"""What the commands share: flags in, one line and exit status 2 for a mistake of the user's."""
+"""Shared by all commands: parsing of flags, and user errors as one line with exit status 2."""
 
 import errno
 import math
@@ -18,7 +18,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.importing import trust
 
 FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
-# What the user's paths can do wrong, whatever touches them first.
+# Errors that a wrong path of the user can cause in any library.
 PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 READ_ONLY = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -28,11 +28,11 @@ _TRUST = flags.DEFINE_multi_string(
 
 
 def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
-    """Parses the flags and runs a command; a wrong flag or a UserError is one line on stderr and exit status 2.
+    """Parses the flags and runs a command; a wrong flag or a UserError becomes one line on stderr and exit status 2.
 
     Args:
-      main: called with what stands on the command line beside the flags.
-      arguments: the names of these.
+      main: called with the positional arguments of the command line.
+      arguments: names of the positional arguments.
     """
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[_TRUST.name])  # for --help
     threading.excepthook, sys.unraisablehook = _in_a_thread, _unraisable
@@ -42,7 +42,7 @@ def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
         _stop(str(error))
     except Exception as error:
         if _says_full(error):
-            _stop("the disk is full: what was complete is kept; free some space and run the same command again")
+            _stop("the disk is full: complete files are kept; free some space and run the same command again")
         if isinstance(error, PATHS) or getattr(error, "errno", None) in READ_ONLY:
             _stop(f"{error.filename or 'a path'}: {error.strerror or error}; check the path and who may write there")
         raise
@@ -54,7 +54,7 @@ def _says_full(error: BaseException) -> bool:
 
 
 def _follows(error: BaseException) -> bool:
-    """Whether a library's thread says once more what the command will say, or that nobody waits for it any more."""
+    """Whether an error in a library's thread is only a consequence: of a full disk, or of an event loop that ended."""
     return _says_full(error) or str(error) == "Event loop is closed"
 
 
@@ -64,17 +64,17 @@ def _in_a_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(arguments: Any) -> None:
-    if not _follows(arguments.exc_value):  # of TensorStore's threads, say
+    if not _follows(arguments.exc_value):  # for instance an error in a thread of TensorStore
         sys.__unraisablehook__(arguments)
 
 
 def _stop(reason: str) -> NoReturn:
     with suppress(OSError):  # a closed pipe, a full disk
         sys.stdout.flush()
-    # Parts of the reason may be a stranger's: one line, and nothing that a terminal obeys.
+    # The reason may quote a file from outside: control characters, which a terminal would obey, are removed.
     words = "".join(letter if letter.isprintable() else " " for letter in reason)
     print(f"error: {words}", file=sys.stderr)
-    # A library's thread that still tries to write must not turn this into another exit status.
+    # os._exit, so that a library's thread that still writes cannot change the exit status.
     sys.stderr.flush()
     os._exit(2)
 
@@ -87,7 +87,7 @@ def required(*needed: flags.FlagHolder) -> None:
 
 
 def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
-    logging.set_verbosity(logging.FATAL)  # what a library logs as an error it raises as well
+    logging.set_verbosity(logging.FATAL)  # libraries also raise the errors that they log
     try:
         words, named = take_named(argv) if "config" in flags.FLAGS else (argv, [])
         rest = flags.FLAGS(words)[1:]
@@ -96,7 +96,7 @@ def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
                 raise UserError(f"--{name}={flag} is not a finite number")
         trust(_TRUST.value)
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            put_named(flags.FLAGS.config, named)  # a config that could not be loaded raises when it is touched
+            put_named(flags.FLAGS.config, named)  # a config that could not be loaded raises at the first access
             trust_networks(flags.FLAGS.config)
     except OSError as error:
         raise UserError(f"--config: {str(error).splitlines()[-1].strip()}") from error

@@ -1,4 +1,4 @@
-"""Pieces that config files are made of. A config is a file with get_config() -> ConfigDict; a fork copies one."""
+"""Building blocks of config files. A config is a Python file with get_config() -> ConfigDict."""
 
 import ast
 import re
@@ -16,8 +16,9 @@ NAMED = re.compile(r"--?config\.((?:\w+\.)*(?:objectives|metrics))\.([\w.]+)(:\w
 
 
 def trust_networks(config: ConfigDict) -> None:
-    """Trusts the modules of networks that a config names as an `architecture`: it is the user's own code. So may then
-    name them the checkpoints that it leads to.
+    """Trusts every module that a config names in a field `architecture`, because a config is the user's own code.
+
+    Checkpoints that the run loads may then name networks of these modules.
     """
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -27,7 +28,7 @@ def trust_networks(config: ConfigDict) -> None:
 
 
 def optimizer(learning_rate: float, **changes) -> ConfigDict:
-    """Fields of an AdamW, see `dollar_jax.steps.common.make_optimizer`."""
+    """Fields of an AdamW optimiser, see `dollar_jax.steps.common.make_optimizer`."""
     adam = {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "moment": "float32"}
     return ConfigDict({"learning_rate": learning_rate, "warmup": 20, "decay_from": 0.0, "clip": 1.0, **adam, **changes})
 
@@ -106,23 +107,26 @@ def put_named(config: ConfigDict, changes: Sequence[tuple[str, str, str, str]]) 
 
 
 def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
-    """Fields of a trained stage: its length, the batch over all devices and in how many pieces it is computed, and what
-    is written when, in iterations. `keep` of the newest checkpoints stay, and the one where the metric `best` was
-    largest or, with a minus in front, smallest; `show_every` 0 samples nothing on the way.
+    """Fields of a training stage.
+
+    iterations: number of updates. batch_size: examples over all devices; accumulate: number of pieces that a batch is
+    computed in. save_every, log_every, show_every: iterations between checkpoints, log lines and sampled videos
+    (show_every 0: no videos). keep: number of newest checkpoints to keep. best: a metric; the checkpoint with its
+    largest value is kept too (with a minus in front: the smallest).
     """
     log = {"accumulate": 1, "save_every": 200, "keep": 2, "best": "", "log_every": 20, "show_every": 500}
     return ConfigDict({"iterations": iterations, "batch_size": batch_size, **log, **fields})
 
 
 def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
-    """Fields of a reward and of the latent model that learns it.
+    """Fields of a reward, and of the latent reward model that learns it.
 
-    name, options, frames, timeout: see `dollar_jax.rewards.judge.Judge`. network: see `models.latent_reward.build`;
-    reads_captions: whether it gets the text too, whose width is the teacher's. batch_size: captions an iteration, of
-    each of which a clip of the data and a sample of the student's are scored. replay: how many scored videos are kept
-    to learn from again. pretrain: updates of the latent model before the student's first. concurrent: whether it goes
-    on learning then. step: joint sums the latent reward with the other objectives (Eq. 16), separate gives it a step of
-    its own (Alg. 1, line 19).
+    name, options, frames, timeout: see `dollar_jax.rewards.judge.Judge`. network: see `models.latent_reward.build`.
+    reads_captions: whether the latent reward model reads the text embeddings, whose width is the teacher's. batch_size:
+    captions per iteration; for each, one video of the dataset and one sample of the student are scored. replay: size of
+    the replay buffer of scored videos. pretrain: updates of the latent reward model before the student's first update;
+    concurrent: whether the model keeps learning after that. step: 'joint' adds the latent reward to the other
+    objectives (Eq. 16), 'separate' gives it an update of its own (Alg. 1, line 19).
     """
     fields = {"options": {}, "frames": 0, "timeout": 900.0, "reads_captions": False, "architecture": "latent_reward"}
     fields |= {"network": {"channels": channels, "backbone": "2d"}, "optimizer": optimizer(1e-3)}
@@ -131,14 +135,16 @@ def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
 
 
 def held_out(videos_per_caption: int) -> ConfigDict:
-    """How a student is judged on the way: by `videos_per_caption` of each of the report's captions (0: not at all, and
-    not guarded), before its first update and whenever a checkpoint is saved.
+    """Fields of the held-out evaluation of a student, before its first update and at every checkpoint.
+
+    videos_per_caption: videos for each of the report's captions; 0 turns evaluation and guard off.
     """
     return ConfigDict({"videos_per_caption": videos_per_caption})
 
 
 def guard(metric: str, tolerance: float, patience: int = 3) -> ConfigDict:
-    """When to end a student's tuning for a reward and which checkpoint to take, see `dollar_jax.guard.assess`; '' for
-    never and the last.
+    """Fields of the guard, which ends a student's tuning and picks its checkpoint, see `dollar_jax.guard.assess`.
+
+    metric '' turns the guard off: training runs to the end, and the last checkpoint is taken.
     """
     return ConfigDict({"metric": metric, "tolerance": tolerance, "patience": patience})

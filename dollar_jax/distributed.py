@@ -1,8 +1,9 @@
-"""One run of many processes: how they find each other, and how they agree to stop.
+"""Runs of several processes: how the processes find each other, and how they agree to stop.
 
-`start` comes before anything else of JAX. Three flags say who the others are, or the environment does, as JAX reads it
-(Slurm; TPU slices on Compute Engine and on Kubernetes). JAX is asked only where there are several: a laptop, a single
-TPU VM and a Slurm job of one task remain one process. Collectives between CPUs go through gloo, JAX's default.
+Call `start` before any other function of JAX. The addresses of the processes come from three flags, or from the
+environment as JAX reads it (Slurm; TPU slices on Compute Engine and on Kubernetes). jax.distributed is initialised only
+for several processes: a laptop, a single TPU VM and a Slurm job of one task stay one process. Collectives between CPUs
+use gloo, JAX's default.
 """
 
 import itertools
@@ -25,14 +26,16 @@ METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attribut
 
 
 def start(coordinator: str | None, processes: int | None, process: int | None, timeout: float = TIMEOUT) -> None:
-    """Joins this process to the others of its run, or does nothing where it is the only one.
+    """Connects this process with the other processes of its run; does nothing if it is the only one.
+
+    JAX aborts a process that has waited in vain. So addresses and ports are checked first, and shortly before JAX's own
+    timeout the process ends with one line and exit status 2.
 
     Args:
-      coordinator: HOST:PORT of process 0, the same for all; a free port there.
-      processes: how many there are.
-      process: which this one is, from 0.
-      timeout: seconds to wait for the others. JAX aborts a process that waited in vain, so what can be checked is
-        checked before, and the rest ends by a line of our own with exit status 2, shortly before.
+      coordinator: HOST:PORT of process 0, the same for all processes; the port is free on that host.
+      processes: number of processes.
+      process: index of this process, from 0.
+      timeout: seconds to wait for the other processes.
 
     Raises:
       UserError: flags are missing or wrong, the port is taken, or the coordinator cannot be reached.
@@ -60,7 +63,7 @@ def start(coordinator: str | None, processes: int | None, process: int | None, t
         else:
             _reach(host, port, deadline)
         where = coordinator
-        # Detection would restrict this process to one device in a Slurm job.
+        # In a Slurm job, JAX's own detection would restrict this process to one device.
         arguments = {
             "coordinator_address": coordinator,
             "num_processes": processes,
@@ -80,12 +83,12 @@ def start(coordinator: str | None, processes: int | None, process: int | None, t
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which writes what is written once."""
+    """Whether this is process 0, which writes the files and lines of the whole run."""
     return jax.process_index() == 0
 
 
 def _detect() -> tuple[str, dict] | None:
-    """What the environment says: words for it, and arguments for JAX; None where there is one process only."""
+    """(description, arguments of jax.distributed.initialize) from the environment; None for a single process."""
     environment = os.environ
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or 1)
     if tasks > 1 and "SLURM_STEP_NODELIST" not in environment:
@@ -100,7 +103,7 @@ def _detect() -> tuple[str, dict] | None:
         return None
     if hosts := environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES"):
         method, slices = "gketpu", environment.get("MEGASCALE_NUM_SLICES")
-    elif environment.get("TPU_SKIP_MDS_QUERY"):  # also set by JAX where it finds no TPU: there nobody would answer
+    elif environment.get("TPU_SKIP_MDS_QUERY"):  # also set by JAX without a TPU: no metadata server answers there
         return None
     else:
         method, slices = "gcetpu", environment.get("MEGASCALE_NUM_SLICES")
@@ -116,7 +119,7 @@ def _detect() -> tuple[str, dict] | None:
 
 
 def _metadata(name: str) -> str:
-    """An attribute of this Google Cloud machine, "" if it has none of that name."""
+    """An attribute of this Google Cloud machine, "" if the machine lacks it."""
     request = urllib.request.Request(METADATA + name, headers={"Metadata-Flavor": "Google"})
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -172,17 +175,17 @@ def _give_up(where: str, timeout: float) -> None:
     os._exit(2)
 
 
-_calls = itertools.count()  # of the whole program: steps of a stage start again from 0
+_calls = itertools.count()  # counts over the whole program, because each stage counts its steps from 0
 
 
 class Preemption:
-    """SIGTERM means: save and stop. Within this context it does not kill, and `requested` says when to.
+    """Turns SIGTERM into a request to save and stop: within this context it does not kill, and `requested` is true.
 
-    One process alone: a flag; a second SIGTERM kills as usual, and leaving restores the handler that was there before.
-    Several: JAX has caught SIGTERM since `start`, in every process and until its end, and when one process is told to
-    stop, all agree on the next step that none has passed. A second SIGTERM kills from then on.
+    With one process, the handler sets a flag. A second SIGTERM kills as usual, and leaving the context restores the
+    previous handler. With several processes, JAX catches SIGTERM from `start` to the end of every process; when one
+    process gets SIGTERM, all agree on the next step that no process has passed. After that step a second SIGTERM kills.
 
-    Ctrl-C (SIGINT) is left alone: it stops at once, and the newest checkpoint is where the run goes on.
+    Ctrl-C (SIGINT) stops at once; the next run continues from the newest checkpoint.
     """
 
     def __init__(self) -> None:
@@ -199,7 +202,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def requested(self) -> bool:
-        """Whether to save now and stop. Every process calls it after every step, and all get the same answer."""
+        """Whether to save now and stop. Every process must call it after every step; all get the same answer."""
         if not self._several:
             return self._asked
         reached = multihost_utils.reached_preemption_sync_point(next(_calls))

@@ -1,4 +1,4 @@
-"""Writing files and folders so that a killed process leaves either the old one or the new one."""
+"""Atomic writing of files and folders: a killed process leaves either the old version or the new one."""
 
 import os
 import shutil
@@ -12,10 +12,10 @@ from dollar_jax.errors import UserError
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file beside `path` and renames it; makes the folder where there is none."""
+    """Writes a temporary file beside `path` and renames it to `path`; creates a missing folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several hosts may write the same
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # several hosts may write the same file
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(temporary, path)
@@ -25,16 +25,16 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
 
 @contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder to fill, which appears at `path` when all went well, and not at all when something did not.
+    """Yields an empty temporary folder, which is renamed to `path` at the end, or deleted after an exception.
 
     Raises:
-      UserError: there is something at `path` already, or nothing can be written there.
+      UserError: `path` exists already, or cannot be written.
     """
     path = Path(path)
     if path.exists():
         raise UserError(f"{path} exists already: remove it or choose another folder")
     temporary = path.with_name(f".{path.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
@@ -43,7 +43,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
-        # A library's thread may still be writing after the error that it caused.
+        # A library's thread may still write into the folder after the error that it caused.
         for _ in range(50):
             shutil.rmtree(temporary, ignore_errors=True)
             if not temporary.exists():
@@ -52,7 +52,7 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def require_space(folder: str | os.PathLike, needed: int) -> None:
-    """Raises UserError if the disk that `folder` is on has less than `needed` bytes."""
+    """Raises UserError if the disk of `folder` has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

@@ -1,7 +1,7 @@
-"""Over-optimisation seen and stopped: which of a run's checkpoints is the best that may be kept, and when to end it.
+"""The guard against over-optimisation: picks the best acceptable checkpoint of a run, and ends the run.
 
-A reward that is optimised for long enough stops to mean what it was chosen for (Fig. 9). So a run is judged on prompts
-of its own, by the true reward and by something that the reward does not see.
+A reward that is optimised for long enough stops to mean what it was chosen for (Fig. 9). So checkpoints are evaluated
+on held-out prompts by two metrics: the true reward, and a second metric that the reward does not see.
 """
 
 import math
@@ -14,37 +14,41 @@ from dollar_jax.errors import UserError
 
 PREFIX = "held_out/"
 REWARD = PREFIX + "reward"
-Line = Mapping[str, Any]  # of the log; None where a value is not finite
+Line = Mapping[str, Any]  # a line of metrics.jsonl; None stands for a value that is not finite
 
 
 class Verdict(NamedTuple):
-    """See `assess`."""
+    """Result of `assess`."""
 
-    best: int | None  # updates done; None where nothing was measured
-    stop: bool
+    best: int | None  # step of the best checkpoint; None if nothing was measured
+    stop: bool  # whether to end the run
 
 
 def within(values: Sequence[float], metric: str, tolerance: float) -> bool:
-    """Whether the last value of a metric is no worse than its best by more than `tolerance`, in its own units: a share
-    of the best would be less than its noise where the best is good.
+    """Whether the last value of a metric is worse than the best value by at most `tolerance`.
+
+    The tolerance is absolute, in the metric's own units: relative to a very good best value, it would be smaller than
+    the metric's noise.
 
     Args:
-      metric: its name; with a minus in front, smaller is better.
+      metric: name of the metric; with a minus in front, smaller is better.
     """
     sign = 1 if metric.startswith("-") else -1
     return sign * values[-1] <= min(sign * value for value in values) + tolerance
 
 
 def score(history: Sequence[Line], config: ConfigDict) -> float:
-    """The last measurement's true reward, or -inf where the unseen metric of `config` has left its bounds.
+    """True reward of the last measurement, or -inf if the guard's metric is out of its tolerance or not finite.
 
+    Args:
+      history, config: see `assess`.
     Raises:
-      UserError: nothing has been measured under this name.
+      UserError: the guard's metric is not measured.
     """
     name = PREFIX + config.metric.removeprefix("-")
     if name not in history[0]:
         measured = sorted(line.removeprefix(PREFIX) for line in history[0] if line.startswith(PREFIX))
-        raise UserError(f"guard.metric={config.metric} is not measured: {', '.join(measured)} are")
+        raise UserError(f"guard.metric={config.metric} is not measured; choose one of {', '.join(measured)}")
     values, reward = [line[name] for line in history], history[-1][REWARD]
     if not _finite(values[-1]) or not _finite(reward):
         return -math.inf
@@ -52,18 +56,17 @@ def score(history: Sequence[Line], config: ConfigDict) -> float:
 
 
 def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)  # None: the log's word for what is not
+    return value is not None and math.isfinite(value)  # the log has None for a value that is not finite
 
 
 def assess(history: Sequence[Line], config: ConfigDict) -> Verdict:
-    """The measurement of the largest true reward within bounds, and whether the run has been out of them, or has not
-    become better, for `patience` measurements in a row.
+    """Picks the measurement with the largest `score`; the run stops after `patience` measurements without a larger one.
 
     Args:
-      history: what was measured, oldest first, the first before any update: {"step": the last update's, "held_out/...":
-        values}.
-      config: metric, the unseen one, with a minus in front where smaller is better; tolerance, by how much it may be
-        worse than at its best so far; patience.
+      history: all measurements, oldest first, the first one before any update. Each is {"step": number of the last
+        update, "held_out/NAME": value}.
+      config: metric, a metric that the reward does not see (with a minus in front: smaller is better); tolerance, how
+        much worse than its best value so far the metric may be; patience.
     """
     if not history:
         return Verdict(None, False)

@@ -1,4 +1,4 @@
-"""Names in a config become functions: `consistency` of this package, or `my_fork.losses:hinge` of anybody's."""
+"""Imports the functions that a config names: `consistency` from this package, or `my_fork.losses:hinge` from a fork."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -9,20 +9,20 @@ _trusted: set[str] = set()
 
 
 def trust(modules: Iterable[str]) -> None:
-    """Takes the user's word for these modules: a checkpoint's card may name networks in them."""
+    """Marks modules as trusted by the user: a checkpoint's card may then name networks in them."""
     _trusted.update(modules)
 
 
 def is_trusted(module: str) -> bool:
-    """Whether the user gave his word for it."""
+    """Whether the user trusts this module."""
     return module in _trusted
 
 
 def resolve(name: str, package: str) -> Callable:
-    """The function that `name` names: `module:function`, or `module` for `package.module:module`.
+    """Imports a function by name: `module:function`, or `NAME` as a short form of `package.NAME:NAME`.
 
     Raises:
-      UserError: no such module or no such function in it.
+      UserError: the module does not exist, or has no such function.
     """
     module, _, function = name.partition(":")
     if not function:

@@ -1,4 +1,4 @@
-"""What a stage of training writes down: metrics.jsonl, TensorBoard events, and progress with the time left."""
+"""The log of a training stage: metrics.jsonl, TensorBoard events, and progress with the remaining time."""
 
 import json
 import math
@@ -24,11 +24,11 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.reading import read_lines
 
-QUIET = 10.0  # seconds between two lines of progress where there is no terminal
+QUIET = 10.0  # seconds between two lines of progress without a terminal
 
 
 def read(folder: str | os.PathLike) -> list[dict]:
-    """The lines of `folder/metrics.jsonl`, oldest first, without one that a crash cut short; [] if there is no file.
+    """The lines of `folder/metrics.jsonl`, oldest first, without a truncated last line; [] if there is no file.
 
     Raises:
       UserError: a complete line is damaged.
@@ -40,24 +40,25 @@ def read(folder: str | os.PathLike) -> list[dict]:
     for number, line in enumerate(read_lines(path)[:-1], 1):
         try:
             lines.append(json.loads(line))
-            lines[-1]["step"] < 0  # noqa: B015 what every line has
+            lines[-1]["step"] < 0  # noqa: B015 raises if the line has no number as "step"
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is damaged: remove it to go on without it") from error
+            raise UserError(f"{path}, line {number} is damaged: remove the line to continue without it") from error
     return lines
 
 
 class Logger:
-    """The log of one stage. Steps count from 0; a line at step s averages the steps since the line before, s included.
+    """The log of one stage. Steps count from 0; the line of step s has averages since the previous line, including s.
 
-    `log` leaves the values on the device and adds them there, so that a step never waits for the one before; only
-    every `every` steps, and at the last one, are the averages fetched and written. `folder` gets
+    `log` adds up the values on the device, so that no step waits for the previous one. The averages are fetched and
+    written only every `every` steps and at the last step. `folder` gets
 
-      metrics.jsonl        {"step", "time" (Unix, s), "seconds_per_step", name: average, ...} a line; null is not finite
+      metrics.jsonl        a line {"step", "time" (Unix, s), "seconds_per_step", name: average, ...}; null: not finite
       events.out.tfevents* the same for TensorBoard, and the videos
 
-    A stage resumed at step `start` drops what an interrupted run had logged from `start` on; the remaining lines and
-    those to come have the steps, and where `start` is a multiple of `every` the averages, of a run never interrupted.
-    Of several processes, which must all call `log`, the first one writes.
+    A stage that resumes at step `start` drops the lines of an interrupted run from `start` on. The log then has the
+    same steps as a run without interruption, and the same averages if `start` is a multiple of `every`.
+
+    All processes must call `log`; process 0 writes.
     """
 
     def __init__(self, folder: str | os.PathLike, stage: str, total: int, start: int = 0, every: int = 20):
@@ -78,16 +79,16 @@ class Logger:
             self._bar = tqdm(total=total, initial=start, desc=stage, file=sys.stdout, dynamic_ncols=True)
 
     def log(self, step: int, metrics: dict[str, ArrayLike]) -> dict[str, float]:
-        """Takes the metrics of a step: numbers, or arrays, which are averaged. Names may come and go between steps.
+        """Adds the metrics of a step: numbers, or arrays, which are averaged. Steps may have different names.
 
         Returns:
-          the averages, where this step writes them; otherwise {}.
+          the averages if this step writes a line; otherwise {}.
         """
         self._averages = self._averages | _accumulate(
             {name: self._averages[name] for name in metrics if name in self._averages}, metrics
         )
         if self._first is None:
-            # The first step compiles: its time would spoil the estimate of all others.
+            # The first step includes compilation, so it is left out of the time per step.
             jax.block_until_ready(self._averages)
             self._first = self._window = (step, time.perf_counter())
         if (step + 1) % self._every and step + 1 != self._total:
@@ -99,8 +100,11 @@ class Logger:
         return scalars
 
     def measured(self, step: int, values: dict[str, float], seconds: float, shown: Sequence[str]) -> None:
-        """Writes values of after a step in a line of their own; those of before the first step are step -1's. The
-        `seconds` that it took to measure them are not the steps'. Those whose names are in `shown` are printed too.
+        """Writes values measured after a step as a line of their own; step -1 stands for before the first step.
+
+        Args:
+          seconds: duration of the measurement, which is left out of the time per step.
+          shown: names of the values that are printed too.
         """
         if self._window is not None:
             self._first, self._window = ((number, clock + seconds) for number, clock in (self._first, self._window))
@@ -110,7 +114,7 @@ class Logger:
             print(f"{self._stage} {step + 1}/{self._total}  held out: {words}", flush=True)
 
     def alarm(self, step: int, words: str) -> None:
-        """Says what is wrong after a step on stderr and under TensorBoard's texts."""
+        """Reports an alarm after a step, on stderr and under TensorBoard's texts."""
         if self._writes:
             print(f"{self._stage} {step + 1}/{self._total}  ALARM: {words}", file=sys.stderr, flush=True)
             self._events.add_text("alarms", words, step)
@@ -141,7 +145,7 @@ class Logger:
     def _write(self, step: int, scalars: dict[str, float]) -> None:
         now = time.perf_counter()
         since, clock = self._window
-        # A stage of one step, or one that writes at once, has no second step to be timed by.
+        # A stage of one step, or one that writes at its first step, has no second step to measure a time per step.
         seconds = (now - clock) / (step - since) if step > since else now - self._began
         self._window = (step, now)
         self._append(step, {"seconds_per_step": seconds, **scalars})

@@ -1,4 +1,4 @@
-"""Small videos as pictures that people can look at: enlarged, side by side, as strips of frames. Frames are uint8."""
+"""Pictures of small videos for people: enlarged, side by side, as strips of frames. All frames are uint8."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,19 @@ INK, PAPER = (24, 28, 27), (255, 255, 255)
 
 
 def enlarge(frames: UInt8[np.ndarray, "*n h w 3"], height: int) -> UInt8[np.ndarray, "*n H W 3"]:
-    """Repeats every pixel a whole number of times, so that the height comes near `height`; large frames stay."""
+    """Repeats every pixel k times, k >= 1, so that the height is close to `height`; larger frames stay as they are."""
     times = max(1, round(height / frames.shape[-3]))
     return repeat(frames, "... h w c -> ... (h i) (w j) c", i=times, j=times)
 
 
 def side_by_side(clips: UInt8[np.ndarray, "n f h w 3"]) -> UInt8[np.ndarray, "f h W 3"]:
-    """One clip of n clips in a row, two grey columns apart."""
+    """Joins n clips from left to right into one clip, separated by two grey columns."""
     spaced = np.pad(clips, [(0, 0), (0, 0), (0, 0), (0, 2), (0, 0)], constant_values=128)
     return rearrange(spaced, "n f h w c -> f h (n w) c")
 
 
 def gif(frames: UInt8[np.ndarray, "f h w 3"], fps: int) -> bytes:
-    """The clip as a GIF that repeats for ever."""
+    """The clip as a GIF that repeats endlessly."""
     first, *rest = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
@@ -32,7 +32,7 @@ def gif(frames: UInt8[np.ndarray, "f h w 3"], fps: int) -> bytes:
 
 
 def evenly(length: int, count: int) -> Int[np.ndarray, " k"]:
-    """At most `count` of `length` indices, evenly spaced, the first and the last among them."""
+    """At most `count` evenly spaced indices below `length`, including the first and the last."""
     return np.linspace(0, length - 1, min(count, length)).round().astype(int)
 
 
@@ -44,7 +44,7 @@ def strip(frames: UInt8[np.ndarray, "f h w 3"], kind: str = "PNG") -> bytes:
 
 
 def shrink(frames: UInt8[np.ndarray, "f h w 3"], height: int) -> UInt8[np.ndarray, "f H W 3"]:
-    """Frames reduced to `height`; lower ones stay as they are."""
+    """Frames reduced to `height`; smaller frames stay as they are."""
     if frames.shape[1] <= height:
         return frames
     size = (round(frames.shape[2] * height / frames.shape[1]), height)
@@ -54,13 +54,13 @@ def shrink(frames: UInt8[np.ndarray, "f h w 3"], height: int) -> UInt8[np.ndarra
 def montage(
     clips: Mapping[str, UInt8[np.ndarray, "n f h w 3"]], captions: Sequence[str], frames: int = 4, height: int = 80
 ) -> bytes:
-    """A labelled PNG: a row for each model, a few frames of each prompt from left to right.
+    """A labelled PNG with a row for each model and a column for each prompt; each cell has a few frames of a video.
 
     Args:
-      clips: model -> n videos, of the same prompts.
-      captions: of the n prompts.
-      frames: of each video, the first and the last among them.
-      height: about that of a frame, in pixels.
+      clips: model -> n videos, one for each prompt.
+      captions: the n prompts.
+      frames: number of frames of each video, including the first and the last.
+      height: approximate height of a frame in the picture, in pixels.
     """
     font = ImageFont.load_default(20)
     gap, margin, head = 3, 20, 44  # between frames, between videos, above the first row

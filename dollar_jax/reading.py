@@ -1,4 +1,4 @@
-"""Files as strangers write them: places, text and JSON. Nothing there names a path outside its own folder."""
+"""Safe reading of files from outside: paths, text and JSON. No content can name a path outside its own folder."""
 
 import json
 import math
@@ -13,10 +13,10 @@ from dollar_jax.errors import UserError
 
 
 def inside(folder: str | os.PathLike, name: str) -> Path:
-    """The path that `name`, a stranger's word, has in the stranger's `folder`.
+    """The resolved path of `name`, which comes from outside, in `folder`.
 
-    A folder that the Hugging Face Hub's client downloaded, `snapshots/REVISION`, consists of links into `blobs` beside
-    `snapshots`: these count as inside.
+    A folder downloaded by the client of the Hugging Face Hub, `snapshots/REVISION`, consists of links into the folder
+    `blobs` beside `snapshots`; these links are allowed.
 
     Raises:
       UserError: `name` is absolute, has a `..`, or a link leads out of the folder.
@@ -26,9 +26,9 @@ def inside(folder: str | os.PathLike, name: str) -> Path:
     try:
         path = (folder / name).resolve() if not name.startswith("~") else Path("/")
         if path.is_symlink():
-            raise ValueError("a loop of links")  # what Python before 3.13 says by itself
-    except (OSError, RuntimeError, ValueError) as error:  # half a character, a NUL, too
-        raise UserError(f"{folder} points to {name!r:.200}, which is no path") from error
+            raise ValueError("a loop of links")  # before 3.13, Python raises this itself
+    except (OSError, RuntimeError, ValueError) as error:  # also raised for a lone surrogate and a NUL
+        raise UserError(f"{folder} points to {name!r:.200}, which is not a valid path") from error
     roots = [folder]
     for parent in (folder, *folder.parents):
         if parent.parent.name == "snapshots":
@@ -40,16 +40,16 @@ def inside(folder: str | os.PathLike, name: str) -> Path:
 
 
 def within(folder: str | os.PathLike, name: str) -> Path:
-    """`folder / name` where `inside` allows it. What a link leads to may have no name that says its format."""
+    """`folder / name` if `inside` allows it, not resolved: the target of a link may lack the file extension."""
     inside(folder, name)
     return Path(folder) / name
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    """The lines of a text file, UTF-8 with or without a byte order mark, split at line feeds only.
+    """The lines of a UTF-8 text file, with or without a byte order mark, split at line feeds only.
 
     Raises:
-      UserError: there is no such file, or it is not UTF-8.
+      UserError: the file cannot be read, or is not UTF-8.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
@@ -61,13 +61,13 @@ def read_lines(path: str | os.PathLike) -> list[str]:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The JSON object in a file.
 
     Raises:
-      UserError: the file is missing, not JSON or no object; or has NaN or infinity, which are no numbers of JSON.
+      UserError: the file is missing, not JSON, or not an object; or it has NaN or infinity, which JSON does not allow.
     """
     path = Path(path)
-    if not path.is_file():  # reading a pipe would never end
+    if not path.is_file():  # a pipe is refused too: reading it could block
         raise UserError(f"{path} is missing")
     try:
         content = json.loads(path.read_bytes().decode(), parse_constant=_finite, parse_float=_finite)
@@ -76,18 +76,18 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {str(error)[:200]}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no JSON object, but a {type(content).__name__}")
+        raise UserError(f"{path} is not a JSON object, but a {type(content).__name__}")
     return content
 
 
 def _finite(word: str) -> float:
     if not math.isfinite(number := float(word)):
-        raise ValueError(f"{word[:20]} is no finite number")
+        raise ValueError(f"{word[:20]} is not a finite number")
     return number
 
 
 def require_schema(content: Any, schema: Mapping[str, Any], path: str | os.PathLike, remedy: str) -> None:
-    """Raises UserError, which names the field, if the content of the file at `path` does not fit a JSON schema."""
+    """Raises UserError with the name of the field if the content of the file at `path` violates a JSON schema."""
     try:
         fault = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
     except RecursionError as error:

@@ -1,8 +1,8 @@
-"""Where arrays live: the mesh, and rules from parameter paths to its axes.
+"""The device mesh, and the rules that map parameter paths to its axes. The mesh axes are
 
-data      batches; parameters are copied
-fsdp      batches too; parameters and everything that follows them (EMA, moments, frozen networks) are split
-context   the tokens of one video
+data      splits the batch; parameters are copied
+fsdp      splits the batch; also splits parameters, and with them EMA, Adam's moments and frozen networks
+context   splits the tokens of each video
 """
 
 import math
@@ -17,24 +17,25 @@ from ml_collections import ConfigDict
 
 from dollar_jax.errors import UserError
 
-BATCH = ("data", "fsdp")  # what a batch is split over
+BATCH = ("data", "fsdp")  # mesh axes that split a batch
 CONTEXT = "context"
 AXES = (*BATCH, CONTEXT)
 
-# First match wins: a pattern, a mesh axis, and the axes of the array that it may split, of which it splits the first
-# that it divides. What matches nothing is on every device. Optimiser states repeat the paths of their parameters, and
-# follow. A VAE, which has an encoder and a decoder, stays whole: it is small, convolutions would be gathered for every
-# few frames, and one split matrix among them makes the compiler split channels, and gather videos. So do convolutions
-# of other networks, which have more axes.
+# (pattern of the path, mesh axis, candidate axes of the array). The first pattern that matches applies; the mesh axis
+# splits the first candidate axis whose size it divides. An array that matches no pattern is copied to every device.
+# Optimiser states contain the paths of their parameters and are split like them. A VAE (paths with encoder or decoder)
+# is not split: it is small, its convolutions would be gathered for every few frames, and a single split matrix makes
+# the compiler split channels and gather videos. Convolutions of other networks have more than `STACKED` axes and are
+# not split either.
 RULES = (
     (r".*/(encoder|decoder)/", "fsdp", ()),
     (r".*/(kernel|embedding)$", "fsdp", (-2, -1)),
 )
-STACKED = 3  # axes of a stack of matrices
+STACKED = 3  # number of axes of a stack of matrices
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh (data, fsdp, context) over all devices, or those given; one size may be -1: what is left.
+    """The mesh (data, fsdp, context) over `devices`, by default all. One size may be -1: all remaining devices.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -50,12 +51,12 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
 
 
 def batch_shares(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def check_batch(size: int, mesh: Mesh, pieces: int = 1) -> None:
-    """Raises UserError if the devices cannot share a batch of `size` examples, computed in `pieces`, equally."""
+    """Raises UserError if a batch of `size` examples, computed in `pieces`, does not divide evenly over the devices."""
     shares = batch_shares(mesh)
     if size % (shares * pieces):
         raise UserError(
@@ -66,21 +67,22 @@ def check_batch(size: int, mesh: Mesh, pieces: int = 1) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis of a batch is split over `BATCH`."""
+    """The sharding that splits the leading axis over `BATCH`."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """The sharding that copies an array to every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def data_share(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which of the `count` equal shares of every batch this process reads. Processes whose devices
-    differ in their place on the context axis only read the same one.
+    """(index, count): this process reads share `index` of the `count` equal shares of every batch.
+
+    Processes whose devices differ only in their position on the context axis read the same share.
 
     Raises:
-      UserError: processes hold overlapping shares.
+      UserError: the shares of two processes overlap partly.
     """
     rows: dict[int, set[int]] = {}
     for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape[CONTEXT])):
@@ -88,7 +90,9 @@ def data_share(mesh: Mesh) -> tuple[int, int]:
             rows.setdefault(device.process_index, set()).add(row)
     shares = sorted({tuple(sorted(mine)) for mine in rows.values()})
     if len(shares) > 1 and len({row for share in shares for row in share}) != sum(map(len, shares)):
-        raise UserError("the mesh cuts across the devices of its hosts: let context divide, or be a multiple of, them")
+        raise UserError(
+            "mesh.context splits the devices of a host unevenly: give a divisor or multiple of their number"
+        )
     return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
 
 
@@ -119,30 +123,30 @@ def compile_step(step: Callable, state, mesh: Mesh) -> Callable:
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-    """The rows of a batch on the mesh that this process's devices hold, in order: the inverse of `train.place`."""
+    """This process's rows of a batch on the mesh, in order: the inverse of `train.place`."""
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def thin(x: jax.Array | np.ndarray, shares: int, count: int) -> jax.Array | np.ndarray:
-    """`count` rows of a batch that is split into `shares`: the first ones of each share."""
+    """`count` rows of a batch that is split into `shares`: the first `count / shares` rows of each share."""
     return x.reshape(shares, -1, *x.shape[1:])[:, : count // shares].reshape(count, *x.shape[1:])
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """x with its leading axes split over these mesh axes, in a function traced under a mesh; elsewhere x itself."""
+    """Splits the leading axes of x over these mesh axes in a function traced under a mesh; elsewhere returns x."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else lax.with_sharding_constraint(x, fit(x.shape, axes, mesh))
 
 
 def context_size() -> int:
-    """How many devices share the tokens of a video, in a function traced under a mesh; elsewhere 1."""
+    """Number of devices that share the tokens of a video in a function traced under a mesh; elsewhere 1."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape[CONTEXT]
 
 
 def fit(shape: Sequence[int], axes: Sequence[str | tuple[str, ...] | None], mesh) -> PartitionSpec:
-    """The spec that splits an array of this shape over these mesh axes, where they divide it."""
+    """The spec that splits each axis of an array over its mesh axis, if the mesh axis divides the size."""
 
     def size(axis):
         return math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis))

@@ -1,4 +1,4 @@
-"""The loop of every stage: batches in, updates, checkpoints, log. A second call goes on where the first stopped."""
+"""The training loop of all stages: batches, updates, checkpoints, log. A second call continues the first."""
 
 import sys
 import time
@@ -25,16 +25,16 @@ from dollar_jax.sharding import batch_sharding, shard
 from dollar_jax.watch import Heartbeat
 
 Update = Callable[[Any, dict, list[str], int], tuple[Any, dict]]
-RARELY_USED = ("ema", "optimizer", "optimizers")  # fields of states
-SKIPS = 10  # updates in a row that are not finite end a run
+RARELY_USED = ("ema", "optimizer", "optimizers")  # fields of a state that `offload` keeps in the host's memory
+SKIPS = 10  # number of non-finite updates in a row that ends a run
 
 
 class Preempted(Exception):
-    """The process was asked to end, and everything is saved."""
+    """The process was asked to stop, and a checkpoint is saved."""
 
 
 def abstract(init: Callable, mesh: Mesh, *args, offload: bool = False):
-    """Shapes, dtypes and shardings of the state `init(*args)`, see `initialize`."""
+    """Shapes, dtypes and shardings of the state that `initialize` returns for the same arguments."""
     shapes = jax.eval_shape(init, *args)
     shardings = shard(shapes, mesh)
     if offload:
@@ -44,19 +44,19 @@ def abstract(init: Callable, mesh: Mesh, *args, offload: bool = False):
 
 
 def initialize(init: Callable, mesh: Mesh, *args, offload: bool = False):
-    """The state `init(*args)`, born in its shardings; with `offload`, `RARELY_USED` fields in the host's memory."""
+    """The state `init(*args)`, created in its shardings; `offload` keeps `RARELY_USED` fields in the host's memory."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(init, mesh, *args, offload=offload))
     return jax.jit(init, out_shardings=shardings)(*args)
 
 
 def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """This process's rows of a batch, a tree of arrays, as arrays over the mesh."""
+    """A batch on the mesh, assembled from the rows that each process holds; both are trees of arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def finished(folder: Path, config: ConfigDict) -> bool:
-    """Whether `train` has nothing left to do here: the last update was saved, and no guard prefers another."""
+    """Whether `train` has nothing left to do: the last checkpoint is saved, and no guard may prefer another one."""
     return (folder / "checkpoints" / str(config.iterations)).exists() and not config.guard.metric
 
 
@@ -71,25 +71,24 @@ def train(
     measure: Callable[[Any], dict[str, float]] | None = None,
     shown: Sequence[str] = (),
 ) -> guard.Verdict:
-    """Runs a stage to its end, and says which checkpoint is the best where that is measured.
-
-    On SIGTERM it saves a checkpoint and raises `Preempted`.
+    """Runs a stage to its end. Returns the guard's verdict: the best checkpoint, None without a guard.
 
     Args:
-      folder: checkpoints, log and events go here.
+      folder: the stage's folder for checkpoints, log and TensorBoard events.
       state: a dataclass of arrays in their shardings.
-      update: (state, batch on the mesh, captions, number of the update) -> (state, metrics). Its randomness comes
-        from `state.step` or the number.
-      batches: dicts of arrays, with captions as strings under 'caption'.
-      config: iterations; save_every, keep, best: checkpoints; log_every; show_every, 0 for never; guard, see
-        `guard.assess`, where `measure` is given.
-      show: (state) -> (frames uint8 [n f h w 3], captions) for the log.
-      measure: (state) -> values by names that begin with `held_out/` or `collapse/`, before the first update and at
-        every checkpoint.
-      shown: the names of those values that are printed too.
+      update: (state, batch on the mesh, captions, number of the update) -> (state, metrics). Its randomness is a
+        function of `state.step` or the number.
+      batches: dicts of arrays; 'caption' holds the captions as strings.
+      config: iterations; save_every, keep and best for checkpoints; log_every; show_every (0: never); guard, see
+        `guard.assess`, which is used if `measure` is given.
+      show: (state) -> (frames uint8 [n f h w 3], captions), videos for the log.
+      measure: (state) -> name -> value, called before the first update and at every checkpoint. Names begin with
+        `held_out/` or `collapse/`.
+      shown: names of the measured values that are printed too.
 
     Raises:
       UserError: the updates of a network are no longer finite.
+      Preempted: the process got SIGTERM; a checkpoint is saved.
     """
     guarded = measure is not None and bool(config.guard.metric)
     best = guard.PREFIX + "score" if guarded else config.best
@@ -124,11 +123,11 @@ def train(
         Heartbeat(folder) as heartbeat,
         Preemption() as preemption,
     ):
-        # A run that was asked to stop at its last update saved it unmeasured.
+        # A run that was asked to stop at its last update has saved this checkpoint without measuring it.
         if measure and (not history or start == config.iterations != history[-1]["step"] + 1):
             look(start)
         if checkpoints.latest is None and (guarded or not config.iterations):
-            # The start may turn out to be the best, or is all that is asked for.
+            # The untrained state may turn out to be the best checkpoint; with 0 iterations it is the only one.
             value = {guard.PREFIX + "score": history[0][guard.REWARD]} if guarded else {}
             checkpoints.save(0, vars(state), batches, value)
         for step in range(start, config.iterations):
@@ -161,18 +160,18 @@ def train(
 
 
 def networks(state: Mapping) -> dict[str, Any]:
-    """The fields of a state that are the parameters of networks."""
+    """The fields of a state that hold the parameters of a network, without empty ones."""
     return {name: tree for name, tree in state.items() if isinstance(tree, dict) and tree and name != "optimizers"}
 
 
 class Skips:
-    """Counts the updates that were skipped because they were not finite, and ends a run that does nothing else."""
+    """Counts the updates that were skipped because they were not finite, and ends a run after `SKIPS` in a row."""
 
     def __init__(self, stage: str):
         self._stage, self._pending, self._in_a_row = stage, [], Counter()
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes a step's `skipped/NETWORK`; they stay on the device until `check` fetches them."""
+        """Notes the metrics `skipped/NETWORK` of a step; the values stay on the device until `check` fetches them."""
         self._pending.append((step, {name: value for name, value in metrics.items() if name.startswith("skipped/")}))
 
     def check(self) -> None:
@@ -192,7 +191,7 @@ class Skips:
 
 
 def _describe(folder: Path, state: Mapping) -> None:
-    """Says how large each network is, and leaves the table of all parameters in `parameters.txt`."""
+    """Prints the number of parameters of each network, and writes the table of all parameters to `parameters.txt`."""
     found = networks(state)
     tables = {
         name: parameter_overview.get_parameter_overview(tree, include_stats=False) for name, tree in found.items()

@@ -1,7 +1,7 @@
-"""One run to a folder, and signs of life from each of its processes.
+"""The lock of a workdir, and the heartbeat of each process.
 
-`alone` keeps a second run out of a workdir. `Heartbeat` tells, from outside and in the log, which process stands still:
-in a run of many processes all of them wait for the slowest, so that the one whose log ends first is seldom the culprit.
+`alone` keeps a second run out of a workdir. `Heartbeat` reports, in files and in the log, which process hangs: all
+processes of a run wait for the slowest, so the process whose log ends first is seldom the culprit.
 """
 
 import errno
@@ -22,30 +22,30 @@ import jax
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 
-INTERVAL = 10.0  # seconds between two signs of life
-LOST = 80.0  # seconds without one, after which a process counts as dead; JAX ends the whole run after 100
-PATIENCE = 6  # times as long may pass until the first step is done: it compiles
-SLOW = 5  # times the duration of a step is not long
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
+INTERVAL = 10.0  # seconds between two heartbeats
+LOST = 80.0  # seconds without a heartbeat after which a process counts as dead; JAX ends the whole run after 100
+PATIENCE = 6  # factor on the allowed silence before the first step, which includes compilation
+SLOW = 5  # the allowed silence is at least this many times the duration of a step
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # errors of a file system without locks
 
 Facts = Mapping[str, int | float | str | None]
 
 
 @contextmanager
 def alone(workdir: str | os.PathLike) -> Iterator[None]:
-    """Keeps other runs out of `workdir`, made where it is missing, as long as the context lasts.
+    """Locks `workdir`, created if it is missing, against other runs within this context.
 
-    The kernel gives up the lock on `workdir/.lock` when the process ends, however it ends. Of a run of many processes
-    the first takes it. On some network file systems (GCS FUSE) locks are known to one machine only; where there are
-    none (Lustre without -o flock), that is said, and the run goes on.
+    The lock is on `workdir/.lock`; the kernel releases it when the process ends, for whatever reason. In a run of
+    several processes, process 0 takes the lock. On some network file systems (GCS FUSE) other machines do not see it.
+    On a file system without locks (Lustre without -o flock), a warning is printed and the run continues.
 
     Raises:
-      UserError: another run is in there.
+      UserError: another run holds the lock.
     """
     path = Path(workdir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # A workdir may be a stranger's: what a link leads to is not written over.
+        # A workdir may come from outside: a link in it must not make us overwrite its target.
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         if error.errno != errno.ELOOP:
@@ -71,31 +71,32 @@ def _owner(path: Path) -> str:
     try:
         facts = json.loads(path.read_text())
         return f"process {facts['pid']} on {facts['host']}, since {facts['since']}"
-    except (ValueError, KeyError, TypeError):  # it has just taken the lock
+    except (ValueError, KeyError, TypeError):  # the other run has just taken the lock and not yet written the file
         return "another run"
 
 
 class Heartbeat:
-    """Signs of life of this process and, in process 0, a watch over all. A thread does it: `beat` costs nothing.
+    """Writes the heartbeat of this process and, in process 0, watches the heartbeats of all processes.
 
-    Every `INTERVAL` seconds `folder/heartbeat/PROCESS.json` is replaced:
+    A thread does the work; `beat` costs nothing. Every `INTERVAL` seconds it replaces `folder/heartbeat/PROCESS.json`:
 
       process, host, pid
-      step                how many are done, null before the first. JAX runs ahead of its devices: done is dispatched,
-                          and the loop waits for the device where it logs
-      seconds_per_step    between the last two files that differ in step, null before
+      step                number of steps done, null before the first. JAX runs ahead of its devices: a step counts as
+                          done when it is dispatched, and the loop waits for the device when it logs
+      seconds_per_step    between the last two files with different steps, null before
       time                Unix, s
 
-    Process 0 says on stderr, once when it begins and once when it is over, that a process gives no sign of life, or
-    that no step is done any more, and which process is behind. Clocks of hosts differ: what counts is when process 0
-    saw a file change.
+    Process 0 reports on stderr a process without heartbeat, and the process that is behind when no step is done any
+    more: one line when the condition begins, one when it ends. Clocks of hosts differ, so the age of a file is the time
+    since process 0 saw it change.
 
     Args:
-      folder: of the stage, on a disk that all processes share.
-      silence: seconds without a step until it is said. `PATIENCE` times as much before the first step, and not less
-        than `SLOW` times what a step takes.
-      clock: in seconds.
-      say: gets a line.
+      folder: the stage's folder, on a disk that all processes share.
+      silence: seconds without a step until process 0 reports it; `PATIENCE` times as long before the first step, and at
+        least `SLOW` times the duration of a step.
+      process, processes: index of this process and number of processes; by default JAX's.
+      clock: () -> seconds.
+      say: called with each line of the report; by default prints it on stderr.
     """
 
     def __init__(
@@ -124,11 +125,11 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def beat(self, step: int) -> None:
-        """Notes that so many steps are done."""
+        """Notes the number of steps that are done."""
         self._step = step
 
     def tick(self) -> None:
-        """Writes, and in process 0 looks at the others: what the thread does every `INTERVAL` seconds."""
+        """Writes this process's file and, in process 0, checks all files; called every `INTERVAL` seconds."""
         try:
             self._write()
             self._fails = False
@@ -147,7 +148,7 @@ class Heartbeat:
 
     def __exit__(self, *exception) -> None:
         self._ended.set()
-        self._thread.join(timeout=30)  # longer only where the disk hangs
+        self._thread.join(timeout=30)  # it takes longer only if the disk hangs
 
     def _run(self) -> None:
         self.tick()
@@ -184,30 +185,30 @@ class Heartbeat:
 
 @dataclass
 class _Process:
-    facts: Facts  # what was last read
-    alive: float  # when it changed
-    moved: float  # when the step in it did
+    facts: Facts  # content of the file when it was last read
+    alive: float  # clock when the content changed
+    moved: float  # clock when the step in it changed
     step: int | None = None
-    known: bool = False  # whether it changed since the start: what lay there before is of an earlier run
+    known: bool = False  # whether the content changed since the start; before, it is an earlier run's
     lost: bool = False
 
 
 class Watch:
-    """Tells from what processes write which of them is dead or behind.
+    """Finds dead and slow processes from the content of their heartbeat files.
 
     Args:
-      before: what the file of each process says at the start.
-      silence: seconds.
+      before: process -> content of its file at the start.
+      silence: seconds, see `Heartbeat`.
       now: the clock at the start.
     """
 
     def __init__(self, before: Mapping[int, Facts], silence: float, now: float):
         self._seen = {process: _Process(facts, now, now) for process, facts in before.items()}
         self._silence = silence
-        self._still: float | None = None  # when the last step was done, while it is said that none is any more
+        self._still: float | None = None  # clock of the last step, once its silence was reported
 
     def look(self, now: float, heard: Mapping[int, Facts]) -> list[str]:
-        """What is to be said at `now`, where the files say `heard`; {} is a file that could not be read."""
+        """Lines to report at the clock `now`; `heard` is process -> content of its file, {} if it could not be read."""
         for process, facts in heard.items():
             seen = self._seen[process]
             if facts and facts != seen.facts:
@@ -237,7 +238,7 @@ class Watch:
             gap, self._still = last - self._still, None
             yield f"steps go on after {gap:.0f} s"
         if self._still is not None or any(seen.lost for seen in self._seen.values()):
-            return  # said already, or said why
+            return  # reported already, or explained by a dead process
         steps = {process: -1 if seen.step is None else seen.step for process, seen in self._seen.items()}
         slowest, fastest = min(steps.values()), max(steps.values())
         gap = now - last

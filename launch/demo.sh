@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains VAE, teacher and students of the shapes world from scratch and writes a report. Two CPU cores, about 13 minutes.
-# usage: launch/demo.sh [WORKDIR] [--config.FIELD=VALUE ...]     the same WORKDIR again: goes on where it stopped
+# usage: launch/demo.sh [WORKDIR] [--config.FIELD=VALUE ...]     the same WORKDIR again continues the run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

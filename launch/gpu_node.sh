@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One machine, all its GPUs, one process.
-# usage: launch/gpu_node.sh CONFIG WORKDIR [--config.FIELD=VALUE ...]     the same WORKDIR again: goes on
+# Trains on one machine: one process uses all of its GPUs.
+# usage: launch/gpu_node.sh CONFIG WORKDIR [--config.FIELD=VALUE ...]     the same WORKDIR again continues the run
 #   VENV=.venv     the virtual environment, made if it is missing
 #   JAX=cuda13     the extra of jax to install: cuda12 for drivers before 580
 set -euo pipefail
@@ -12,5 +12,5 @@ venv=${VENV:-.venv}
 echo "installing requirements into $venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt "jax[${JAX:-cuda13}]"
 
-# exec: a signal reaches the run itself.
+# exec, so that a signal reaches the run itself.
 exec "$venv/bin/python" -m dollar_jax.main --config="$1" --workdir="$2" "${@:3}"

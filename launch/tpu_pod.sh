@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice of any number of hosts: copies this repository to each, installs, and starts the run there.
-# usage: launch/tpu_pod.sh NAME ZONE CONFIG WORKDIR [--config.FIELD=VALUE ...]     the same WORKDIR again: goes on
-#   NAME, ZONE     of a slice that exists (gcloud compute tpus tpu-vm create)
+# Trains on a Cloud TPU slice: copies this repository to every host, installs the requirements, and starts the run.
+# usage: launch/tpu_pod.sh NAME ZONE CONFIG WORKDIR [--config.FIELD=VALUE ...]   the same WORKDIR again continues it
+#   NAME, ZONE     name and zone of an existing slice (gcloud compute tpus tpu-vm create)
 #   WORKDIR        on a disk that all hosts mount (Filestore, a bucket by GCS FUSE), under the same path
-#   FOLDER=dollar_jax     where the repository goes, below the home folder of each host
+#   FOLDER=dollar_jax     the repository's copy, a path below the home folder of each host
 #   PYTHON=3.13           the version of Python, fetched if the host has an older one
 set -euo pipefail
 [ $# -ge 4 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -27,7 +27,7 @@ on_all "set -e
   [ -x .venv/bin/python ] || python3 -m uv venv --quiet --python $version .venv
   python3 -m uv pip install --quiet --python .venv/bin/python -r requirements.txt 'jax[tpu]'"
 
-# Detached: the run outlives the connection.
+# Detached, so that the run outlives the connection.
 flags=$(printf ' %q' --config="$3" --workdir="$4" "${@:5}")
 on_all "cd $folder; nohup .venv/bin/python -m dollar_jax.main$flags >> run.log 2>&1 < /dev/null &
   echo \$! > run.pid"

@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_left_alone(saved):
     folder, states = saved
     checkpoints = open_checkpoints(folder)
     other = build("latent_reward", {"channels": 3})
-    with pytest.raises(UserError, match=r"2 is of another network: ema/.*\) there, .*\) here"):
+    with pytest.raises(UserError, match=r"2 has another network: the shape of ema/.*\) there, .*\) here"):
         checkpoints.restore(abstract({**states[1], "ema": other.init(jax.random.key(0))}), batches())
     assert checkpoints.latest == 2
     checkpoints.close()
@@ -179,7 +179,7 @@ def test_a_folder_gets_its_own_copy_of_what_it_shares(tmp_path):
 
 def test_what_is_in_training_is_not_shared(saved):
     folder, _ = saved
-    with pytest.raises(UserError, match="in training"):
+    with pytest.raises(UserError, match="a training checkpoint"):
         checkpoint.bring({"vae": PART}, folder, folder / "new", ("vae",))
 
 

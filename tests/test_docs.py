@@ -146,7 +146,7 @@ def test_examples_import_what_they_use(guide):
 
 def test_rewards_are_listed_once_and_fields_with_the_defaults_of_a_config():
     text = (ROOT / "docs/rewards.md").read_text()
-    table = text.partition("## Rewards that come with it")[2].partition("\n## ")[0]
+    table = text.partition("## Built-in rewards")[2].partition("\n## ")[0]
     names = Counter(re.findall(r"^\| `([\w.:]+)` \|", table, re.M))
     assert names.total() == len(names) > 10, names
     assert all(resolve(name, "dollar_jax.rewards") for name in names)

@@ -59,7 +59,7 @@ def test_a_run_is_compared_with_its_best():
 
 def test_a_metric_that_is_not_measured_is_named():
     rule = config.guard("-fid", tolerance=1.0)
-    with pytest.raises(UserError, match=r"guard.metric=-fid is not measured: frechet, reward are"):
+    with pytest.raises(UserError, match=r"guard.metric=-fid is not measured; choose one of frechet, reward"):
         guard.assess(history((1.0, 100.0)), rule)
 
 

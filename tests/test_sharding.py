@@ -103,7 +103,7 @@ def test_processes_read_what_their_devices_need(sizes, processes, shares, monkey
 
 def test_a_mesh_that_cuts_across_hosts(monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 0)
-    with pytest.raises(UserError, match="cuts across"):
+    with pytest.raises(UserError, match="splits the devices of a host unevenly"):
         sharding.data_share(mesh_of(1, 4, 3, processes=3))
 
 

@@ -6,9 +6,9 @@
 
 captions.jsonl has a line {"file": "cat.mp4", "caption": "a cat asleep on a piano"} for each
 file, in the folder --videos. Videos are mp4, mov, webm, mkv, avi, gif, mpg, ts, flv, ogg or wmv;
-png, jpg, webp and bmp images become videos of one frame. Of each video the first --frames frames
+png, jpg, webp and bmp images become videos of one frame. The first --frames frames of each video
 at --fps are kept, scaled to cover --height x --width and cropped around the middle. With
---encode the teacher's VAE and text encoder turn them into latents and text embeddings.
+--encode, the teacher's VAE and text encoder turn them into latents and text embeddings.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dollar_jax.cli import required, run
 from dollar_jax.errors import UserError
 
-MOST = 100_000  # what a model's card takes
+MOST = 100_000  # largest size that a model's card accepts
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder of the files.")
 _CAPTIONS = flags.DEFINE_string("captions", None, "captions.jsonl.")
@@ -51,20 +51,20 @@ def main() -> None:
 
     records = read_captions(_CAPTIONS.value, _VIDEOS.value)
 
-    from dollar_jax.data.dataset import write_dataset  # takes seconds, after all that can be refused without it
+    from dollar_jax.data.dataset import write_dataset  # takes seconds to import, so wrong input is refused first
     from dollar_jax.data.pipeline import in_order
 
     examples = in_order(open_clips(records, size, _SKIP_BAD.value))
     if _ENCODE.value:
         examples = _encode(examples)
-    # Without a terminal a bar would fill the log.
+    # disable=None: no progress bar without a terminal, where it would fill the log.
     progress = tqdm(examples, desc="videos", total=len(records), unit="video", disable=None, dynamic_ncols=True)
     count = write_dataset(out, progress, size | {"encoded_by": _TEACHER.value} if _ENCODE.value else size)
     print(f"{out}: {count} of {len(records)} files written")
 
 
 def _size() -> dict[str, float | int]:
-    """The sizes of the flags, and of the config where there is no flag."""
+    """Sizes from the flags, and from the config for flags that are not given."""
     config = _CONFIG.value.video if _CONFIG.value else {}
     size = {name: config.get(name) if flag.value is None else flag.value for name, flag in _SIZE.items()}
     if missing := [f"--{name}" for name, value in size.items() if value is None]:

@@ -1,4 +1,4 @@
-"""A folder of video files and images with a list of captions, as a random-access source."""
+"""A random-access source of examples from a folder of video files and images and a list of captions."""
 
 import json
 import os
@@ -14,14 +14,17 @@ from dollar_jax.data.video import is_image, read_clip
 from dollar_jax.errors import UserError
 from dollar_jax.reading import read_lines, within
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # printed with a message, they could say anything in its place
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # in a message, a terminal would obey them
 
 
 def read_captions(path: str | os.PathLike, videos: str | os.PathLike) -> list[tuple[Path, str]]:
-    """(file, caption) of each line {"file": ..., "caption": ...}; files are in the folder `videos`, or in others in it.
+    """Reads the lines {"file": ..., "caption": ...} of captions.jsonl. Returns (path, caption) of each line.
 
+    Args:
+      path: captions.jsonl.
+      videos: the folder that contains all files, directly or in subfolders.
     Raises:
-      UserError: names the first line that is wrong, or whose file is missing or outside the folder.
+      UserError: a line is wrong, or its file is missing or outside the folder; the message names the first such line.
     """
     path = Path(path)
     records = []
@@ -41,8 +44,8 @@ def read_captions(path: str | os.PathLike, videos: str | os.PathLike) -> list[tu
             record["caption"].encode()
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
-        except UnicodeEncodeError as error:  # JSON can escape half a character
-            raise UserError(f"{path}, line {number}: the caption is no text: {error.reason}") from error
+        except UnicodeEncodeError as error:  # JSON can escape a lone surrogate
+            raise UserError(f"{path}, line {number}: the caption is not valid text: {error.reason}") from error
         if not os.path.isfile(file):
             raise UserError(f"{path}, line {number}: there is no file {file}")
         records.append((file, record["caption"]))
@@ -52,9 +55,13 @@ def read_captions(path: str | os.PathLike, videos: str | os.PathLike) -> list[tu
 
 
 class Clips:
-    """Files decoded to one size: {'video': uint8 [f height width 3], 'caption': str}, f = 1 of an image.
+    """A source of decoded files: {'video': uint8 [f height width 3], 'caption': str}; f = 1 for an image.
 
-    With `skip_bad`, a file that cannot be decoded or is too short is named on stderr and becomes None.
+    Args:
+      records: (path, caption) of each file.
+      size: frames, height, width and fps, as in `read_clip`.
+      skip_bad: a file that cannot be decoded or is too short becomes None and is reported on stderr, instead of raising
+        UserError.
     """
 
     def __init__(self, records: Sequence[tuple[Path, str]], size: dict[str, float | int], skip_bad: bool):
@@ -75,10 +82,6 @@ class Clips:
 
 
 def open_clips(records: Sequence[tuple[Path, str]], size: dict[str, float | int], skip_bad: bool) -> Dataset:
-    """All files, videos first.
-
-    Args:
-      size: frames, height, width and fps, as of `read_clip`.
-    """
+    """A dataset of all files, videos first and then images. Arguments are as in `Clips`."""
     kinds = [[record for record in records if is_image(record[0]) == image] for image in (False, True)]
     return Dataset([Clips(kind, size, skip_bad) for kind in kinds if kind], size)

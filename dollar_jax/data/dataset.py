@@ -1,10 +1,11 @@
-"""Captioned videos, or their latents and text embeddings, on disk: a TFDS dataset in ArrayRecord.
+"""Datasets on disk: captioned videos, or their latents and text embeddings, as a TFDS dataset in ArrayRecord files.
 
-Any TFDS reader opens it (`tfds.builder_from_directory`). Videos and images have different frame counts, so they are two
-splits; `dollar_jax.data.pipeline` never mixes them in a batch. TFDS takes a second to import, hence inside functions.
+Any TFDS reader opens such a dataset (`tfds.builder_from_directory`). Videos and images have different frame counts, so
+they are two splits, and `dollar_jax.data.pipeline` never mixes them in a batch. TFDS takes a second to import, so
+functions import it.
 
-A dataset may be a stranger's. TFDS imports any module that its files name and opens any file, so that they are checked
-first: they may say what `write_dataset` writes, and nothing else.
+A dataset may come from outside. TFDS imports every module and opens every file that the dataset's metadata names, so
+the metadata is checked first: only the content that `write_dataset` writes is accepted.
 """
 
 import bisect
@@ -22,16 +23,16 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder
 from dollar_jax.reading import inside, read_json, require_schema
 
-SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # in a file, in memory
+SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # bytes of a file, bytes collected in memory before writing
 NAME, VERSION = "captioned_videos", "1.0.0"
-_ORIGIN = "only what python -m dollar_jax.data writes is opened"
+_ORIGIN = "only datasets written by python -m dollar_jax.data are opened"
 
 Example = Mapping[str, np.ndarray | str]
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to examples, each a function of its index alone; None where one is to be left out."""
+    """Random access to examples. An example is a function of its index alone; None marks an example to leave out."""
 
     def __len__(self) -> int: ...
 
@@ -39,13 +40,14 @@ class Source(Protocol):
 
 
 def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: Mapping[str, Any]) -> int:
-    """Writes a new dataset, which appears only when it is complete, and says how many examples it has.
+    """Writes a new dataset, whose folder appears only when it is complete. Returns the number of examples.
 
     Args:
       folder: must not exist yet.
-      examples: all with the same names and types: a 'video' uint8 [f H W 3] or 'latents' [f h w c], whose f may
-        differ; anything else of a fixed shape; strings. The largest first: its size sets the size of the files.
-      info: what a reader should know of all of them; JSON.
+      examples: dicts with the same names and types: 'video' uint8 [f H W 3] or 'latents' [f h w c] with any f, other
+        arrays of a fixed shape, strings. The largest example comes first: it determines the number of examples per
+        file.
+      info: facts about the whole dataset for its readers, as JSON.
 
     Raises:
       UserError: the folder exists or cannot be written, or there are no examples.
@@ -85,8 +87,8 @@ class Dataset:
     """Random access to all examples: videos first, then images.
 
     Attributes:
-      parts: one source for each frame count, since only equal ones can be batched.
-      info: what `write_dataset` was told.
+      parts: one source for each frame count, because a batch needs equal frame counts.
+      info: the `info` given to `write_dataset`.
     """
 
     def __init__(self, parts: Sequence[Source], info: Mapping[str, Any]):
@@ -105,10 +107,10 @@ class Dataset:
 
 
 def open_dataset(folder: str | os.PathLike) -> Dataset:
-    """Opens what `write_dataset` wrote.
+    """Opens a dataset written by `write_dataset`.
 
     Raises:
-      UserError: the folder holds no such dataset.
+      UserError: the folder holds no such dataset, or the dataset is damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -128,7 +130,7 @@ def open_dataset(folder: str | os.PathLike) -> Dataset:
 
 
 class _Split:
-    """One split, its strings decoded."""
+    """One split of a dataset, with strings decoded."""
 
     def __init__(self, folder: Path, name: str, source: Source):
         self._folder, self._name, self._source = folder, name, source
@@ -189,7 +191,7 @@ _FILES = {
 
 
 def _require_records(path: Path, count: int) -> None:
-    """Raises RuntimeError if an ArrayRecord file has another number of records: one that is cut off may have none."""
+    """Raises RuntimeError if an ArrayRecord file does not have `count` records; a truncated file may have none."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(path))
@@ -201,27 +203,27 @@ def _require_records(path: Path, count: int) -> None:
 
 @contextmanager
 def _reading(place: str | os.PathLike) -> Iterator[None]:
-    """What reading raises becomes one line."""
+    """Turns errors of reading into a UserError of one line."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # TFDS, protobuf and ArrayRecord have classes of their own
+    except Exception as error:  # TFDS, protobuf and ArrayRecord raise various exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{place}: damaged, copy the dataset again ({reason})") from error
 
 
 @contextmanager
 def _writing(folder: str | os.PathLike) -> Iterator[None]:
-    """What writing raises, with a full disk for one, becomes one line; what making the examples raises passes."""
+    """Turns errors of writing, for instance a full disk, into a UserError of one line."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # ArrayRecord's is a RuntimeError
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError
         raise UserError(f"{folder} cannot be written: {str(error).partition('; writing')[0]}") from error
 
 
 def _blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """A few examples at a time: each call of TFDS's writer is slow."""
+    """Groups examples into blocks of about `BLOCK_BYTES`, because each call of TFDS's writer is slow."""
     block, size = [], 0
     for example in examples:
         block.append(example)

@@ -1,4 +1,4 @@
-"""From a random-access source to batches, or the rows of them that one process needs: shuffled, endless, resumable."""
+"""Shuffled, endless, resumable batches from a random-access source. A process can read only its share of each batch."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,14 +20,16 @@ def batches(
 ) -> grain.IterDataset[dict[str, Any]]:
     """Batches of examples, stacked by name; captions become an array of strings, and their embeddings a `Condition`.
 
-    Each epoch has its own order. A dataset's videos and images take turns in proportion to their numbers; a batch holds
-    one kind. The `get_state` and `set_state` of the iterator continue exactly, and with any other number of shares.
+    Each epoch has its own order. A batch holds either videos or images, and the two kinds alternate in proportion to
+    their numbers. `get_state` and `set_state` of the iterator resume at the exact position, also with another number of
+    shares.
 
     Args:
-      source: its items are a function of the index alone.
-      batch_size: over all processes.
-      share, shares: which of so many equal parts of the rows of every batch this process reads.
-      epochs: how often to read the source, None for ever; what does not fill the last batch is dropped.
+      source: a source whose items are a function of the index alone.
+      batch_size: examples over all processes.
+      seed: seed of the shuffling.
+      share, shares: this process reads part `share` of `shares` equal parts of every batch.
+      epochs: number of passes over the source, None: endless. Examples that do not fill the last batch are dropped.
 
     Raises:
       UserError: the source does not fill one batch, or the batch does not divide into shares.
@@ -52,7 +54,7 @@ def _read(source: Source, rows: slice, indices: np.ndarray) -> dict[str, Any]:
 
 
 def in_order(source: Source) -> Iterator[Example]:
-    """All examples once, read ahead by threads; those that are None are left out."""
+    """All examples once, read ahead by threads; examples that are None are left out."""
     for part in _parts(source):
         yield from grain.MapDataset.source(part).to_iter_dataset(EXAMPLES_AHEAD)
 

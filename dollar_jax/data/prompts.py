@@ -1,4 +1,4 @@
-"""Prompt files: a prompt a line."""
+"""Prompt files: one prompt per line."""
 
 import os
 
@@ -7,18 +7,19 @@ from dollar_jax.reading import read_lines
 
 
 def read_prompts(path: str | os.PathLike, flag: str = "prompts") -> list[str]:
-    """The lines of a file that are not empty.
+    """The prompts in a file: its lines that are not empty.
 
     Args:
-      flag: that gave the path.
+      path: the prompt file.
+      flag: the flag that named the file, for error messages.
 
     Raises:
-      UserError: no file, not text, or no prompt in it.
+      UserError: the file is missing, is not UTF-8 text, or has no prompt.
     """
     try:
         prompts = [line.strip() for line in read_lines(path) if line.strip()]
     except UserError as error:
         raise UserError(f"--{flag}={error}") from error
     if not prompts:
-        raise UserError(f"--{flag}={path} has no prompt; write one a line")
+        raise UserError(f"--{flag}={path} has no prompt; write one per line")
     return prompts

@@ -1,8 +1,8 @@
 """The shapes world: short captioned videos of one moving shape, rendered on the fly.
 
-The caption names colour, shape and motion, a long one also whether the background is dark or light; size, speed,
-position and grey are free within it. Lengths below are those of 9 frames of 32 x 32 pixels; another resolution or frame
-count shows the same, scaled.
+The caption names colour, shape and motion; a long caption also names the background, dark or light. Size, speed,
+position and the exact grey are random. Lengths below are for 9 frames of 32 x 32 pixels; other resolutions and frame
+counts show the same clip, scaled.
 """
 
 import itertools
@@ -23,7 +23,7 @@ MOTIONS = {  # (x, y) of the unit velocity, y downwards as in an image
     "moving down": (0.0, 1.0),
     "standing still": (0.0, 0.0),
 }
-TONES = ("dark", "light")  # of the background: below and above the middle of what there is
+TONES = ("dark", "light")  # of the background: below and above the middle of `BACKGROUND`
 CAPTIONS = tuple(f"a {' '.join(words)}" for words in itertools.product(COLOURS, SHAPES, MOTIONS))
 
 # Caption -> (colour, shape, motion), indices into the three tables above.
@@ -34,24 +34,25 @@ def _lengthened(caption: str, tone: int) -> str:
     return f"{caption} on a {TONES[tone]} background"
 
 
-# One for each of CAPTIONS, in their order; half of them are dark, evenly over every two of their attributes.
+# A long caption for each of CAPTIONS, in the same order. Half of them are dark, balanced over every pair of attributes.
 LONG_CAPTIONS = tuple(_lengthened(caption, sum(indices) % 2) for caption, indices in ATTRIBUTES.items())
 _MEANINGS = {caption: (*indices, -1) for caption, indices in ATTRIBUTES.items()}
 for _tone in range(len(TONES)):
     _MEANINGS |= {_lengthened(caption, _tone): (*indices, _tone) for caption, indices in ATTRIBUTES.items()}
 
 SIZE = (6.0, 7.0)  # pixels
-TRAVEL = (7.6, 8.4)  # pixels from the first frame to the last: .95 to 1.05 a frame
-JITTER = 1.5  # pixels, of the middle of the path around the middle of the image, each way in x and in y
-BACKGROUND = (0.1, 0.6)  # grey
-RESOLUTION = 32  # pixels a side, in which the lengths above are given
+TRAVEL = (7.6, 8.4)  # pixels from the first frame to the last: .95 to 1.05 per frame
+JITTER = 1.5  # pixels: largest distance of the path's middle from the image's middle, in x and in y
+BACKGROUND = (0.1, 0.6)  # grey level
+RESOLUTION = 32  # pixels per side of the image for which the lengths above are given
 
 
 def attributes(captions: Sequence[str]) -> Int[np.ndarray, "n 4"]:
-    """What captions say: indices into COLOURS, SHAPES, MOTIONS and TONES, the last one -1 in a short caption.
+    """Attributes of captions: indices into COLOURS, SHAPES, MOTIONS and TONES; the index into TONES is -1 for a short
+    caption.
 
     Raises:
-      UserError: one is not a caption of the shapes world.
+      UserError: a caption is not of the shapes world.
     """
     if strangers := set(captions) - _MEANINGS.keys():
         raise UserError(f"{strangers.pop()!r} is not a caption of the shapes world, such as {CAPTIONS[0]!r}")
@@ -59,20 +60,20 @@ def attributes(captions: Sequence[str]) -> Int[np.ndarray, "n 4"]:
 
 
 def tone(background: Float[np.ndarray, "*n"] | float) -> Int[np.ndarray, "*n"]:
-    """Index into TONES of a background, grey 0..1."""
+    """Index into TONES of a background with this grey level, 0..1."""
     return np.asarray(background > np.mean(BACKGROUND), int)
 
 
 def coverage(
     shape: str, size: Float[np.ndarray, "*n"], centre: Float[np.ndarray, "*n 2"], pixels: int
 ) -> Float[np.ndarray, "*n h w"]:
-    """The share of each pixel that the shape covers, 0..1: anti-aliased masks of any number of shapes of one kind.
+    """Anti-aliased masks of n shapes of one kind: the share of each pixel that the shape covers, 0..1.
 
     Args:
-      shape: of `SHAPES`.
-      size: in pixels. A square has half-side .9 size; a ring radii .5 and 1.1 size; a cross arms of half-length
+      shape: one of `SHAPES`.
+      size: sizes in pixels. A square has half-side .9 size; a ring radii .5 and 1.1 size; a cross arms of half-length
         1.1 size and half-width .36 size.
-      centre: (x, y) in pixels from the image's left upper corner.
+      centre: (x, y) in pixels from the upper left corner of the image.
       pixels: height and width of the image.
     """
     middles = np.arange(pixels, dtype=np.float32) + np.float32(0.5)
@@ -95,14 +96,14 @@ def _box(x: np.ndarray, y: np.ndarray, width: np.ndarray, height: np.ndarray) ->
 
 
 def _within(distance: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """The share of a pixel at this distance that lies within the radius."""
+    """The share of a pixel at this distance that lies within `radius`."""
     return np.clip(radius - distance + np.float32(0.5), 0, 1)
 
 
 def path(
     position: Float[np.ndarray, "*n 2"], velocity: Float[np.ndarray, "*n 2"], frames: int
 ) -> Float[np.ndarray, "*n f 2"]:
-    """Centres of a shape that is at `position` in the middle of the clip and moves `velocity` pixels a frame."""
+    """Centres of a shape that is at `position` in the middle of the clip and moves `velocity` pixels per frame."""
     times = np.arange(frames) - (frames - 1) / 2
     return position[..., None, :] + velocity[..., None, :] * times[:, None]
 
@@ -110,19 +111,19 @@ def path(
 def render(
     colour: str, shape: str, size: float, centres: Float[np.ndarray, "f 2"], background: float, pixels: int = RESOLUTION
 ) -> Float[np.ndarray, "f h w 3"]:
-    """A clip, 0..1: a `shape` of `COLOURS[colour]` whose centre follows `centres` before a grey background.
+    """A clip with pixels in 0..1: a `shape` in `COLOURS[colour]`, centred at `centres`, on a grey background.
 
-    Lengths are in pixels, `centres` are (x, y) from the left upper corner.
+    Lengths are in pixels; `centres` are (x, y) from the upper left corner.
     """
     mask = coverage(shape, np.full(len(centres), size), centres, pixels)[..., None]
     return np.float32(background) + mask * (np.array(COLOURS[colour], np.float32) - np.float32(background))
 
 
 class ShapesWorld:
-    """A random-access source of clips; clip `i` is a pure function of `seed` and `i`.
+    """A random-access source of clips. Clip `i` is a pure function of `seed` and `i`.
 
-    Each is {'video': uint8 [frames size size 3], 'caption': str}, the caption drawn evenly from `CAPTIONS`; with
-    `long_captions` the same clip says how its background is, too.
+    A clip is {'video': uint8 [frames size size 3], 'caption': str}; the caption is drawn uniformly from `CAPTIONS`.
+    With `long_captions`, the caption of the same clip also names the background.
     """
 
     def __init__(

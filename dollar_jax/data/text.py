@@ -1,7 +1,8 @@
-"""Captions as tokens, by a Hugging Face tokenizer: that of T5 or CLIP, or the small one of the shapes world.
+"""Turns captions into tokens by a Hugging Face tokenizer: T5's, CLIP's, or the small tokenizer of the shapes world.
 
-A tokenizer folder may be a stranger's. transformers would run the code that one names and open its files wherever they
-are, so that what it may see is checked first. It takes seconds to import, hence inside functions.
+A tokenizer folder may come from outside. transformers would run code and open files that the folder names, so the
+folder is checked first, and transformers sees only a copy of the known files. transformers takes seconds to import, so
+functions import it.
 """
 
 import os
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Int32
 from dollar_jax.errors import UserError
 from dollar_jax.reading import inside, read_json
 
-# Only tokenizers are wanted of it: that there is no PyTorch is no news, and faults are said once, here.
+# Only tokenizers of transformers are used: its warning about missing PyTorch is no news, and faults are reported here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -25,15 +26,16 @@ CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 FILES = (CONFIG, SPECIAL, "tokenizer.json", "added_tokens.json", "spiece.model", "tokenizer.model", "vocab.json")
 FILES += ("merges.txt", "vocab.txt")
 CLASSES = ("T5Tokenizer", "T5TokenizerFast", "CLIPTokenizer", "CLIPTokenizerFast")
-CLASSES += ("PreTrainedTokenizerFast", "TokenizersBackend")  # both are what tokenizer.json says
-# Words and lists under other names than these and *_token or *_tokens could be files or code, vocab for one.
+CLASSES += ("PreTrainedTokenizerFast", "TokenizersBackend")  # both follow tokenizer.json
+# Keys that may have a string, list or dict as value, besides *_token and *_tokens. Under any other key, for instance
+# vocab, it could name a file or code.
 NAMES = ("tokenizer_class", "name_or_path", "special_tokens_map_file", "added_tokens_decoder", "chat_template")
 NAMES += ("errors", "backend", "padding_side", "truncation_side", "truncation_strategy", "model_input_names")
 NAMES += ("processor_class",)
 
 
 def write_word_tokenizer(folder: str | os.PathLike, captions: Iterable[str]) -> None:
-    """Writes a tokenizer whose vocabulary is the words of the captions, behind T5's <pad>, </s> and <unk>."""
+    """Writes a tokenizer whose vocabulary is T5's <pad>, </s> and <unk>, then the words of the captions."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -50,31 +52,31 @@ def write_word_tokenizer(folder: str | os.PathLike, captions: Iterable[str]) -> 
 
 
 def load_tokenizer(folder: str | os.PathLike):
-    """The tokenizer saved in a folder; nothing is downloaded, and no code of the folder's is run.
+    """Loads the tokenizer in a folder. Nothing is downloaded, and no code in the folder is run.
 
     Raises:
-      UserError: there is none, it is damaged, or it names code or files outside.
+      UserError: the tokenizer is missing or damaged, or names code or files outside the folder.
     """
     import transformers
 
-    # transformers looks for files of many names, some of which lead to others: a copy has the known ones alone.
+    # transformers looks for files with many names, and some of them name other files: the copy has only known files.
     with tempfile.TemporaryDirectory() as copy:
         copy_tokenizer(folder, copy)
         kind = getattr(transformers, read_json(Path(copy) / CONFIG)["tokenizer_class"])
         try:
             tokenizer = kind.from_pretrained(copy, local_files_only=True, trust_remote_code=False)
             tokenize(tokenizer, [""], 8)
-        except Exception as error:  # each of its readers has classes of its own
+        except Exception as error:  # each reader in transformers raises its own exceptions
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(f"{folder}: the tokenizer is damaged, copy it again ({reason})") from error
     return tokenizer
 
 
 def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Copies the known files of the tokenizer in folder `source` to folder `target`, links as files.
+    """Copies the known files of the tokenizer in folder `source` to folder `target`; links become files.
 
     Raises:
-      UserError: there is no tokenizer, or it names code or files outside; then nothing is copied.
+      UserError: the tokenizer is missing, or names code or files outside the folder; then nothing is copied.
     """
     source, target = Path(source), Path(target)
     files = {name: inside(source, name) for name in FILES if (source / name).is_file()}
@@ -92,7 +94,7 @@ def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> None
 
 
 def _require_harmless(config: Mapping[str, Any], path: Path) -> None:
-    """Raises UserError if a key may name code or a file: each becomes an argument of the tokenizer's class."""
+    """Raises UserError if a value may name code or a file: each becomes an argument of the tokenizer's class."""
     for key, value in config.items():
         known = key in NAMES or key.endswith(("_token", "_tokens"))
         if value and isinstance(value, str | list | dict) and not known:
@@ -102,9 +104,9 @@ def _require_harmless(config: Mapping[str, Any], path: Path) -> None:
 def tokenize(
     tokenizer, captions: Sequence[str], length: int
 ) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-    """Tokens of the captions and which of them are real, padded or cut to `length`.
+    """Returns (tokens, mask) of the captions, padded or truncated to `length`; the mask is False at padding.
 
-    The empty caption, just an end of sentence, is the null caption of guidance.
+    The empty caption, only an end-of-sentence token, is the unconditional input of guidance.
     """
     encoded = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="np")
     return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(bool)

@@ -1,7 +1,7 @@
-"""Video files and images: read, resampled to a frame count, rate and size, checked against a VAE's factors, written.
+"""Reads video files and images, resampled to a number of frames, a frame rate and a size, and writes videos.
 
-Files may be a stranger's. FFmpeg and Pillow choose a reader by a file's content, and some readers open other files, ask
-the network or run programs: only the formats below are read, and only from the file itself.
+Files may come from outside. FFmpeg and Pillow choose a decoder by a file's content, and some decoders open other files,
+use the network or run programs. So only the formats below are decoded, and only from the file itself.
 """
 
 import itertools
@@ -22,28 +22,28 @@ from dollar_jax.errors import UserError
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-PIXELS = Image.MAX_IMAGE_PIXELS  # a frame of more would fill the memory
+PIXELS = Image.MAX_IMAGE_PIXELS  # larger frames could fill the memory
 OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf",
     "protocol_whitelist": "file",
-    "enable_drefs": "0",  # QuickTime's references to other files
+    "enable_drefs": "0",  # references to other files in QuickTime
     "use_absolute_path": "0",
     "max_pixels": str(PIXELS),
 }
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # Pillow itself takes twice as many
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # Pillow's own error comes at twice as many
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 
 
 def is_image(path: str | os.PathLike) -> bool:
-    """Whether the file's name says that it is a still image. A GIF is a video."""
+    """Whether the file is a still image by its extension. A GIF is a video."""
     return Path(path).suffix.lower() in IMAGES
 
 
 def read_clip(path: str | os.PathLike, frames: int, height: int, width: int, fps: float | int) -> Frames:
-    """The first `frames` frames of a file at `fps`, scaled to cover height x width and cropped around the middle.
+    """Reads the first `frames` frames of a file at `fps`, scaled to cover height x width and cropped around the middle.
 
-    Each is the file's frame nearest in time. An image is a video of one frame, whatever `frames` says.
+    For each time, the file's nearest frame is taken. An image becomes a video of one frame, whatever `frames` is.
 
     Raises:
       UserError: the file is missing, cannot be decoded, or is too short.
@@ -63,7 +63,7 @@ def read_clip(path: str | os.PathLike, frames: int, height: int, width: int, fps
 
 
 def read_video(path: str | os.PathLike) -> tuple[Frames, float]:
-    """All frames of a video as they are, and their mean rate in frames a second.
+    """Reads all frames of a video unchanged. Returns (frames, mean frame rate in frames per second).
 
     Raises:
       UserError: the file is missing or cannot be decoded.
@@ -75,10 +75,10 @@ def read_video(path: str | os.PathLike) -> tuple[Frames, float]:
 
 
 def write_video(path: str | os.PathLike, frames: Frames, fps: float | int) -> None:
-    """Writes an mp4 file (H.264, 4:2:0, near lossless in brightness), which appears only when it is complete.
+    """Writes an mp4 file (H.264, 4:2:0, nearly lossless in luma), which appears only when it is complete.
 
     Raises:
-      UserError: an odd height or width, which 4:2:0 does not have.
+      UserError: the height or width is odd, which 4:2:0 does not allow.
     """
     path = Path(path)
     height, width = frames.shape[1:3]
@@ -100,18 +100,18 @@ def write_video(path: str | os.PathLike, frames: Frames, fps: float | int) -> No
 
 @contextmanager
 def _decoding(path: str | os.PathLike) -> Iterator[None]:
-    """What the decoders raise becomes one line about the file."""
+    """Turns errors of the decoders into a UserError of one line about the file."""
     try:
         yield
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except Exception as error:  # each format's reader raises what it meets in a damaged file
+    except Exception as error:  # on damaged files, each decoder raises its own exceptions
         reason = (str(getattr(error, "strerror", None) or error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path}: cannot be decoded ({reason}); convert it, or leave it out") from error
 
 
 def _open(path: str | os.PathLike) -> av.container.InputContainer:
-    # A file may be called http:HOST or concat:FILE.
+    # The prefix file: keeps FFmpeg from reading a file name such as http:HOST or concat:FILE as a URL.
     return av.open(f"file:{os.path.abspath(path)}", options=OPTIONS)
 
 
@@ -136,7 +136,7 @@ def _decode(path: str | os.PathLike) -> Iterator[av.VideoFrame]:
 
 
 def _resample(frames: Iterator[av.VideoFrame], times: Iterable[float]) -> Iterator[av.VideoFrame]:
-    """The frame nearest to each of the ascending times, counted from the first frame; none past the last one's end."""
+    """The frame nearest to each of the ascending times (seconds after the first frame), until the end of the video."""
     pending = deque(times)
     first = last = next(frames)
     gap = 0.0
@@ -151,7 +151,7 @@ def _resample(frames: Iterator[av.VideoFrame], times: Iterable[float]) -> Iterat
 
 
 def _rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels the way up that the file asks for: phones store what they film sideways."""
+    """Pixels of a frame, rotated as the file specifies: phones store videos sideways."""
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 

@@ -1,7 +1,8 @@
-"""How far samples are, as a distribution, from data: Frechet distance, energy off the data's subspace, spread.
+"""Distances between the distribution of samples and the data: Frechet distance, energy off the data's subspace, spread.
 
-Single numbers deceive: blur is clean, noise is diverse. `frechet` sees the wrong mean and covariance, `detail` tells
-blur from noise where a Gaussian fit is blind, `pooled_deviation` sees a collapse that captions do not name.
+One metric is not enough: blurred samples look clean, and noise looks diverse. `frechet` measures mean and covariance,
+`detail` distinguishes blur from noise outside of the Gaussian fit, `pooled_deviation` detects a collapse of attributes that
+the captions do not name.
 """
 
 from collections.abc import Sequence
@@ -18,23 +19,23 @@ MOST = 32  # components, where nobody says how many
 
 
 class Subspace(NamedTuple):
-    """The principal space of data, and how data lie in it and off it."""
+    """The principal subspace of data, with the statistics of data inside it and the energy outside."""
 
     origin: Float[np.ndarray, " d"]
-    basis: Float[np.ndarray, "d k"]  # orthonormal, by falling variance
-    mean: Float[np.ndarray, " k"]  # of the Gaussian within the space
+    basis: Float[np.ndarray, "d k"]  # orthonormal, in order of decreasing variance
+    mean: Float[np.ndarray, " k"]  # mean of the Gaussian in the subspace
     covariance: Float[np.ndarray, "k k"]
-    residual: float  # mean squared distance of data from the space
+    residual: float  # mean squared distance of data from the subspace
 
 
 def fit(latents: Float[np.ndarray, "n f h w c"], components: int = 32) -> Subspace:
-    """The principal space of the first half of the data; where data lie is read from the other half.
+    """Fits the principal subspace to the first half of the data, and its statistics to the other half.
 
-    In the half it was fitted to, a principal space explains more than it does of new data: 1 would not be right for
-    `detail`.
+    A principal subspace explains more of the data it was fitted to than of new data; with statistics of the same half,
+    `detail` of real data would not be 1.
 
     Raises:
-      ValueError: fewer than 4 clips a component; the covariance would be noise.
+      ValueError: there are fewer than 4 clips per component; the covariance would be noise.
     """
     if len(latents) < 4 * components:
         raise ValueError(f"{len(latents)} clips are too few for {components} components: {4 * components} or more")
@@ -66,10 +67,10 @@ def principal_space(clips: Clips, components: int) -> Subspace:
 
 
 def frechet(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
-    """Frechet distance between Gaussian fits in the data's principal space, in percent of the data's variance there.
+    """Frechet distance of Gaussian fits in the data's principal subspace, in percent of the data's variance there.
 
-    0: the same Gaussian; 100: all samples are the data's mean. A finite number of samples costs something: compare
-    with the same number of real clips.
+    0: the same Gaussian; 100: all samples equal the data's mean. The finite number of samples increases the distance:
+    compare with the distance of the same number of real clips.
     """
     within, _ = _project(_flat(latents), data.origin, data.basis)
     distance = gaussian_distance(within.mean(0), np.cov(within, rowvar=False), data.mean, data.covariance)
@@ -77,7 +78,7 @@ def frechet(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
 
 
 def detail(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
-    """Energy off the data's principal space relative to data: 1 is right, less is over-smooth, more is noise."""
+    """Energy off the principal subspace, divided by that of data: 1 is right, less is too smooth, more is noise."""
     _, off = _project(_flat(latents), data.origin, data.basis)
     return float(off.mean() / data.residual)
 
@@ -96,7 +97,7 @@ def gaussian_distance(
 
 
 def pooled_deviation(values: Float[np.ndarray, "n d"], groups: Sequence[str]) -> float:
-    """Unbiased standard deviation within groups, pooled over them and over the d dimensions; nan if all are alone."""
+    """Unbiased standard deviation within groups, pooled over groups and dimensions; nan if each group has one value."""
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     freedom = len(values) - len(names)
     if not freedom:
@@ -115,7 +116,7 @@ def _flat(latents: np.ndarray) -> Float[np.ndarray, "n d"]:
 def _project(
     flat: Float[np.ndarray, "n d"], origin: Float[np.ndarray, " d"], basis: Float[np.ndarray, "d k"]
 ) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
-    """Coordinates within the space, and squared distances from it."""
+    """Coordinates in the subspace, and squared distances from it."""
     centred = flat - origin
     within = centred @ basis
     return within, np.sum(centred**2, axis=1) - np.sum(within**2, axis=1)

@@ -1,4 +1,4 @@
-"""The web application of `evaluate human` (Fig. 13). Its whole state is the file of answers."""
+"""The web application of `evaluate human` (Fig. 13). Its only state is the file of answers."""
 
 import time
 from collections.abc import Iterable, Mapping, Set
@@ -23,18 +23,19 @@ from dollar_jax.evaluate.human_study import (
 from dollar_jax.evaluate.pages import render
 
 PAGE = "human.html.jinja"
-EMPTY_BOX = 8  # bytes of the smallest box of an MP4 file: its size and its kind
+EMPTY_BOX = 8  # bytes of the smallest box of an MP4 file: its size and its type
 
 
 def create_app(study: Study, hosts: Set[str] = frozenset()) -> Flask:
-    """The application, for any WSGI server; requests may come in threads.
+    """The application for any WSGI server; requests may run in threads.
 
-    GET /?rater=NAME    the first pair that NAME has not answered; thanks, when all are; without NAME the way in
-    POST /              rater, pair, and for each question left, equal or right; 422 says which question is open
-    GET /video          rater, pair and side: neither the address nor the answer's head and length tell which model
-                        made the video
+    GET /?rater=NAME    the first pair that NAME has not answered, or thanks after the last; without NAME the start page
+    POST /              rater, pair, and left, equal or right for each question; status 422: a question is not answered
+    GET /video          rater, pair and side. URL, headers and length of the response do not reveal which model made the
+                        video
 
     Args:
+      study: the study that raters take part in.
       hosts: see `human_guard.protect`.
     """
     app = Flask(__name__)
@@ -88,7 +89,7 @@ def _render(**values) -> str:
 
 
 def _filled(video: Path, videos: Iterable[Path]) -> bytes:
-    """The file, and at its end an empty box, which players skip: all of `videos` become equally long."""
+    """The file's bytes, padded with an empty box, which players skip, to the length of the longest of `videos`."""
     content = video.read_bytes()
     size = max(path.stat().st_size for path in videos) + EMPTY_BOX - len(content)
     return content + size.to_bytes(4) + b"free" + bytes(size - EMPTY_BOX)
@@ -100,7 +101,7 @@ def _find(study: Study, rater: str, pair: str | None) -> Task:
 
 
 def _ask(study: Study, rater: str, task: Task, choices: Mapping[str, str | None]) -> str:
-    """The page of a pair, with the choices made so far; where there are some, it says what is open."""
+    """The page of a pair with the choices made so far; after an incomplete answer it names the open questions."""
     total = min(study.count, len(study.pairs))
     name = task.pair.name
     return _render(

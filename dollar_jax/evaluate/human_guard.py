@@ -1,4 +1,4 @@
-"""What stands between the page of `evaluate human` and strangers: whose requests are taken, how long and how large."""
+"""Protects the server of `evaluate human`: the origin, size and duration of requests are limited."""
 
 import ipaddress
 import re
@@ -11,9 +11,9 @@ from waitress import create_server
 from waitress.channel import HTTPChannel
 from waitress.server import BaseWSGIServer
 
-LIMIT = 8192  # bytes of a request's head, and of its form
-TIMEOUT = 10  # seconds for a request to arrive whole, and for an idle connection
-CONNECTIONS = 200  # at a time; more wait for one of these to end
+LIMIT = 8192  # most bytes of a request's headers, and of its form
+TIMEOUT = 10  # seconds for a complete request to arrive, and for an idle connection
+CONNECTIONS = 200  # open at a time; further connections wait
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -30,12 +30,13 @@ POLICY = (
 
 
 def protect(app: Flask, hosts: Set[str]) -> None:
-    """Lets the application take small requests from its own page only, and tell browsers what the page may do.
+    """Limits the application to small requests from its own pages, and adds a Content-Security-Policy.
 
-    The styles and scripts of a page run if they have the attribute nonce="{{ nonce }}", from `flask.g.nonce`.
+    Styles and scripts of a page run only with the attribute nonce="{{ nonce }}", from `flask.g.nonce`.
 
     Args:
-      hosts: the names that requests may call the server by, whatever the port; none: all.
+      app: the application to protect.
+      hosts: host names that requests may use for the server, with any port; empty: all names.
     """
     app.config.update(MAX_CONTENT_LENGTH=LIMIT, MAX_FORM_MEMORY_SIZE=LIMIT, MAX_FORM_PARTS=16)
 
@@ -55,9 +56,10 @@ def protect(app: Flask, hosts: Set[str]) -> None:
 
 
 def own_names(host: str) -> set[str]:
-    """The names of a server that listens at `host`, if only this machine reaches it; otherwise nobody knows them all.
+    """Host names of a server that listens at `host` and that only this machine reaches; otherwise the empty set.
 
-    A page of somebody else's whose name points to 127.0.0.1 (DNS rebinding) would count as the server's own.
+    Other names are refused, because a foreign page whose name points to 127.0.0.1 (DNS rebinding) would count as the
+    server's own page. For a server that other machines reach, the names are unknown.
     """
     address = _resolve(host)
     if not ipaddress.ip_address(address).is_loopback:
@@ -66,17 +68,17 @@ def own_names(host: str) -> set[str]:
 
 
 def listen(app: Flask, host: str, port: int) -> BaseWSGIServer:
-    """A server of the application; its `run` serves.
+    """A server of the application that listens at host and port; `run` starts serving.
 
     Raises:
-      OSError: it cannot listen there.
+      OSError: the server cannot listen there.
     """
     server = create_server(
         app,
         host=_resolve(host),
         port=port,
         threads=8,
-        ident=None,  # no header that says what to attack
+        ident=None,  # no header that names the server software
         connection_limit=CONNECTIONS,
         channel_timeout=TIMEOUT,
         cleanup_interval=TIMEOUT / 5,
@@ -88,7 +90,7 @@ def listen(app: Flask, host: str, port: int) -> BaseWSGIServer:
 
 
 class _Channel(HTTPChannel):
-    """A connection whose time-out counts from the first byte of a request: one more now and then wins no time."""
+    """A connection whose timeout counts from the first byte of a request, so that sending slowly does not extend it."""
 
     def handle_read(self) -> None:
         before, arriving = self.last_activity, self.request is not None
@@ -98,12 +100,12 @@ class _Channel(HTTPChannel):
 
 
 def _resolve(host: str) -> str:
-    """One address, where a name like localhost has two: each would get a port of its own."""
+    """The first address of a host: a name like localhost has two, and each would get a port of its own."""
     return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
 
 
 def _from_here() -> bool:
-    """Whether a form comes from a page of this server; what is no browser sends neither header."""
+    """Whether a form comes from a page of this server. Clients other than browsers send neither header."""
     if site := request.headers.get("Sec-Fetch-Site"):
         return site in ("same-origin", "none")  # none: the reload button
     origin = request.headers.get("Origin")

@@ -9,11 +9,11 @@ from dollar_jax.evaluate.human_study import QUESTIONS
 from dollar_jax.evaluate.pages import render
 from dollar_jax.files import write_atomically
 
-Z = 1.959964  # 95 % of a normal distribution lie within so many deviations
+Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
 
 
 class Rate(NamedTuple):
-    """How often one model was preferred to the other."""
+    """Numbers of answers that prefer one model, the other, or neither."""
 
     wins: int
     losses: int
@@ -21,24 +21,24 @@ class Rate(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Wins among those that are no ties; nan without any."""
+        """Share of wins among the answers that are not ties; nan if all are ties."""
         decided = self.wins + self.losses
         return self.wins / decided if decided else math.nan
 
 
 class Comparison(NamedTuple):
-    """What was said of two models. The rates are those of the first."""
+    """The answers about two models. Rates are winning rates of the first model."""
 
     models: tuple[str, str]
     raters: int
     answers: int
-    rates: Mapping[str, Rate]  # by key of QUESTIONS
+    rates: Mapping[str, Rate]  # key of QUESTIONS -> rate
 
 
 def compare(answers: Iterable[Mapping]) -> list[Comparison]:
-    """The comparisons that the lines of `human_study.record` hold, in their order.
+    """Comparisons from the lines that `human_study.record` wrote, in the order of first appearance.
 
-    Of several answers of one rater to one pair the last one counts.
+    If a rater answered a pair several times, the last answer counts.
     """
     groups: dict[frozenset, dict[tuple[str, str], Mapping]] = {}
     for answer in answers:
@@ -48,10 +48,10 @@ def compare(answers: Iterable[Mapping]) -> list[Comparison]:
 
 
 def interval(rate: Rate) -> tuple[float, float]:
-    """Wilson's 95 % interval of a winning rate; all of 0..1 where nothing was decided.
+    """Wilson's 95 % interval of a winning rate; (0, 1) if all answers are ties.
 
-    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), for n decisions. They count as independent: raters who
-    see the same pairs make it a little too narrow.
+    (p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), for n answers that are not ties. The formula takes
+    answers as independent: with raters who see the same pairs, the interval is a little too narrow.
     """
     count = rate.wins + rate.losses
     if not count:
@@ -62,7 +62,7 @@ def interval(rate: Rate) -> tuple[float, float]:
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Lines of text for a terminal."""
+    """A table of the rates as text for a terminal."""
     lines = []
     for comparison in comparisons:
         first, second = comparison.models
@@ -75,7 +75,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def write_page(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
-    """A self-contained page with a bar for each question, and the numbers."""
+    """Writes a self-contained HTML page with a bar and the numbers for each question."""
     questions = [question._asdict() for question in QUESTIONS]
     values = [
         {

@@ -1,6 +1,6 @@
-"""A study of which of two models people prefer: its pairs, who sees which on what side, and the file of answers.
+"""A preference study of two models: the pairs of videos, the assignment of pairs and sides to raters, the answers.
 
-What a rater sees follows from hashes of names alone, so that a server started again goes on where it was.
+The assignment depends only on hashes of names, so that a restarted server continues where it stopped.
 """
 
 import fcntl
@@ -30,19 +30,19 @@ QUESTIONS = (
     Question("preference", "General preference", "All in all, which one do you prefer?"),
 )
 CHOICES = ("left", "equal", "right")
-LONGEST = 80  # characters of a name
+LONGEST = 80  # most characters of a rater's name
 
 
 class Pair(NamedTuple):
-    """A video of each model for the same prompt."""
+    """The videos of both models for one prompt and noise."""
 
     name: str
     prompt: str
-    videos: Mapping[str, Path]  # by model
+    videos: Mapping[str, Path]  # model -> file
 
 
 class Task(NamedTuple):
-    """A pair as one rater sees it."""
+    """A pair with the sides on which one rater sees the models."""
 
     pair: Pair
     left: str  # model
@@ -51,12 +51,12 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """Two models, the pairs of their videos, and where the answers go.
+    """Two models, the pairs of their videos, and the file of answers.
 
     Attributes:
-      models: their names; winning rates will be those of the first.
-      pairs: all there are.
-      count: how many of them a rater is asked about.
+      models: names of the models; winning rates are of the first.
+      pairs: all pairs.
+      count: number of pairs that each rater is asked about.
       answers: a file of JSON lines, see `record`.
     """
 
@@ -67,13 +67,13 @@ class Study:
 
 
 def find_pairs(folders: Mapping[str, Path], prompts: Sequence[str]) -> list[Pair]:
-    """The videos that both folders have.
+    """The pairs of videos with the same name in both folders.
 
     Args:
-      folders: model -> its videos, `{prompt:05d}-{video}.mp4`.
-      prompts: of these numbers.
+      folders: model -> folder of its videos, `{prompt:05d}-{video}.mp4`.
+      prompts: the prompts, indexed by the number in a file's name.
     Raises:
-      UserError: no pair, or a number that is no prompt's.
+      UserError: there is no pair, or a file's number has no prompt.
     """
     videos = {model: find_samples(folder) for model, folder in folders.items()}
     shared = sorted(set.intersection(*(set(found) for found in videos.values())))
@@ -88,19 +88,19 @@ def find_pairs(folders: Mapping[str, Path], prompts: Sequence[str]) -> list[Pair
 
 
 def agenda(study: Study, rater: str) -> list[Task]:
-    """What a rater is asked, in order: `study.count` pairs drawn at random, each model at random on either side."""
+    """The tasks of a rater, in order: `study.count` random pairs, with the models on random sides."""
     models = sorted(study.models)
 
     def draw(pair: Pair) -> bytes:
         return hashlib.sha256("\n".join([rater, pair.name, *models]).encode()).digest()
 
     drawn = sorted((draw(pair), pair) for pair in study.pairs)[: study.count]
-    # Another byte than those that decide the order.
+    # The last byte decides the side, because the first bytes decide the order.
     return [Task(pair, *(models if digest[-1] % 2 else models[::-1])) for digest, pair in drawn]
 
 
 def remaining(study: Study, rater: str) -> list[Task]:
-    """What is left of the agenda."""
+    """The tasks of the agenda that the rater has not answered."""
     done = {
         answer["pair"]
         for answer in read_answers(study.answers)
@@ -110,12 +110,12 @@ def remaining(study: Study, rater: str) -> list[Task]:
 
 
 def identity(name: str) -> str:
-    """A rater's name without differences that people make without meaning to: spaces, capitals, forms of Unicode."""
+    """A rater's name without accidental differences: spaces, capitals, forms of Unicode."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def is_name(identity: str) -> bool:
-    """Whether it is short and has no control characters, which are seen nowhere or do harm in a terminal."""
+    """Whether a name is short and has no control characters, which are invisible or do harm in a terminal."""
     return 0 < len(identity) <= LONGEST and identity.isprintable()
 
 
@@ -123,7 +123,7 @@ def record(study: Study, rater: str, task: Task, choices: Mapping[str, str], tim
     """Appends an answer to `study.answers`, and returns when it is on the disk.
 
     A line is {"time" (Unix, s), "rater", "models": both, "pair", "prompt", "left": model, "right": model, and for
-    each key of `QUESTIONS` "left", "equal" or "right"}. A later one of the same rater and pair replaces it.
+    each key of `QUESTIONS` "left", "equal" or "right"}. A later line of the same rater and pair replaces it.
     """
     line = {
         "time": time,
@@ -136,9 +136,9 @@ def record(study: Study, rater: str, task: Task, choices: Mapping[str, str], tim
         **{question.key: choices[question.key] for question in QUESTIONS},
     }
     data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    # Unbuffered: a write cut short by a full disk is seen here, and its piece of a line must not swallow the next one.
+    # Unbuffered: a write truncated by a full disk is noticed here. A truncated line must not merge with the next one.
     with study.answers.open("a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed: no other thread or server appends meanwhile
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, no other thread or server appends
         if size := file.seek(0, os.SEEK_END):
             file.seek(size - 1)
             if file.read(1) != b"\n":
@@ -149,10 +149,10 @@ def record(study: Study, rater: str, task: Task, choices: Mapping[str, str], tim
 
 
 def create(answers: Path) -> None:
-    """Makes the file of answers where there is none, so that a crash of the machine cannot lose its name.
+    """Creates a missing file of answers, and syncs its folder, so that a crash of the machine does not lose the file.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     try:
         answers.parent.mkdir(parents=True, exist_ok=True)
@@ -165,21 +165,21 @@ def create(answers: Path) -> None:
 
 
 def read_answers(path: Path) -> list[dict]:
-    """The answers in a file, oldest first; what else is in it, as a line that a crash cut short, does not count.
+    """The valid answers in a file, oldest first. Other lines, such as one truncated by a crash, are skipped.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file cannot be read.
     """
     return [answer for answer in _read(path).values() if answer is not None]
 
 
 def skipped_lines(path: Path) -> list[int]:
-    """The numbers, from 1, of those lines of a file of answers that are neither empty nor an answer."""
+    """Numbers, from 1, of the lines in a file of answers that are neither empty nor a valid answer."""
     return [number for number, answer in _read(path).items() if answer is None]
 
 
 def _read(path: Path) -> dict[int, dict | None]:
-    """The lines that are not empty by their numbers; None is no answer."""
+    """Line number -> answer for the lines that are not empty; None for a line that is not a valid answer."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -203,6 +203,6 @@ def _is_answer(answer: Mapping) -> bool:
         all(isinstance(word, str) for word in words)
         and answer.get("models") in ([left, right], [right, left])
         and left != right
-        and (left + right).isprintable()  # a terminal shows them
+        and (left + right).isprintable()  # they are printed in a terminal
         and set(choices) <= set(CHOICES)
     )

@@ -1,10 +1,10 @@
-"""Pages of HTML from the templates that lie in this folder."""
+"""HTML pages from the templates in this folder."""
 
 import jinja2
 
 
 def render(template: str, **values) -> str:
-    """The template `template` of this folder, filled in. What it shows is escaped; a name it lacks is an error."""
+    """Fills in a template of this folder. Values are escaped; a missing value is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dollar_jax", "evaluate"),
         autoescape=True,

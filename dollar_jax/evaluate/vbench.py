@@ -1,7 +1,7 @@
 """VBench's sixteen dimensions as three numbers: quality, semantic and total score (arXiv 2311.17982).
 
-Every dimension is mapped to 0..1 between the lowest and the highest value that VBench publishes for it. The quality
-and semantic scores are weighted means of these, total = (4 quality + semantic) / 5.
+Each dimension is rescaled to 0..1 between the lowest and the highest value that VBench publishes for it. The quality
+and semantic scores are weighted means of the rescaled dimensions; total = (4 quality + semantic) / 5.
 """
 
 import json
@@ -15,7 +15,7 @@ from dollar_jax.errors import UserError
 
 
 class Dimension(NamedTuple):
-    """What VBench publishes of a dimension (its scripts/constant.py)."""
+    """VBench's constants of a dimension (scripts/constant.py there)."""
 
     group: str
     low: float
@@ -41,15 +41,14 @@ DIMENSIONS = {
     "appearance_style": Dimension("semantic", 0.0009, 0.2855),
     "overall_consistency": Dimension("semantic", 0.0, 0.364),
 }
-GROUPS = {"quality": 4.0, "semantic": 1.0}  # and their weights in the total
+GROUPS = {"quality": 4.0, "semantic": 1.0}  # group -> weight in the total score
 
 
 def read_results(path: str) -> dict[str, float]:
-    """The values, 0..1, of those dimensions that VBench's result file has: {dimension: [value, ...]} or {dimension:
-    value}.
+    """Reads VBench's result file, {dimension: [value, ...]} or {dimension: value}. Returns dimension -> value in 0..1.
 
     Raises:
-      UserError: no such file, no such JSON, or a value that is none of VBench's.
+      UserError: the file is missing or is not such JSON, or a value is not in 0..1.
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -70,7 +69,7 @@ def read_results(path: str) -> dict[str, float]:
 
 
 def scores(values: Mapping[str, float]) -> dict[str, float]:
-    """quality, semantic and total, in percent, of values in 0..1; without what needs a dimension that is missing."""
+    """Quality, semantic and total score in percent, from values in 0..1; scores that lack a dimension are left out."""
     found = {}
     for group in GROUPS:
         members = {name: one for name, one in DIMENSIONS.items() if one.group == group}
@@ -84,7 +83,7 @@ def scores(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def table(values: Mapping[str, float], found: Mapping[str, float]) -> str:
-    """Dimensions and scores, in percent, as the paper's Tab. 15; a dash where there is none."""
+    """Dimensions and scores in percent, like the paper's Tab. 15; a dash for a missing one."""
     percent = {name: 100 * value for name, value in values.items()} | found
     names = [*DIMENSIONS, *GROUPS, "total"]
     width = max(map(len, names)) + 2
@@ -95,5 +94,5 @@ def table(values: Mapping[str, float], found: Mapping[str, float]) -> str:
 
 
 def missing(values: Mapping[str, float]) -> list[str]:
-    """The dimensions that have no value."""
+    """The dimensions without a value."""
     return [name for name in DIMENSIONS if name not in values]

@@ -1,7 +1,7 @@
-"""VBench's prompts as a sampling job: which caption and which noise go into which file, begun once and gone on with.
+"""Samples the videos of VBench's prompts: assigns caption and noise to each file, and resumes an interrupted job.
 
-VBench finds the videos of a prompt by their names, `{prompt}-{0..4}.mp4`. Models that were trained on long captions
-read a longer version of the prompt; the name is that of the short one.
+VBench finds the videos of a prompt by their file names, `{prompt}-{0..4}.mp4`. Models trained on long captions read a
+longer version of the prompt; the file name has the short prompt.
 """
 
 import hashlib
@@ -22,29 +22,29 @@ from dollar_jax.pipeline import Pipeline
 from dollar_jax.reading import read_json
 from dollar_jax.videos import Sample, draw
 
-VIDEOS = 5  # of a prompt
-FLICKERING_VIDEOS = 25  # of one of temporal flickering: VBench measures it only where nothing moves
-NAME_BYTES = 239  # that leave room, in the 255 of a file's name, for number, suffix and what a file in writing has more
+VIDEOS = 5  # videos of a prompt
+FLICKERING_VIDEOS = 25  # videos of a prompt for temporal flickering, which VBench measures on still videos only
+NAME_BYTES = 239  # most bytes of a prompt: a file name has 255, including number, suffix and parts of a temporary name
 
 
 def suite(prompts: Sequence[str], short_prompts: Sequence[str], flickering: Sequence[str] = ()) -> list[Sample]:
-    """The videos that VBench wants, in the order of the prompts; of a short prompt that stands there twice, the first.
+    """The videos that VBench needs, in the order of the prompts. A repeated short prompt counts once, the first time.
 
     Args:
-      prompts: what the model reads.
-      short_prompts: VBench's own, line by line those of `prompts`.
-      flickering: the short prompts of temporal flickering.
+      prompts: prompts for the model.
+      short_prompts: VBench's prompts, in the same order as `prompts`.
+      flickering: the short prompts for temporal flickering.
 
     Raises:
-      UserError: lists that do not match, or a prompt that cannot be the name of a file.
+      UserError: the lists do not match, or a prompt cannot be a file name.
     """
     if len(prompts) != len(short_prompts):
         raise UserError(
-            f"{len(prompts)} prompts but {len(short_prompts)} short ones: line by line they must be the same ones"
+            f"{len(prompts)} prompts but {len(short_prompts)} short ones: both lists need the same prompts in each line"
         )
     if strange := [name for name in flickering if name not in set(short_prompts)]:
         raise UserError(
-            f"--flickering_prompts has {reprlib.repr(strange[0])}, which is no short prompt ({len(strange)} such)"
+            f"--flickering_prompts has {reprlib.repr(strange[0])}, which is not a short prompt ({len(strange)} such)"
         )
     samples = {}
     for number, (prompt, short) in enumerate(zip(prompts, short_prompts, strict=True)):
@@ -67,18 +67,18 @@ def write_suite(
     guidance: float | None = None,
     batch_size: int = 8,
 ) -> int:
-    """Writes the videos that `out` lacks, and before the first one the manifest, which says what makes each of them.
+    """Writes the manifest, which has prompt and noise of each video, then the videos that are missing in `out`.
 
     Returns:
-      How many it wrote.
+      The number of videos written.
     Raises:
-      UserError: the folder's videos are of another job, or the model cannot take so many steps.
+      UserError: the folder has videos of another job, or the model cannot sample with this number of steps.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: take another --out")
     claim(out, samples, settings(model, seed, steps, guidance))
     out.mkdir(parents=True, exist_ok=True)
-    for unfinished in out.glob(".*.mp4.*"):  # of a process that was killed; VBench stumbles over other files
+    for unfinished in out.glob(".*.mp4.*"):  # left by a killed process; VBench fails on other files
         unfinished.unlink()
     missing = [sample for sample in samples if not (out / f"{sample.name}.mp4").exists()]
     made = draw(model, missing, seed, steps, guidance, batch_size)
@@ -88,13 +88,13 @@ def write_suite(
 
 
 def manifest_path(out: Path) -> Path:
-    """Beside the folder: VBench takes the suffix of any one file in it for that of all videos."""
-    out = Path(os.path.abspath(out))  # the present folder, ".", has a name too
+    """The manifest is beside the folder, because VBench takes the suffix of any file in the folder for all videos."""
+    out = Path(os.path.abspath(out))  # so that the current folder, ".", has a name
     return out.with_name(f"{out.name}.manifest.json")
 
 
 def settings(model: Pipeline, seed: int, steps: int | None, guidance: float | None) -> dict:
-    """What decides the videos of captions; the parameters by a hash."""
+    """All settings that determine the videos of given captions; parameters are given by a hash."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves({name: params for name, (_, params) in model.networks.items()}):
         digest.update(np.asarray(leaf).tobytes())
@@ -108,13 +108,13 @@ def settings(model: Pipeline, seed: int, steps: int | None, guidance: float | No
 
 
 def claim(out: Path, samples: Sequence[Sample], settings: dict) -> None:
-    """Notes in the manifest what these samples are made of, beside those that it has already.
+    """Adds prompt and noise of these samples to the manifest.
 
-    {..., "seed": 0, "videos": {"a pear-3.mp4": {"prompt": "A single ...", "noise": [17, 3]}}}: its noise is that of
+    {..., "seed": 0, "videos": {"a pear-3.mp4": {"prompt": "A single ...", "noise": [17, 3]}}}: the noise is that of
     video 3 of prompt 17, see `pipeline.draw_noise`.
 
     Raises:
-      UserError: there are videos that were made with other settings, from another prompt or nobody knows how.
+      UserError: the folder has videos with other settings, another prompt, or without an entry in the manifest.
     """
     path = manifest_path(out)
     videos = {f"{one.name}.mp4": {"prompt": one.caption, "noise": [one.prompt, one.video]} for one in samples}
@@ -129,7 +129,7 @@ def claim(out: Path, samples: Sequence[Sample], settings: dict) -> None:
         )
     unknown = [name for name in videos if name not in there and (out / name).exists()]
     if unknown:
-        raise UserError(f"{out / unknown[0]} is there, but not in {path} ({len(unknown)} in all); take another --out")
+        raise UserError(f"{out / unknown[0]} exists, but not in {path} ({len(unknown)} in all); take another --out")
     write_atomically(path, json.dumps(before | {"videos": before["videos"] | videos}, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Diversity of the videos of a prompt: the Vendi score of Eq. 17."""
+"""Diversity among the videos of a prompt: the Vendi score of Eq. 17."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,42 +18,43 @@ Embed = Callable[[Real[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
 
 
 def vendi(features: Float[np.ndarray, "n d"]) -> float:
-    """The effective number of different samples, 1 (all the same) .. n (all orthogonal).
+    """The effective number of different samples: 1 (all equal) .. n (all orthogonal).
 
-    exp of the entropy of the eigenvalues of K / n, where K holds the cosine similarities (Friedman and Dieng, 2022).
-    Features that are all zero, of black frames, count as like each other and orthogonal to all others.
+    exp of the entropy of the eigenvalues of K / n, where K is the matrix of cosine similarities (Friedman and Dieng,
+    2022). Zero vectors, the features of black frames, count as equal to each other and orthogonal to all others.
     """
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     unit = np.hstack([features / np.where(norms == 0, 1, norms), norms == 0])
     shares = np.linalg.eigvalsh(unit @ unit.T / len(unit))
-    shares = shares[shares > 0]  # rounding leaves zero eigenvalues a little to either side
+    shares = shares[shares > 0]  # rounding makes zero eigenvalues slightly positive or negative
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
 def diversity(frames: Real[np.ndarray, "p n f h w 3"], spacing: int, embed: Embed = pixels) -> Float[np.ndarray, " p"]:
-    """Eq. 17 for each of p prompts: the Vendi score among its n videos at a key frame, averaged over the key frames.
+    """Eq. 17 for each of p prompts: the Vendi score of the n videos at a key frame, averaged over the key frames.
 
     Args:
       frames: n videos of each prompt.
-      spacing: from one key frame to the next, the first frame being one (paper: 20 of 128 frames, so K = 7).
-      embed: features of n frames. The paper shows pixels and Inception v3.
+      spacing: frames from one key frame to the next; the first frame is a key frame (paper: 20 of 128 frames, so
+        K = 7).
+      embed: frames of n videos -> features [n, d]. The paper uses pixels and Inception v3.
     Returns:
-      1 .. n for each prompt; the paper reports their mean and standard deviation.
+      Scores 1 .. n, one for each prompt; the paper reports their mean and standard deviation.
     """
     key_frames = rearrange(frames[:, :, ::spacing], "p n k h w c -> p k n h w c")
     return np.array([np.mean([vendi(embed(frame)) for frame in prompt]) for prompt in key_frames])
 
 
 def diversity_of_folder(folder: Path, spacing: int, embed: Embed = pixels) -> tuple[dict[int, float], int, int]:
-    """Eq. 17 for the videos that `python -m dollar_jax.sample` wrote; those of one prompt are in memory at a time.
+    """Eq. 17 for a folder written by `python -m dollar_jax.sample`, with the videos of one prompt in memory at a time.
 
     Args:
-      folder: `{prompt:05d}-{video}.mp4`.
+      folder: folder of `{prompt:05d}-{video}.mp4`.
       spacing, embed: as in `diversity`; frames are uint8.
     Returns:
-      number of the prompt -> diversity; n, the videos of each; the smallest K, the number of key frames.
+      (number of the prompt -> diversity, number n of videos of each prompt, smallest number K of key frames).
     Raises:
-      UserError: prompts with different numbers of videos, fewer than two, or of different sizes or lengths.
+      UserError: prompts have fewer than two videos, or different numbers of them; or videos differ in size or length.
     """
     groups = defaultdict(list)
     for name, path in find_samples(folder).items():
@@ -62,7 +63,7 @@ def diversity_of_folder(folder: Path, spacing: int, embed: Embed = pixels) -> tu
     if len(counts) > 1 or counts[0] < 2:
         few = next(prompt for prompt, paths in groups.items() if len(paths) == counts[0])
         raise UserError(
-            f"{folder}: Vendi needs as many videos of each prompt, two or more; of prompt {few} there are {counts[0]}"
+            f"{folder}: Vendi needs the same number of videos of each prompt, at least 2; prompt {few} has {counts[0]}"
         )
     diversities, key_frames = {}, []
     for prompt, paths in tqdm(groups.items(), desc="vendi", unit="prompt", disable=None):

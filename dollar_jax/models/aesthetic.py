@@ -1,6 +1,6 @@
-"""LAION's aesthetic predictors: image embeddings of CLIP ViT-L/14 to ratings of about 1 .. 10.
+"""LAION's aesthetic predictors: map image embeddings of CLIP ViT-L/14 to ratings of about 1 .. 10.
 
-A stack of linear layers with nothing between them (in training, dropout).
+The network is a stack of linear layers without activations between them (dropout in training only).
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ def build(dtype: DTypeLike = jnp.float32, widths: Sequence[int] = (768, 1)) -> N
     """The network `apply(params, embeddings [b e]) -> ratings [b]` in float32; embeddings have unit length.
 
     Args:
-      dtype: what it computes in; parameters are float32.
-      widths: of the embedding and after each layer: (768, 1) is LAION's linear predictor,
+      dtype: dtype of the computation; parameters are float32.
+      widths: width of the embedding, then the output width of each layer: (768, 1) is LAION's linear predictor,
         (768, 1024, 128, 64, 16, 1) its MLP.
     Raises:
-      UserError: no layer, or the last width is not 1.
+      UserError: there is no layer, or the last width is not 1.
     """
     if len(widths) < 2 or widths[-1] != 1:
-        raise UserError(f"widths go from the embedding's to 1, not {list(widths)}")
+        raise UserError(f"widths has at least two numbers and ends with 1, not {list(widths)}")
     return from_module(lambda rngs: Aesthetic(widths, dtype, rngs))
 
 
@@ -38,7 +38,7 @@ class Aesthetic(nnx.Module):
         self.layers = nnx.List([nnx.Linear(n, m, dtype=dtype, rngs=rngs) for n, m in pairwise(widths)])
 
     def __call__(self, embeddings: Float[Array, "b e"]) -> PerExample:
-        """The rating of every embedding."""
+        """One rating for each embedding."""
         for layer in self.layers:
             embeddings = layer(embeddings)
         return embeddings[:, 0].astype(jnp.float32)

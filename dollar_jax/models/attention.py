@@ -1,11 +1,11 @@
-"""Attention behind one function: which kernel computes it is a matter of the accelerator, not of the network.
+"""Attention as one function, with a kernel for each kind of accelerator:
 
-xla      anywhere: blocks of queries
-cudnn    cuDNN's flash attention, for NVIDIA's GPUs
+xla      any device: blocks of queries
+cudnn    cuDNN's flash attention, for NVIDIA GPUs
 splash   JAX's splash attention, for TPUs
 
-Under a mesh every device attends from its share of the queries (of videos, and of the tokens of one video) to all keys
-of its videos, which it gathers: exact, whatever the kernel.
+Under a mesh, each device holds a share of the queries (some videos, and some tokens of each video). It gathers all keys
+and values of its videos and attends to them, so the result is exact with every kernel.
 """
 
 import math
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 from dollar_jax.errors import UserError
 from dollar_jax.sharding import BATCH, CONTEXT, fit
 
-QUERIES = 128  # at most at a time: a CPU's cache holds their logits
+QUERIES = 128  # largest block of queries, so that the logits fit into a CPU's cache
 
 
 def attention(
@@ -34,19 +34,19 @@ def attention(
     length: int | None = None,
     kernel: str | None = None,
 ) -> Float[Array, "b n h d"]:
-    """softmax(scale q k^T + bias) v per head; the softmax in float32.
+    """softmax(scale q k^T + bias) v for each head; the softmax is computed in float32.
 
     Args:
       q: queries.
       k: keys.
       v: values.
-      bias: added to the logits. With it or `mask`, XLA computes and shards.
-      mask: which keys exist; None for all.
-      scale: 1/sqrt(d) unless given.
-      length: how many of the keys exist, if those at the end are padding; what they hold must be finite.
-      kernel: one of `KERNELS`; None is the fastest for this platform and dtype.
+      bias: added to the logits. With `bias` or `mask`, the kernel is always xla, and XLA chooses the sharding.
+      mask: False for keys to ignore; None: no key is ignored.
+      scale: factor on the logits, by default 1/sqrt(d).
+      length: number of keys that are not padding; the padding is at the end and must be finite.
+      kernel: one of `KERNELS`; None: the fastest kernel for this platform and dtype.
     Raises:
-      UserError: there is no such kernel.
+      UserError: the kernel does not exist.
     """
     kernel = _default(q) if kernel is None else kernel
     if kernel not in KERNELS:
@@ -62,18 +62,18 @@ def attention(
     if mesh.empty or mesh.size == 1:
         return attend(q, k, v)
     queries, keys = fit(q.shape, (BATCH, CONTEXT), mesh), fit(k.shape, (BATCH,), mesh)
-    # Kernels do not say over which axes of the mesh their results vary.
+    # check_vma: kernels do not declare over which mesh axes their results vary.
     return jax.shard_map(attend, in_specs=(queries, keys, keys), out_specs=queries, check_vma=False)(q, k, v)
 
 
 def _platform() -> str:
-    """Where the function being traced will run: on the devices of its mesh, which may be another machine's."""
+    """Platform of the function being traced: that of its mesh's devices, which may be another machine's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def _default(q: Float[Array, "b n h d"]) -> str:
-    """The fastest kernel that there is for these queries. cuDNN's takes 16-bit numbers and multiples of 8 up to 128."""
+    """The fastest kernel for these queries. cuDNN's needs 16-bit numbers, and d a multiple of 8 up to 128."""
     if _platform() == "tpu":
         return "splash"
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
@@ -89,7 +89,7 @@ def _xla(
 def _cudnn(
     q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"], length: int, scale: float
 ) -> Float[Array, "b n h d"]:
-    """In even numbers of queries and keys: JAX refuses the gradient of odd ones (it mistakes no bias for one)."""
+    """Pads queries and keys to even numbers: JAX refuses the gradient of odd numbers, as if there were a bias."""
     n = q.shape[1]
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     lengths = None if length == k.shape[1] else jnp.full(len(k), length, jnp.int32)
@@ -116,8 +116,9 @@ def _blocks(
     mask: Bool[Array, "b m"] | None,
     scale: float,
 ) -> Float[Array, "b n h d"]:
-    """Many queries go in blocks, whose logits the gradient recomputes: the memory is that of one block. On a CPU that
-    is twice as fast as all at once, too."""
+    """Attention in blocks of at most `QUERIES` queries, which takes the memory of one block's logits: the backward pass
+    recomputes them. On a CPU, blocks are also twice as fast as all queries at once.
+    """
     mask = None if mask is None else mask[:, None, None, :]
     if bias is not None or q.shape[1] <= QUERIES:
         return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale)
@@ -137,7 +138,7 @@ def _attend(
     mask: Bool[Array, "b 1 1 m"] | None,
     scale: float,
 ) -> Float[Array, "b h n d"]:
-    """Divides by the softmax's sum after the product with the values, where there is less to divide."""
+    """Attention of one block of queries. The division by the softmax's sum is last, where it takes fewest numbers."""
     logits = jnp.einsum("bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)

@@ -1,11 +1,11 @@
-"""CLIP: images and texts to embeddings of one space, each by a transformer of its own.
+"""CLIP: two transformers that map images and texts to embeddings in one space.
 
     x = [class token | patches W_patch] + positions, normed;     text: x = embedding of the tokens + positions
     every block:  x += attention(norm(x));  x += act(norm(x) W_expand) W_contract
     embedding = norm(x at the class token) W_project;            text: norm(x at the end of the text) W_project
 
-All norms are LayerNorm. A text token attends to itself and to those before it, so nothing after the end of the text can
-reach its embedding: padding needs no mask. Blocks are stacked and run by one scan.
+All norms are LayerNorm. A text token attends only to itself and to earlier tokens, so tokens after the end of the text
+do not change the embedding, and padding needs no mask. Blocks are stacked and run in one scan.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config
 from dollar_jax.types import Tokens
 
-Images = Float[Array, "b h w 3"]  # less CLIP's mean, by its standard deviation
+Images = Float[Array, "b h w 3"]  # normalised by CLIP's mean and standard deviation
 Sequence = Float[Array, "b n d"]
 Embedding = Float[Array, "b e"]
 
@@ -35,13 +35,13 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
-# Activations can be large beside their spread, where E[x^2] - E[x]^2 would cancel.
+# The mean of activations can be large beside their standard deviation: E[x^2] - E[x]^2 would lose all digits.
 Norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """What transformers' CLIPVisionConfig and CLIPTextConfig share, with their names; defaults are the text's."""
+    """Common fields of CLIPVisionConfig and CLIPTextConfig in transformers; defaults are those of the text tower."""
 
     hidden_size: int = 512
     intermediate_size: int = 2048
@@ -59,7 +59,7 @@ class Tower:
 
 @dataclasses.dataclass(frozen=True)
 class Vision(Tower):
-    """The sizes of the vision tower."""
+    """Sizes of the vision tower."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -75,7 +75,7 @@ class Vision(Tower):
 
 @dataclasses.dataclass(frozen=True)
 class Text(Tower):
-    """The sizes of the text tower; the last token of its vocabulary is the end of a text."""
+    """Sizes of the text tower; the last token of the vocabulary is the end-of-text token."""
 
     vocab_size: int = 49408
     max_position_embeddings: int = 77
@@ -83,7 +83,7 @@ class Text(Tower):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The sizes in transformers' CLIPConfig, with its names and defaults (ViT-B/32)."""
+    """Sizes with the names and defaults of CLIPConfig in transformers (ViT-B/32)."""
 
     vision_config: Vision = Vision()
     text_config: Text = Text()
@@ -91,10 +91,10 @@ class Config:
 
 
 def read(config: Mapping[str, Any]) -> Config:
-    """The `Config` of a nested dict.
+    """The `Config` from a nested dict.
 
     Raises:
-      UserError: unknown or unsupported config.
+      UserError: a field is unknown or its value is not supported.
     """
     towers = {"vision_config": Vision, "text_config": Text}
     parts = {name: make_config(kind, config.get(name, {}), f"clip's {name}") for name, kind in towers.items()}
@@ -102,18 +102,20 @@ def read(config: Mapping[str, Any]) -> Config:
 
 
 def build(dtype: DTypeLike = jnp.float32, **config) -> Network:
-    """The network of two methods, whose embeddings are float32 and not of unit length.
+    """The network with two methods:
 
     `apply(params, images [b h w 3], method="encode_image") -> [b e]`
-    `apply(params, tokens [b l], method="encode_text") -> [b e]`, where every text ends, whatever follows its end
+    `apply(params, tokens [b l], method="encode_text") -> [b e]`; each text has an end-of-text token
 
-    The similarity of unit embeddings is to be multiplied by `exp(params["logit_scale"])`.
+    Embeddings are float32 and not normalised. CLIP's logits are the cosine similarity times
+    `exp(params["logit_scale"])`.
 
     Args:
-      dtype: what it computes in; parameters are float32.
-      **config: fields of `Config`, those of the towers in dicts of their own.
+      dtype: dtype of the computation; parameters are float32.
+      **config: fields of `Config`; the fields of each tower are in a dict.
     Raises:
-      UserError: unknown or unsupported config; when traced: images of another size, too many tokens.
+      UserError: a field is unknown or its value is not supported; when traced: images have another size, or texts have
+        too many tokens.
     """
     sizes = read(config)
     return from_module(lambda rngs: CLIP(sizes, dtype, rngs))
@@ -140,20 +142,20 @@ class Block(nnx.Module):
 
 
 def stack(config: Tower, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
-    """The blocks of a tower, stacked."""
+    """All blocks of a tower, with stacked parameters."""
     layers = config.num_hidden_layers
     return nnx.split_rngs(splits=layers)(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))(rngs)
 
 
 def run(blocks: Block, x: Sequence, bias: Float[Array, "1 k n n"] | None = None) -> Sequence:
-    """Stacked blocks, one after the other."""
+    """Applies stacked blocks one after the other."""
     graph, blocks = nnx.split(blocks)
     x, _ = jax.lax.scan(lambda x, block: (nnx.merge(graph, block)(x, bias), None), x, blocks)
     return x
 
 
 class VisionTower(nnx.Module):
-    """Normalised images to their embeddings."""
+    """Normalised images -> embeddings."""
 
     def __init__(self, config: Vision, features: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = config
@@ -179,7 +181,7 @@ class VisionTower(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """Token ids to the embeddings of the texts."""
+    """Token ids -> embeddings of the texts."""
 
     def __init__(self, config: Text, features: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = config
@@ -197,13 +199,13 @@ class TextTower(nnx.Module):
         x = self.embed(tokens)
         x = x + self.positions[:length].astype(x.dtype)[None]
         x = run(self.blocks, x, causal_bias(length, self.config.num_attention_heads))
-        end = tokens.argmax(1)  # the first of the largest ids; the end of the text is the vocabulary's last
+        end = tokens.argmax(1)  # the first end-of-text token, which has the largest id
         x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         return self.project(self.norm(x)).astype(jnp.float32)
 
 
 def causal_bias(length: int, heads: int) -> Float[Array, "1 h l l"]:
-    """-inf where the key (column) comes after the query (row)."""
+    """Bias that is -inf where the key (column) comes after the query (row), else 0."""
     return jnp.broadcast_to(
         np.triu(np.full((1, 1, length, length), -np.inf, np.float32), 1), (1, heads, length, length)
     )

@@ -1,7 +1,7 @@
 """CogVideoX's causal 3D variational autoencoder.
 
-A video of 4k + 1 frames becomes k + 1 latent frames: the first frame stands alone, the others go in fours. Long videos
-pass in chunks of frames; each causal convolution keeps the last frames of one chunk for the next.
+A video of 4k + 1 frames becomes k + 1 latent frames: one for the first frame, one for each four frames after it. Long
+videos are processed in chunks of frames; each causal convolution keeps the last frames of a chunk for the next chunk.
 """
 
 import math
@@ -46,22 +46,22 @@ def build(
 ) -> Network:
     """The autoencoder: `apply(params, video, method="encode")` and `apply(params, latents, method="decode")`.
 
-    The names in diffusers' config mean the same here. The others:
+    Arguments with a name of diffusers' config have the same meaning. The others are
 
     Args:
-      patch_size: the first layer sees patches of this many (frames, rows, columns) as channels, the last one makes
-        them: cheap networks for small videos. (1, 1, 1) is the public architecture.
-      exactly_causal: False is the public network, whose group norms take their statistics over all frames of a chunk
-        (so that the chunk sizes matter) and which decodes an even number of latents without a lone first frame. True:
-        statistics of each frame alone, always a lone first frame; then chunk sizes change nothing and an image has
-        the same latent as the first frame of a video.
-      encode_chunk, decode_chunk: frames that are encoded at a time and latent frames that are decoded at a time; the
-        first chunk also takes the remainder. None: all at once.
-      dtype: of the computation; parameters and results are float32.
-      stacked: how convolutions are computed, see `convolution.convolve`. None: what is fast on jax's backend.
+      patch_size: (frames, rows, columns) of the patches that the first layer takes as channels and the last layer
+        returns as channels, for cheap networks on small videos. (1, 1, 1) is the public architecture.
+      exactly_causal: False is the public network: group norms compute statistics over all frames of a chunk, so that
+        results depend on the chunk sizes, and an even number of latent frames is decoded without a lone first frame.
+        True: group norms compute statistics of each frame alone, and the first frame always stands alone; chunk sizes
+        then do not change results, and an image has the same latent as the first frame of a video.
+      encode_chunk, decode_chunk: number of frames encoded at a time and of latent frames decoded at a time; the first
+        chunk also takes the remainder. None: all at once.
+      dtype: dtype of the computation; parameters and results are float32.
+      stacked: how convolutions are computed, see `convolution.convolve`. None: the fast way on JAX's backend.
 
     Raises:
-      UserError: sizes that cannot be built.
+      UserError: the sizes do not fit together.
     """
     levels = int(math.log2(temporal_compression_ratio))
     if 2**levels != temporal_compression_ratio or levels > len(block_out_channels) - 1:
@@ -100,7 +100,7 @@ def build(
 
 
 class Layers(NamedTuple):
-    """Constructors of the layers, bound to what all of them share."""
+    """Constructors of the layers, with their common arguments bound."""
 
     conv: Callable[..., CausalConv]
     downsample: Callable[..., nnx.Conv]
@@ -110,7 +110,7 @@ class Layers(NamedTuple):
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Group normalisation with the statistics of all frames, or of each frame alone."""
+    """Group normalisation with statistics over all frames, or over each frame alone."""
 
     def __init__(self, features: int, eps: float, *, groups: int, per_frame: bool, dtype: DTypeLike, rngs: nnx.Rngs):
         super().__init__(features, groups, epsilon=eps, dtype=dtype, rngs=rngs)
@@ -124,14 +124,14 @@ class GroupNorm(nnx.GroupNorm):
         return ((x - mean) * factor + bias).astype(self.dtype)
 
     def _means(self, x: Features) -> Float[Array, "b f_ 1 1 c"]:
-        """The means of the groups, for each channel. Channels come last: across them, long sums are slow on CPUs."""
+        """Mean of each channel's group. Channels are averaged last, on few numbers: that axis is slow on CPUs."""
         means = x.mean(axis=2, keepdims=True).mean(axis=(2, 3) if self.per_frame else (1, 2, 3), keepdims=True)
         size = x.shape[-1] // self.num_groups
         return repeat(reduce(means, "b f 1 1 (g c) -> b f 1 1 g", "mean", c=size), "b f 1 1 g -> b f 1 1 (g c)", c=size)
 
 
 class SpatialNorm(nnx.Module):
-    """Group normalisation whose scale and shift are read from the latents: norm(x) * y(z) + b(z)."""
+    """Group normalisation with scale and shift computed from the latents z: norm(x) * y(z) + b(z)."""
 
     def __init__(self, layers: Layers, features: int, latent_features: int):
         self.norm = layers.norm(features, 1e-6)
@@ -150,7 +150,7 @@ class SpatialNorm(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a linear shortcut where the width changes."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a linear shortcut if the width changes."""
 
     def __init__(self, layers: Layers, norm: Callable[[int], nnx.Module], features: int, new_features: int):
         self.norm1 = norm(features)
@@ -166,7 +166,7 @@ class ResnetBlock(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, and the convolution of the step to the next one, if there is one."""
+    """Residual blocks at one resolution, then the convolution that changes the resolution, except in the last level."""
 
     def __init__(self, blocks: list[ResnetBlock], resample: nnx.Conv | None = None):
         self.blocks = nnx.List(blocks)
@@ -179,12 +179,12 @@ class Level(nnx.Module):
 
 
 def residual_blocks(layers: Layers, norm: Callable, features: int, new_features: int, count: int) -> list[ResnetBlock]:
-    """`count` blocks, the first of which changes the width."""
+    """`count` blocks; the first block changes the width."""
     return [ResnetBlock(layers, norm, new_features if i else features, new_features) for i in range(count)]
 
 
 class Encoder(nnx.Module):
-    """Video -> mean and log variance of the latents, in channels."""
+    """Video -> mean and log variance of the latents, concatenated along the channels."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents -> video; each normalisation sees the latents again."""
+    """Latents -> video; each normalisation also takes the latents as input."""
 
     def __init__(
         self,
@@ -263,7 +263,7 @@ class Decoder(nnx.Module):
 
 
 def double_frames(x: Features, lone: bool) -> Float[Array, "b f_ h w c"]:
-    """Each frame twice; a lone first frame once."""
+    """Repeats each frame twice, except a lone first frame."""
     return ungroup_frames(repeat(x, "b f h w c -> b f 2 h w c"), lone)
 
 
@@ -289,11 +289,11 @@ class Autoencoder(nnx.Module):
     def encode(self, video: Float[Array, "b F H W rgb"]) -> tuple[Latent, Latent]:
         """Mean and log variance (between -30 and 20) of the latents, unscaled, of a video in -1..1.
 
-        rk + 1 frames, r the temporal ratio, give k + 1 latent frames. The public network also takes rk frames: none
-        stands alone, k latent frames.
+        rk + 1 frames, with the temporal ratio r, give k + 1 latent frames. The public network also encodes rk frames,
+        without a lone first frame, to k latent frames.
 
         Raises:
-          UserError: sizes that are no multiple of what one latent covers.
+          UserError: frames, height or width do not divide into latents.
         """
         frames, height, width = video.shape[1:4]
         lone = self.ratio[0] == 1 or frames % self.ratio[0] == 1
@@ -310,7 +310,7 @@ class Autoencoder(nnx.Module):
         return mean, jnp.clip(log_variance, -30, 20)
 
     def decode(self, latents: Latent) -> Float[Array, "b F H W rgb"]:
-        """The video, in about -1..1, of unscaled latents: k + 1 latent frames give rk + 1 frames.
+        """The video of unscaled latents, with pixels in about -1..1: k + 1 latent frames give rk + 1 frames.
 
         The public network decodes an even number n of latent frames to rn frames.
         """

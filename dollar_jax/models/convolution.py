@@ -1,4 +1,4 @@
-"""Causal convolution over time, and the stream that carries its past from one chunk of a video to the next."""
+"""Causal convolutions over time, and the stream that carries past frames from one chunk of a video to the next."""
 
 import math
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-CACHED = 2**19  # numbers of stacked frames that stay in a CPU's cache; larger frames are convolved one by one
+CACHED = 2**19  # size of stacked frames that fits into a CPU's cache; larger frames are convolved one by one
 
 
 class Stream:
     """One pass of a causal network over one chunk of a video.
 
-    Convolutions call `remember` in the order in which the network runs; `future`, given as `past` to the stream of the
-    next chunk, makes the two passes one.
+    Each convolution calls `remember`, in the order in which the network runs. With `future` of this chunk as `past` of
+    the next chunk, the two passes give the same result as one pass over both chunks.
 
     Attributes:
-      lone: whether the chunk's first frame stands alone, and the frames after it in groups (a video of 4k + 1 frames).
-      future: the frames that each convolution leaves for the next chunk.
+      lone: whether the chunk's first frame is a group of its own, as in a video of 4k + 1 frames.
+      future: last frames of this chunk, for each convolution.
     """
 
     def __init__(self, lone: bool, past: Sequence[Array] | None = None):
@@ -32,7 +32,7 @@ class Stream:
         self._past = None if past is None else iter(past)
 
     def remember(self, x: Float[Array, "b f h w c"], frames: int) -> Float[Array, "b {frames} h w c"] | None:
-        """The `frames` frames before x, None at the start of the video; keeps as many for the next chunk."""
+        """The `frames` frames before x, None at the start of a video. Keeps the last ones for the next chunk."""
         past = None if self._past is None else next(self._past)
         last = x[:, -frames:]
         seen = repeat_first(last, frames) if past is None else jnp.concatenate([past, last], axis=1)
@@ -41,12 +41,12 @@ class Stream:
 
 
 def repeat_first(x: Float[Array, "b f h w c"], times: int) -> Float[Array, "b f+{times} h w c"]:
-    """x with its first frame `times` more times in front."""
+    """x with `times` copies of its first frame in front."""
     return jnp.concatenate([x[:, :1]] * times + [x], axis=1)
 
 
 def group_frames(x: Float[Array, "b f h w c"], size: int, lone: bool) -> Float[Array, "b n {size} h w c"]:
-    """Frames in groups of `size`; a lone first frame fills a group of its own with repeats."""
+    """Groups of `size` frames; a lone first frame is repeated to fill a group of its own."""
     return rearrange(repeat_first(x, size - 1) if lone else x, "b (n s) h w c -> b n s h w c", s=size)
 
 
@@ -58,11 +58,11 @@ def ungroup_frames(x: Float[Array, "b n s h w c"], lone: bool) -> Float[Array, "
 def convolve(
     x: Float[Array, "b F h w i"], kernel: Float[Array, "t 3 3 i o"], stacked: bool
 ) -> Float[Array, "b {x.shape[1]-kernel.shape[0]+1} h w o"]:
-    """3D convolution, over time without padding, over space with zeros to the same size.
+    """3D convolution without padding in time, and with zero padding to the same size in space.
 
     Args:
-      stacked: as 2D convolutions over the time-shifted frames stacked in channels. The same sums, 2 to 9 times as fast
-        as XLA's 3D convolution on a CPU; accelerators have fast 3D convolutions.
+      stacked: compute it as a 2D convolution of time-shifted frames stacked along the channels. The sums are the same.
+        On a CPU this is 2 to 9 times as fast as XLA's 3D convolution; accelerators have fast 3D convolutions.
     """
     window, frames = kernel.shape[0], x.shape[1] - kernel.shape[0] + 1
     if not stacked:
@@ -89,10 +89,10 @@ def convolve_causally(
     kernel: Float[Array, "t 3 3 i o"],
     stacked: bool,
 ) -> Float[Array, "b f h w o"]:
-    """`convolve` with the past in front of x; at the start of a video with copies of the first frame.
+    """`convolve` with past frames in front of x, or copies of the first frame at the start of a video.
 
-    Stacked, a window that sees the first frame n times sees it once, through the sum of its first n taps: an image
-    takes a third of the multiplications.
+    With `stacked`, the n copies of the first frame in a window are replaced by one frame and the sum of the window's
+    first n taps: an image takes a third of the multiplications.
     """
     before = kernel.shape[0] - 1
     if past is not None or not stacked:
@@ -105,12 +105,12 @@ def convolve_causally(
         parts.append(convolve(x[:, :seen], start, stacked))
     if x.shape[1] > before:
         parts.append(convolve(x, kernel, stacked))
-    # XLA would join the parts again in each of the passes that read the result.
+    # The barrier keeps XLA from concatenating the parts again for each operation that reads the result.
     return lax.optimization_barrier(jnp.concatenate(parts, axis=1))
 
 
 class CausalConv(nnx.Module):
-    """Convolution with a 3 x 3 x 3 window that ends at the current frame. `stacked=None`: on CPUs (see `convolve`)."""
+    """Convolution with a 3 x 3 x 3 window that ends at the current frame. `stacked=None`: stacked on CPUs only."""
 
     def __init__(self, features: int, new_features: int, *, dtype: DTypeLike, stacked: bool | None, rngs: nnx.Rngs):
         shape = (3, 3, 3, features, new_features)
@@ -128,10 +128,10 @@ class CausalConv(nnx.Module):
 
 
 class UpsamplingConv(nnx.Conv):
-    """Each pixel 2 x 2 times, then a 3 x 3 convolution, in under half of the multiplications.
+    """2 x 2 nearest-neighbour upsampling and a 3 x 3 convolution, with less than half of the multiplications.
 
-    Along an axis the window sees two pixels only: outputs 2i and 2i + 1 are k0 x[i-1] + (k1 + k2) x[i] and
-    (k0 + k1) x[i] + k2 x[i+1]. So four convolutions with 2 x 2 windows make the four parities.
+    Along an axis the window covers only two input pixels: outputs 2i and 2i + 1 are k0 x[i-1] + (k1 + k2) x[i] and
+    (k0 + k1) x[i] + k2 x[i+1]. So four convolutions with 2 x 2 windows compute the four parities of output pixels.
     """
 
     def __init__(self, features: int, new_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -154,6 +154,6 @@ class UpsamplingConv(nnx.Conv):
 
 
 def _seen_twice(kernel: Float[Array, "y x i o"], axis: int) -> tuple[Array, Array]:
-    """The windows of the even and of the odd outputs along an axis."""
+    """Kernels of the even and of the odd outputs along an axis."""
     first, middle, last = jnp.split(kernel, 3, axis=axis)
     return jnp.concatenate([first, middle + last], axis), jnp.concatenate([first + middle, last], axis)

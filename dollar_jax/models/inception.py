@@ -1,6 +1,6 @@
 """Inception v3 (Szegedy et al., 2015) up to the features before its classifier, as torchvision has it.
 
-Its names are torchvision's: a file's `Mixed_5b.branch1x1.conv.weight` is our `Mixed_5b/branch1x1/kernel`.
+Parameters have torchvision's names: `Mixed_5b.branch1x1.conv.weight` there is `Mixed_5b/branch1x1/kernel` here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 from dollar_jax.models.network import Network, from_module
 
 EPSILON = 1e-3  # of the batch norms
-# torchvision's weights were trained on inputs in -1..1; its network expects ImageNet's mean and deviation to have been
-# taken off, and undoes that.
+# torchvision's weights were trained on inputs in -1..1. Its network expects inputs normalised by ImageNet's mean and
+# standard deviation, and undoes this normalisation.
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 Window = tuple[int, int]
-Step = tuple  # features, then the windows of one convolution, or of two side by side
+Step = tuple  # features, then the window of one convolution, or the windows of two parallel convolutions
 Branches = Mapping[str, Sequence[Step]]
 
 ONE, THREE, FIVE, ROW, COLUMN = (1, 1), (3, 3), (5, 5), (1, 7), (7, 1)
@@ -83,8 +83,8 @@ BLOCKS = {  # name -> branches, whether it halves height and width
 def build() -> Network:
     """The network `apply(params, images [n h w 3]) -> features [n 2048]`.
 
-    Images are 299 x 299 in torchvision's use, 75 x 75 or larger here. ImageNet's mean and deviation are expected to
-    have been taken off, as torchvision's transforms do; the vendi-score package gives 0..1 as they are.
+    Images are 75 x 75 or larger (299 x 299 in torchvision), normalised by ImageNet's mean and standard deviation, as by
+    torchvision's transforms. The package vendi-score passes images in 0..1 without this normalisation.
     """
     return from_module(Inception)
 
@@ -103,7 +103,7 @@ class Inception(nnx.Module):
             width = getattr(self, name).width
 
     def __call__(self, images: Float[Array, "n h w 3"]) -> Float[Array, "n 2048"]:
-        """The mean over space of the last block's result."""
+        """Output of the last block, averaged over space."""
         x = images * (2 * DEVIATION)[None, None, None] + (2 * MEAN - 1)[None, None, None]
         for name, unit in STEM.items():
             x = getattr(self, name)(x) if unit else _max_pool(x)
@@ -113,7 +113,7 @@ class Inception(nnx.Module):
 
 
 class Unit(nnx.Module):
-    """A convolution without bias, a batch norm with the statistics of training, ReLU."""
+    """Convolution without bias, batch norm with the statistics of training, ReLU."""
 
     def __init__(self, inputs: int, features: int, window: Window, stride: int, padded: bool, rngs: nnx.Rngs):
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (*window, inputs, features)))
@@ -131,10 +131,10 @@ class Unit(nnx.Module):
 
 
 class Mixed(nnx.Module):
-    """Branches of convolutions beside each other, their results concatenated.
+    """Parallel branches of convolutions with concatenated outputs.
 
-    The branch `branch_pool` begins with a mean over 3 x 3. A block that halves has a stride of 2 in the last step of
-    each branch, and the maximum over 3 x 3 of its input as a branch more.
+    The branch `branch_pool` begins with a 3 x 3 average pooling. A block that halves the resolution has stride 2 in the
+    last step of each branch, and a 3 x 3 max pooling of its input as an additional branch.
     """
 
     def __init__(self, inputs: int, branches: Branches, halves: bool, rngs: nnx.Rngs):
@@ -161,7 +161,7 @@ class Mixed(nnx.Module):
 
 
 def _label(name: str, steps: Sequence[Step]) -> list[tuple[tuple[str, ...], Step, bool]]:
-    """torchvision's names of the convolutions of each step, the step, and whether it is the last."""
+    """For each step: (torchvision's names of its convolutions, the step, whether it is the last)."""
     count = len(steps)
     return [
         (
@@ -178,5 +178,5 @@ def _max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n H W c"]:
 
 
 def _mean_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    # Over 9 pixels at the border too, where some are the padding's zeros.
+    # The mean is over 9 pixels at the border too, including the zeros of the padding.
     return lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME") / 9

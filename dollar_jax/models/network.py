@@ -19,9 +19,9 @@ class Network(NamedTuple):
 
 
 def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
-    """The pure pair of the module that `make` builds. The module may hold parameters only (no dropout, no statistics).
+    """The `Network` of the module that `make` builds. The module may hold only parameters (no dropout, no statistics).
 
-    Building is abstract: no memory is spent before `init`.
+    The module is built abstractly: memory is allocated only in `init`.
     """
     graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
@@ -35,15 +35,15 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
 
 def _string_keys(tree: dict) -> dict:
-    # A checkpoint does not tell 0 from "0": lists of layers go by strings.
+    # A checkpoint does not distinguish 0 from "0", so lists of layers get strings as keys.
     return {str(key): _string_keys(value) if isinstance(value, dict) else value for key, value in tree.items()}
 
 
 def make_config(kind: type, fields: Mapping[str, Any], name: str) -> Any:
-    """A network's dataclass of sizes from what a config says.
+    """Builds the dataclass `kind` of a network's sizes from the fields of a config.
 
     Raises:
-      UserError: fields that it does not have.
+      UserError: the dataclass lacks one of the fields.
     """
     if unknown := fields.keys() - {field.name for field in dataclasses.fields(kind)}:
         place = "/".join(kind.__module__.split(".")[1:])
@@ -52,5 +52,5 @@ def make_config(kind: type, fields: Mapping[str, Any], name: str) -> Any:
 
 
 def count_parameters(params: Params) -> int:
-    """How many numbers the parameters hold."""
+    """Number of scalar parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

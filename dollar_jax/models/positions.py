@@ -1,6 +1,6 @@
-"""Where the tokens of a video grid [f h w] lie, as CogVideoX places them.
+"""Positional encodings of CogVideoX for the tokens of a video grid [f h w].
 
-NumPy throughout: the tables are constants of a compiled step, made for the sizes it is traced with, and not parameters.
+The tables are NumPy arrays, computed for the traced sizes: constants of the compiled step, not parameters.
 Both kinds use the frequencies 10000^(-i / (d / 2)), i = 0 .. d/2 - 1, for d features of an axis.
 """
 
@@ -28,7 +28,7 @@ def _cells(t: np.ndarray, y: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
 
 
 def sincos(grid: Grid, width: int, spatial_scale: float, temporal_scale: float) -> Float[np.ndarray, "n width"]:
-    """Vectors added to the tokens (CogVideoX-2B): a quarter of the features tells t, 3/8 tell x, 3/8 tell y.
+    """Sinusoidal vectors added to the tokens (CogVideoX-2B): 1/4 of the features encode t, 3/8 x, 3/8 y.
 
     Args:
       grid: tokens along time, height and width.
@@ -50,7 +50,7 @@ def sincos(grid: Grid, width: int, spatial_scale: float, temporal_scale: float) 
 
 
 def rotary(grid: Grid, width: int, base: tuple[int, int], fit: bool) -> Float[np.ndarray, "n half"]:
-    """Angles by which pairs of features of queries and keys turn (CogVideoX-5B): 1/4 for t, 3/8 for y, 3/8 for x.
+    """Rotary embedding: rotation angles of feature pairs of queries and keys (CogVideoX-5B); 1/4 for t, 3/8 y, 3/8 x.
 
     Args:
       grid: tokens along time, height and width.
@@ -75,7 +75,7 @@ def rotary(grid: Grid, width: int, base: tuple[int, int], fit: bool) -> Float[np
 
 
 def _fitted(h: int, w: int, base: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of h rows and w columns scaled to fit into the base, and centred in it."""
+    """Coordinates of h rows and w columns, scaled to fit into `base` and centred in it."""
     taller = h / w > base[0] / base[1]
     size = (base[0], round(base[0] / h * w)) if taller else (round(base[1] / w * h), base[1])
     coordinates = []

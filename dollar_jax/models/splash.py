@@ -1,4 +1,4 @@
-"""Splash attention, JAX's kernel for TPUs, fed so that heads of 64 waste none of it."""
+"""Splash attention, JAX's kernel for TPUs, with a layout that wastes nothing for heads of width 64."""
 
 import math
 
@@ -10,9 +10,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jaxtyping import Array, Float
 
 LANES = 128
-PART = 512  # keys at a time in the gradient
-# Most bytes of one feature in a block. The larger, the fewer instructions a logit, and the fewer partial gradients of
-# the queries, one for each block of keys; larger ones do not fit into the vector memory of a v5p or v5e.
+PART = 512  # keys that the gradient processes at a time
+# Largest number of bytes of one feature in a block. Larger blocks take fewer instructions per logit, and make fewer
+# partial gradients of the queries (one for each block of keys). Blocks larger than these do not fit into the vector
+# memory of a v5p or v5e.
 QUERIES, KEYS = 2048, 5120
 FEATURES = 16  # rows of a tile of bfloat16
 
@@ -20,19 +21,19 @@ FEATURES = 16  # rows of a tile of bfloat16
 def splash(
     q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"], interpret: bool
 ) -> Float[Array, "b n h d"]:
-    """softmax(q k^T) v per head.
+    """softmax(q k^T) v for each head.
 
     Args:
       q: queries, scaled.
       k: keys.
       v: values.
-      interpret: as JAX operations, on a machine without TPU.
+      interpret: run the kernel as JAX operations, on a machine without TPU.
     """
     (_, n, heads, _), m = q.shape, k.shape[1]
     queries, keys = _block(n, QUERIES // q.dtype.itemsize, LANES), _block(m, KEYS // q.dtype.itemsize, PART)
     if m % keys:
         q, k = _hide(q, k, keys)
-    # A mapped axis runs on both cores of a chip that has two; the gradient alone would leave one idle.
+    # A mapped axis uses both cores of a chip with two; without it, the gradient would leave one core idle.
     groups = math.gcd(heads, 2)
     q, k, v = (
         rearrange(_pad(x, block), "b n (g h) d -> (b g) h n d", g=groups)
@@ -45,12 +46,12 @@ def splash(
 def _kernel(heads: int, n: int, m: int, queries: int, keys: int, interpret: bool) -> library.SplashAttentionKernel:
     """The library's kernel, (q [h n e], k [h m e], v [h m d]) -> [h n d], for blocks that divide n and m.
 
-    What was weighed, by instruction bundles for 1024 logits in the compiler's schedules for a v5p (v6e is alike) and by
-    its memory analysis, 30 heads of 64, about 10000 tokens, bfloat16:
+    The settings were chosen by two measures of the compiler for a v5p (v6e is similar): instruction bundles for 1024
+    logits in its schedules, and its memory analysis. 30 heads of 64, about 10000 tokens, bfloat16:
 
-      layout       the sequence in the lanes: 303 MB for the gradient; heads of 64 there would be padded to 128, 535 MB
-      gradient     fused: 11.1 bundles, else 7.0 + 8.8; its partial gradients of the queries take 75 MB a block of keys
-      blocks       1024 x 2560 forwards by halves: 4.9; 896 x 896: 6.7; backwards by 512: 10.0, halves: 10.3
+      layout       sequence in the lanes: 303 MB for the gradient; heads in the lanes, padded from 64 to 128: 535 MB
+      gradient     fused: 11.1 bundles, separate: 7.0 + 8.8; partial gradients of the queries: 75 MB per block of keys
+      blocks       forward, 1024 x 2560 in halves: 4.9 bundles, 896 x 896: 6.7; backward, in 512: 10.0, in halves: 10.3
     """
     minor = library.QKVLayout.SEQ_MINOR
     sizes = library.BlockSizes(
@@ -72,8 +73,10 @@ def _kernel(heads: int, n: int, m: int, queries: int, keys: int, interpret: bool
 def _hide(
     q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], block: int
 ) -> tuple[Float[Array, "b n h e"], Float[Array, "b padded h e"]]:
-    """Keys padded to whole blocks, and features that take the padding out of every softmax: queries have 1 where it has
-    the lowest number. That costs 1 % of the forward pass; a mask in the kernel 9 to 27 %: it is applied to every block.
+    """Pads keys to whole blocks, and adds features that remove the padding from every softmax.
+
+    In the first added feature, queries have 1, padded keys the lowest number, and real keys 0. That costs 1 % of the
+    forward pass. A mask in the kernel would cost 9 to 27 %, because it is applied to every block.
     """
     one = jnp.zeros((*q.shape[:3], FEATURES), q.dtype).at[..., 0].set(1)
     padded = _pad(k, block)
@@ -82,11 +85,11 @@ def _hide(
 
 
 def _block(length: int, most: int, step: int) -> int:
-    """The size of equal blocks for `length` tokens, a multiple of `step`, with little padding."""
+    """Size of equal blocks that cover `length` tokens with little padding; a multiple of `step`, `most` at most."""
     count = math.ceil(length / (most // step * step))
     return math.ceil(length / count / step) * step
 
 
 def _pad(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b padded h d"]:
-    """Zeros after the tokens up to a multiple of `block`."""
+    """Pads the tokens with zeros to a multiple of `block`."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))

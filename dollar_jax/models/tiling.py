@@ -1,8 +1,8 @@
-"""Large images in overlapping tiles, as in diffusers' `enable_tiling`: an autoencoder needs the memory of one tile.
+"""Encoding and decoding in overlapping tiles, as in diffusers' `enable_tiling`, with the memory of one tile.
 
-Each tile is a video of its own to the network; over the overlap of two tiles, the first fades into the second. Sizes
-are in rows and columns of latents, whichever way the autoencoder goes; any autoencoder with `encode` and `decode`
-methods will do.
+The autoencoder processes each tile as a video of its own. In the overlap of two tiles, the first fades into the second.
+Sizes are in rows and columns of latents, both for encoding and for decoding. Any autoencoder with the methods `encode`
+and `decode` can be used.
 """
 
 from collections import defaultdict
@@ -23,12 +23,12 @@ from dollar_jax.types import Latent, Params, Video
 Size = Sequence[int]  # rows and columns
 Image = Float[Array, "b f h w c"]  # pixels or latents
 
-TILE = (30, 45)  # the public network's, for 480 x 720 pixels: 240 x 360 pixels,
-OVERLAP = (5, 9)  # of which a sixth and a fifth are shared with the next tile
+TILE = (30, 45)  # as in the public network, for videos of 480 x 720 pixels: a tile has 240 x 360 pixels
+OVERLAP = (5, 9)  # as in the public network: a sixth of the rows and a fifth of the columns of a tile
 
 
 def in_tiles(autoencoder: Network) -> Network:
-    """The autoencoder as one that works in tiles of the public size."""
+    """An autoencoder with the same parameters that encodes and decodes in tiles of size `TILE`."""
     methods = {"encode": encode, "decode": decode}
     return Network(autoencoder.init, lambda params, x, method: methods[method](autoencoder, params, x))
 
@@ -36,10 +36,10 @@ def in_tiles(autoencoder: Network) -> Network:
 def encode(
     autoencoder: Network, params: Params, video: Video, tile: Size = TILE, overlap: Size = OVERLAP
 ) -> tuple[Latent, Latent]:
-    """Mean and log variance of the latents. Tiles fade as the autoencoder returns them: the log variance bounded.
+    """Mean and log variance of the latents. Tiles are blended after the autoencoder has clipped the log variance.
 
     Raises:
-      UserError: the overlap is no part of a tile.
+      UserError: the overlap is negative, or not smaller than a tile.
     """
 
     def moments(video: Video) -> Latent:
@@ -55,16 +55,16 @@ def decode(
     """The video of unscaled latents.
 
     Raises:
-      UserError: the overlap is no part of a tile.
+      UserError: the overlap is negative, or not smaller than a tile.
     """
     return by_tiles(partial(autoencoder.apply, params, method="decode"), latents, tile, overlap)
 
 
 def by_tiles(network: Callable[[Image], Array], x: Image, tile: Size, overlap: Size) -> Float[Array, "b f_ h_ w_ c_"]:
-    """network(x), tile by tile where x is larger than one. The smaller side of the network is the latents.
+    """network(x), computed tile by tile if x is larger than a tile.
 
-    Tiles at the lower and right edges are cut. One loop runs over all tiles of a shape, so that the program does not
-    grow with their number.
+    Either x or the result is latents: the one with fewer rows and columns. Tiles at the lower and right edges are
+    smaller. One loop runs over all tiles of a shape, so that the program does not grow with the number of tiles.
     """
     if not all(0 <= shared < size for shared, size in zip(overlap, tile, strict=True)):
         raise UserError(f"tiles of {tile} latents cannot overlap by {overlap}: give 0 or more, less than a tile")
@@ -91,14 +91,14 @@ def pieces(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def at_corner(network: Callable[[Image], Array], x: Image, corner: Int[Array, "2"], size: Size) -> Array:
-    """The network's result for the part of x of this size, right of the corner and below."""
+    """network(part of x), where the part has its upper left corner at `corner` and this size."""
     for axis in (0, 1):
         x = lax.dynamic_slice_in_dim(x, corner[axis], size[axis], axis + 2)
     return network(x)
 
 
 def stitch(grid: Sequence[Sequence[Array]], tile: Size, overlap: Size) -> Image:
-    """The image of a grid of tiles. Each fades from what the tile above has become, then from the one to its left."""
+    """Joins a grid of tiles. Each tile is blended with the blended tile above it, then with the one to its left."""
     rows, above = [], None
     for row in grid:
         if above:
@@ -110,9 +110,9 @@ def stitch(grid: Sequence[Sequence[Array]], tile: Size, overlap: Size) -> Image:
 
 
 def fade(x: Image, y: Float[Array, "b f h_ w_ c"], overlap: int, axis: int) -> Float[Array, "b f h_ w_ c"]:
-    """y, its first n positions along the axis mixed with the last n of x: k / n of y at position k.
+    """Blends the first n positions of y along the axis with the last n positions of x. Returns the new y.
 
-    n is the overlap, or less where a tile is smaller.
+    At position k, y has the weight k / n. n is the overlap, or less if a tile is smaller.
     """
     n = min(overlap, x.shape[axis], y.shape[axis])
     end = lax.slice_in_dim(x, x.shape[axis] - n, None, axis=axis)

@@ -1,8 +1,9 @@
-"""Data sheets of accelerators, one device of jax each.
+"""Data sheets of accelerators. An entry is one device of JAX.
 
-TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}, where the interconnect is given in both directions of all ports together
-(400, 1200, 800 GB/s); the memory is what the compiler lets a program have. GPUs: NVIDIA's data sheets of the SXM
-versions, without sparsity, where NVLink is given in both directions (A100 600, H100 and H200 900, B200 1800 GB/s).
+TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}. The interconnect there is the sum over all ports and both directions
+(400, 1200, 800 GB/s). The memory here is the memory that the compiler allows a program. GPUs: NVIDIA's data sheets of
+the SXM versions, without sparsity. NVLink there is the sum of both directions (A100 600, H100 and H200 900, B200 1800
+GB/s).
 """
 
 from dataclasses import dataclass
@@ -13,15 +14,16 @@ GB, GIB = 1e9, 2.0**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One device.
+    """Properties of one device.
 
     Attributes:
-      platform: tpu is compiled for; gpu is estimated from a program for CPUs; cpu is what this machine has.
-      flops: dense bfloat16 products with float32 sums, FLOP/s. None: not known.
-      memory: bytes. None: not known.
-      bandwidth: of this memory, bytes/s.
-      port: bytes/s out of one port of the interconnect, in one direction.
-      wrap: a side of a TPU slice closes to a ring if it is a multiple of this; whether every side has to be one.
+      platform: tpu: programs are compiled for it; gpu: programs are compiled for CPUs, an estimate; cpu: this machine.
+      flops: peak FLOP/s of dense bfloat16 products with float32 sums. None: unknown.
+      memory: bytes. None: unknown.
+      bandwidth: bytes/s of this memory.
+      port: bytes/s of one port of the interconnect, in one direction.
+      wrap: (number, whether): a side of a TPU slice is a ring if it is a multiple of the number, and, if the second is
+        true, all other sides are too.
     """
 
     platform: Literal["tpu", "gpu", "cpu"]
@@ -32,8 +34,10 @@ class Chip:
     wrap: tuple[int, bool] = (1, False)
 
     def link_bandwidth(self, sides: tuple[int, ...]) -> float | None:
-        """Bytes/s out of a device in one direction, through all the ports that it has in a slice of these sides: two
-        along a ring, and along a line one, which is all that its ends have. GPUs: NVLink, inside a node.
+        """Bytes/s out of a device in one direction, through all of its ports in a slice with these sides.
+
+        A device has two ports along a ring. Along a line it counts one, because the devices at the ends have only one.
+        GPUs: NVLink inside a node.
         """
         if self.port is None or self.platform != "tpu":
             return self.port

@@ -1,4 +1,4 @@
-"""What the devices send each other in a compiled program."""
+"""Collectives in a compiled program: the data that devices send to each other."""
 
 import math
 import re
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from dollar_jax.plan.hlo import Computation, Instruction, Module
 
-# kind: (bytes of the whole, of a group's shared array, in operand bytes and devices of the group),
-#       (bytes that each device sends of a whole of 1, in a ring)
+# kind: (bytes of the whole array that a group shares, as a function of operand bytes and devices of the group),
+#       (share of the whole array that each device sends in a ring)
 KINDS = {
     "all-gather": (lambda size, n: size * n, lambda n: (n - 1) / n),
     "reduce-scatter": (lambda size, n: size, lambda n: (n - 1) / n),
@@ -25,11 +25,11 @@ class Collective:
     """One collective instruction.
 
     Attributes:
-      kind: of `KINDS`.
-      group: how many devices take part together.
-      whole: bytes of the array that they share: what is gathered, reduced, exchanged.
-      times: how often it runs.
-      operation: the place in the Python program, as the compiler tells it.
+      kind: one of `KINDS`.
+      group: number of devices in a group.
+      whole: bytes of the array that a group gathers, reduces or exchanges.
+      times: number of runs.
+      operation: the operation in the Python program, as the compiler names it.
     """
 
     kind: str
@@ -40,12 +40,12 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends, over all runs."""
+        """Bytes that a device sends in all runs."""
         return self.times * self.whole * KINDS[self.kind][1](self.group)
 
 
 def collectives(module: Module, devices: int) -> list[Collective]:
-    """All collectives of more than one device, in a program for so many devices."""
+    """All collectives between several devices in a program for `devices` devices."""
     found, seen = [], set()
     for name, times, fused in module.visits():
         computation = module.computations[name]
@@ -60,7 +60,7 @@ def collectives(module: Module, devices: int) -> list[Collective]:
                     continue
                 seen.add(key)
             if name.startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"  # a TPU's own form of it: an all-reduce of which each device keeps a slice
+                kind = "reduce-scatter"  # its form on TPUs: an all-reduce, then each device keeps a slice
             group = group_size(instruction, devices)
             if group > 1:
                 size = _operand_bytes(instruction, computation)
@@ -70,8 +70,10 @@ def collectives(module: Module, devices: int) -> list[Collective]:
 
 
 def group_size(instruction: Instruction, devices: int) -> int:
-    """How many devices a collective brings together, of a program for so many. XLA writes groups as {{0,1},{2,3}}, as
-    [4,2]<=[8], and as mesh['x'=2,'y'=4] {'y'}, perhaps with device_ids=(...) before the axes.
+    """Number of devices in a group of a collective, in a program for `devices` devices.
+
+    XLA writes groups as {{0,1},{2,3}}, as [4,2]<=[8], and as mesh['x'=2,'y'=4] {'y'}, the last form sometimes with
+    device_ids=(...) before the axes.
     """
     if pairs := instruction.attribute(r"source_target_pairs=\{(\{.*?\})\}"):
         return 2 if any(a != b for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs)) else 1
@@ -88,7 +90,7 @@ def group_size(instruction: Instruction, devices: int) -> int:
 
 
 def sent_by_kind(found: list[Collective]) -> dict[str, dict[str, int | float]]:
-    """{kind: {instructions, runs, bytes}}: how many there are, how often they run, what a device sends by them."""
+    """{kind: {instructions, runs, bytes}}: number of instructions, number of their runs, bytes that a device sends."""
     totals: dict[str, Counter] = {}
     for one in found:
         totals.setdefault(one.kind, Counter()).update(instructions=1, runs=one.times, bytes=one.sent)
@@ -96,7 +98,7 @@ def sent_by_kind(found: list[Collective]) -> dict[str, dict[str, int | float]]:
 
 
 def largest_gather(found: list[Collective]) -> int:
-    """Bytes of the largest array that one all-gather puts together, 0 if there is none."""
+    """Bytes of the largest array that one all-gather assembles, 0 if there is no all-gather."""
     return max((one.whole for one in found if one.kind == "all-gather"), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Compiles the programs of an iteration and says what each takes."""
+"""Compiles the programs of an iteration and measures the cost of each."""
 
 import time
 from collections import Counter
@@ -19,19 +19,19 @@ PARTS = ("teacher", "student", "ema", "fake_score", "reward_model", "vae")
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a program takes.
+    """The cost of one run of a program.
 
     Attributes:
       name, times: see `Program`.
-      compile_seconds: here, now.
-      flops: over all devices, {(objective, part): FLOPs}.
-      unbounded: loops of unknown length, counted once.
-      temporary: bytes on each device beside what the arguments hold: activations, results that replace no argument,
-        code, and what the chip's layout pads the arguments with.
-      traffic: bytes that each device reads from and writes to its memory; for GPUs those of arguments and results.
+      compile_seconds: duration of the compilation on this machine.
+      flops: {(objective, part): FLOPs}, over all devices.
+      unbounded: number of loops of unknown length, which count as one run.
+      temporary: bytes on each device in addition to the arguments: activations, results that replace no argument, code,
+        and the padding of the arguments in the chip's layout.
+      traffic: bytes that each device reads from and writes to its memory; for GPUs only arguments and results.
       sent: bytes that each device sends over the interconnect.
       collectives: {kind: {instructions, runs, bytes}}.
-      largest_gather: bytes of the largest array that one all-gather puts together.
+      largest_gather: bytes of the largest array that one all-gather assembles.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Cost:
     largest_gather: int
 
     def bounds(self, chip: Chip, sides: tuple[int, ...], devices: int) -> dict[str, float] | None:
-        """Seconds that one run takes at least, if all devices share the work: for arithmetic, memory, interconnect.
+        """Lower bounds of one run in seconds, if all devices share the work: for arithmetic, memory and interconnect.
 
-        A GPU's program is not known, but one for CPUs, which may send in float32 what the GPU sends in bfloat16.
+        For GPUs they come from the program for CPUs, which may send float32 where the GPU's program sends bfloat16.
         """
         if chip.flops is None:
             return None
@@ -67,14 +67,17 @@ class Cost:
 
 
 def compile_program(program: Program, chip: Chip) -> tuple[Traced, Compiled]:
-    """The program as JAX and as the compiler see it. Under `jax.set_mesh`."""
+    """The traced and the compiled program. Call it under `jax.set_mesh`."""
     with progress(f"{program.name}: tracing and compiling"):
         traced = program.step.trace(*program.arguments)
         return traced, traced.lower().compile(compiler_options=OPTIONS[chip.platform])
 
 
 def measure(program: Program, groups: Sequence[str], chip: Chip, devices: int) -> Cost:
-    """Compiles one program for so many devices of a kind. Under `jax.set_mesh`; `groups` are names of objectives."""
+    """Compiles one program for `devices` chips and measures its cost. Call it under `jax.set_mesh`.
+
+    groups: names of objectives, which label the FLOPs.
+    """
     start = time.perf_counter()
     traced, compiled = compile_program(program, chip)
     seconds = time.perf_counter() - start
@@ -104,7 +107,7 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: int) -
 
 
 def resident_bytes(iteration: Iteration) -> dict[str, dict[str, int]]:
-    """{name: {device, host}}: bytes that stay on each device, and in its host's memory for it."""
+    """{name: {device, host}}: bytes that stay in each device's memory, and in the host's memory for each device."""
     return {
         name: {"device": device_bytes(tree), "host": device_bytes(tree, "pinned_host")}
         for name, tree in iteration.resident.items()

@@ -1,7 +1,7 @@
-"""Arithmetic of a traced program, by who does it.
+"""FLOPs of a traced program, by objective and network.
 
-XLA's own count takes the body of a loop once. Here a jaxpr is walked: matrix products and convolutions as 2 m n k,
-times the lengths of the scans around them; everything else is negligible beside them, and left out.
+XLA's own count takes the body of a loop once. This count walks the jaxpr: a matrix product or convolution takes 2 m n k
+FLOPs, times the lengths of the scans around it. All other operations are negligible and left out.
 """
 
 import math
@@ -12,12 +12,14 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-Label = Callable[[str], Any]  # the path of named scopes around an operation -> whose it is
+Label = Callable[[str], Any]  # path of named scopes around an operation -> label
 
 
 def count(jaxpr: Jaxpr | ClosedJaxpr, label: Label, path: str = "") -> Counter:
-    """FLOPs by label, over all devices. Of the branches of a conditional the most costly one counts; a loop of a length
-    that is not in the program counts once, and under the key None how many such loops hold any arithmetic.
+    """FLOPs by label, summed over all devices.
+
+    A conditional counts as its most costly branch. A loop of unknown length counts as one run; the key None has the
+    number of such loops with FLOPs.
     """
     total = Counter()
     for equation in _open(jaxpr).eqns:
@@ -37,8 +39,9 @@ def count(jaxpr: Jaxpr | ClosedJaxpr, label: Label, path: str = "") -> Counter:
 
 
 def owner(parts: Sequence[str], groups: Sequence[str]) -> Label:
-    """Labels (group, part): the innermost of these names on an operation's path, 'other' and '' where there is none.
-    Under a gradient the path reads like consistency/transpose(jvp(student)).
+    """Labels (group, part) from the innermost of these names on an operation's path; 'other' and '' without a match.
+
+    Under a gradient, a path looks like consistency/transpose(jvp(student)).
     """
 
     def label(path: str) -> tuple[str, str]:
@@ -56,7 +59,7 @@ def _dot(equation: JaxprEqn) -> int:
 
 
 def _convolution(equation: JaxprEqn) -> int:
-    """Where the input is dilated (the gradient of a strided convolution), products with the zeros do not count."""
+    """FLOPs of a convolution. Products with the zeros of a dilated input (in gradients of strides) do not count."""
     kernel = equation.invars[1].aval.shape
     features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     products = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
@@ -67,7 +70,7 @@ OPERATIONS = {"dot_general": _dot, "conv_general_dilated": _convolution}
 
 
 def _times(equation: JaxprEqn) -> int:
-    """How often an equation runs its bodies, over all devices."""
+    """Number of times that an equation runs its body, summed over all devices."""
     parameters = equation.params
     match equation.primitive.name:
         case "scan":

@@ -1,4 +1,4 @@
-"""The text of a compiled program, as far as the planner reads it."""
+"""A parser for the text of a compiled program (HLO), limited to the parts that the planner needs."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-# Bits of an element; of types that are not listed, the number in their name.
+# Bits of an element. Types that are not listed have their size in their name.
 BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -20,7 +20,7 @@ _CALLED = re.compile(
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a shape: its bytes, and the memory space of its layout (0: the device's main memory)."""
+    """An array in a shape: number of bytes, and memory space of its layout (0: the device's main memory)."""
 
     bytes: int
     space: int
@@ -33,7 +33,7 @@ class Instruction:
     name: str
     shape: str
     opcode: str
-    inside: str  # what stands between the parentheses
+    inside: str  # the text between the parentheses
     attributes: str
     root: bool
 
@@ -68,14 +68,15 @@ Computation = dict[str, Instruction]
 
 @dataclass(frozen=True)
 class Module:
-    """The computations of a program; `entry` is where it starts."""
+    """The computations of a program; `entry` is the name of the first one to run."""
 
     computations: dict[str, Computation]
     entry: str
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often a while loop runs: as XLA noted it, or from its condition `index < constant`, where the loops of
-        jax count from 0 by 1. None: unknown.
+        """Number of iterations of a while loop. None: unknown.
+
+        It is in an annotation of XLA, or in the condition `index < constant`: loops of JAX count from 0 by 1.
         """
         if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
             return int(known)
@@ -87,8 +88,9 @@ class Module:
         return int(limits[0])
 
     def visits(self) -> Iterator[tuple[str, int, bool]]:
-        """(computation, how often it runs, whether it is inside a fusion), callers first. Every branch of a conditional
-        counts, and loops of unknown length count once.
+        """(computation, number of runs, whether it is inside a fusion), callers first.
+
+        Every branch of a conditional counts as run, and a loop of unknown length as one run.
         """
         pending = [(self.entry, 1, False)]
         while pending:
@@ -99,7 +101,7 @@ class Module:
                 pending += [(called, inner, fused or instruction.opcode == "fusion") for called in instruction.called]
 
     def unknown_loops(self) -> int:
-        """While loops of unknown length."""
+        """Number of while loops of unknown length."""
         loops = (i for c in self.computations.values() for i in c.values() if i.opcode == "while")
         return sum(self.trips(loop) is None for loop in loops)
 
@@ -126,7 +128,7 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the parenthesis that opens there closes."""
+    """Position of the parenthesis that closes the one at `opening`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1

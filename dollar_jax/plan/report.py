@@ -1,4 +1,4 @@
-"""The plan as a dictionary for JSON, and as tables."""
+"""The plan of an iteration as a dictionary for JSON, and as tables."""
 
 import math
 from collections import Counter
@@ -15,8 +15,9 @@ from dollar_jax.plan.programs import Iteration
 def summarize(
     iteration: Iteration, costs: list[Cost], chip: Chip, sides: tuple[int, ...], mesh: dict[str, int]
 ) -> dict[str, Any]:
-    """Everything about an iteration: bytes are those of one device, except for `network`, those of the whole teacher;
-    FLOPs are those of all devices, seconds lower bounds.
+    """The plan as a dictionary: bytes per device, FLOPs over all devices, and lower bounds in seconds.
+
+    `network` is the size of the whole teacher in bytes.
     """
     devices = math.prod(mesh.values())
     resident = resident_bytes(iteration)
@@ -52,7 +53,7 @@ def summarize(
 
 
 def remedies(plan: dict[str, Any], config: ConfigDict) -> list[str]:
-    """What to change first where a config does not fit."""
+    """Settings to change first, if the config does not fit into memory."""
     mesh, memory = plan["mesh"], plan["memory"]
     resident = sum(size["device"] for size in memory["resident"].values())
     state = [
@@ -61,14 +62,14 @@ def remedies(plan: dict[str, Any], config: ConfigDict) -> list[str]:
         else "more devices: fsdp splits parameters and Adam over them",
     ]
     if not config.offload:
-        state.append("--config.offload: what rests between its updates waits in the host's memory")
+        state.append("--config.offload: average and Adam's moments are kept in the host's memory")
     activations = []
     if config.remat != "nothing_saveable":
-        activations.append("--config.remat=nothing_saveable: activations are computed twice instead of kept")
+        activations.append("--config.remat=nothing_saveable: activations are recomputed instead of stored")
     shares = mesh["data"] * mesh["fsdp"]
     pieces = config.generator.batch_size // shares
     if pieces > config.generator.accumulate:
-        activations.append(f"--config.generator.accumulate={pieces}: one video a device at a time")
+        activations.append(f"--config.generator.accumulate={pieces}: one video per device at a time")
     activations.append("--config.mesh.context=2 or more: the tokens of a video split over devices")
     return state + activations if resident > memory["needed"] - resident else activations + state
 
@@ -78,9 +79,9 @@ def tables(plan: dict[str, Any], advice: list[str]) -> str:
     sections = [_memory(plan, advice), _flops(plan), _links(plan), _time(plan)]
     if plan["estimate"]:
         sections.append(
-            "ESTIMATE: temporary memory and collectives are those of a program compiled for CPUs, where much that is"
-            "\nbfloat16 on a GPU takes float32, and attention is no single kernel. The bounds on the time therefore"
-            "\ncount half of the bytes over the links, and of the memory's traffic arguments and results only."
+            "ESTIMATE: temporary memory and collectives come from a program compiled for CPUs, which stores in float32"
+            "\nmany arrays that are bfloat16 on a GPU, and has no attention kernel. The bounds on the time therefore"
+            "\ncount half of the bytes over the links, and only arguments and results as memory traffic."
         )
     return "\n\n".join(sections)
 
@@ -149,7 +150,7 @@ def _gb(size: int | float) -> str:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    """Columns of equal width, numbers to the right; a rule under the first row."""
+    """Aligned columns, with numbers at the right and a rule under the first row."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     numeric = [all(row[i][:1].isdigit() or not row[i] for row in rows[1:]) and i > 0 for i in range(len(widths))]
     columns = list(zip(widths, numeric, strict=True))

@@ -1,4 +1,4 @@
-"""From `v5p:2x2x2` or `h200:8` to devices for which, or in place of which, programs are compiled."""
+"""Topologies such as `v5p:2x2x2` or `h200:8`, and the devices for which their programs are compiled."""
 
 import importlib.util
 import math
@@ -12,8 +12,8 @@ from jax.experimental import topologies
 from dollar_jax.errors import UserError
 from dollar_jax.plan.chips import CHIPS, Chip
 
-# Without a TPU libtpu looks for one and reports at length that there is none; and it locks out other processes, for the
-# sake of a TPU that nobody will touch here.
+# Settings of libtpu for a machine without TPU: it would search for a TPU, print long reports, and lock out other
+# processes.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -23,10 +23,10 @@ ENVIRONMENT = {
 
 
 def parse(text: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the sides of its slice: (2, 2, 2) of `v5p:2x2x2`, (8,) of `h200:8`.
+    """The chip and the sides of the slice: (2, 2, 2) for `v5p:2x2x2`, (8,) for `h200:8`.
 
     Raises:
-      UserError: no such chip, or no such form.
+      UserError: the chip is unknown, or the text has another form.
     """
     name, _, shape = text.partition(":")
     if name not in CHIPS:
@@ -40,11 +40,12 @@ def parse(text: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def make_devices(text: str) -> Sequence[jax.Device]:
-    """Devices of this topology: for TPUs, such that one can compile for; otherwise as many of the CPU. Must come before
-    anything else of jax.
+    """Devices of this topology: for TPUs, abstract devices to compile for; otherwise the same number of CPU devices.
+
+    Call it before any other function of JAX.
 
     Raises:
-      UserError: libtpu is not installed, or knows no such slice; jax has started with fewer CPU devices.
+      UserError: libtpu is not installed, or does not know the slice; or JAX already runs with fewer CPU devices.
     """
     chip, sides = parse(text)
     jax.config.update("jax_platforms", "cpu")

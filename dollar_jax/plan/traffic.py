@@ -1,4 +1,4 @@
-"""What a compiled program reads from and writes to the device's main memory."""
+"""Memory traffic: bytes that a compiled program reads from and writes to the device's main memory."""
 
 from collections.abc import Iterator
 
@@ -23,9 +23,11 @@ SLICES = ("slice", "dynamic-slice")
 
 
 def memory_traffic(module: Module) -> int:
-    """Bytes that every instruction outside of fusions, in loops as often as they run, reads and writes. Slices that are
-    read from or written into a larger array count for themselves; what the layout puts into another memory than the
-    main one (a TPU's VMEM) does not count. An estimate: caches and padding are not in it.
+    """Bytes that all instructions read and write, an estimate without caches and padding.
+
+    A fusion counts as one instruction, and an instruction in a loop counts for each iteration. A slice of a larger
+    array counts with its own size. Arrays whose layout is in another memory than the main one (a TPU's VMEM) do not
+    count.
     """
     total = 0
     for name, times, fused in module.visits():
@@ -40,7 +42,7 @@ def _moved(instruction: Instruction, computation: Computation, module: Module) -
         return 0
     operands = [computation[name] for name in instruction.operands if name in computation]
     if instruction.opcode.removesuffix("-start") in SLICES:
-        # A start gives its operands, then the slice.
+        # The result of a start has its operands, then the slice.
         part = instruction.arrays[len(operands) if instruction.opcode.endswith("-start") else 0]
         return part.bytes * ((_main(operands[0]) > 0) + (part.space == 0))
     if instruction.opcode == "dynamic-update-slice":
@@ -59,7 +61,7 @@ def _fusion(operands: list[Instruction], body: Computation) -> int:
 
 
 def _read(parameter: Instruction, body: Computation) -> int:
-    """Bytes of a fusion's operand that its body looks at."""
+    """Bytes that the body of a fusion reads of an operand."""
     total = 0
     for user in _users(parameter, body):
         if user.opcode == "bitcast":
@@ -72,7 +74,7 @@ def _read(parameter: Instruction, body: Computation) -> int:
 
 
 def _written(result: Instruction, body: Computation) -> int:
-    """Bytes that a fusion writes as this result."""
+    """Bytes that a fusion writes for a result."""
     if result.opcode == "tuple":
         return sum(_written(body[name], body) for name in result.operands)
     if result.opcode == "bitcast":

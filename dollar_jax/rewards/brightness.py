@@ -1,4 +1,4 @@
-"""How bright videos are."""
+"""Brightness of videos, a reward without a gradient."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def brightness(frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]) -> Float[np.ndarray, " b"]:
-    """The median grey of each video's 8-bit pixels, 0..1. A step function: its gradient is zero wherever it has one."""
+    """Median grey level of each video's 8-bit pixels, 0..1: a step function, with gradient zero almost everywhere."""
     del captions
     levels = np.round(np.asarray(frames).mean(-1) * 255)
     return (np.median(levels, axis=(1, 2, 3)) / 255).astype(np.float32)

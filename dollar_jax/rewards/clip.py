@@ -1,6 +1,7 @@
-"""What rewards of CLIP share: frames to images as the originals make them, checkpoints, embeddings.
+"""Shared parts of the CLIP rewards: the original image preprocessing, checkpoints, embeddings.
 
-A resize with a bicubic kernel is linear, so it is two matrices here, and has a gradient; so are crop and bars.
+A bicubic resize is linear, so it is a product with two matrices here, which has a gradient; crop and bars are part of
+the matrices.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +32,8 @@ Embeddings = Float[Array, "*n e"]
 
 
 def bicubic(source: int, target: int) -> Weights:
-    """The weights with which `source` pixels make `target` ones: an antialiased cubic kernel with a = -1/2, which
-    Pillow has, and PyTorch when it antialiases.
+    """Matrix that resizes `source` pixels to `target` pixels: the antialiased cubic kernel with a = -1/2 of Pillow, and
+    of PyTorch with antialiasing.
     """
     scale = source / target
     distance = np.abs(np.arange(source) + 0.5 - (np.arange(target)[:, None] + 0.5) * scale) / max(scale, 1)
@@ -43,10 +44,11 @@ def bicubic(source: int, target: int) -> Weights:
 
 
 def cropped(frames: Frames, size: int) -> Images:
-    """The shorter side to `size`, the middle of the longer one, normalised: transformers' CLIPImageProcessor.
+    """Resizes the shorter side to `size`, crops the middle of the longer side, normalises: CLIPImageProcessor of
+    transformers.
 
-    Pillow's resize works on 8-bit pixels and rounds to them after each of its two passes: so do we, and the gradient
-    goes straight through.
+    Pillow's resize works on 8-bit pixels and rounds after each of its two passes. This function rounds likewise, and
+    the rounding passes the gradient straight through.
     """
     sides = frames.shape[1:3]
     weights = [bicubic(side, side * size // min(sides)) for side in sides]
@@ -57,8 +59,9 @@ def cropped(frames: Frames, size: int) -> Images:
 
 
 def letterboxed(frames: Frames, size: int) -> Images:
-    """The longer side to `size`, black bars along it, normalised: HPSv2's transform, which resizes tensors of floating
-    point and therefore does not round. (Antialiased, as torchvision does from 0.17 on.)
+    """Resizes the longer side to `size`, pads the shorter side with black bars, normalises: the transform of HPSv2.
+
+    HPSv2 resizes floating-point tensors, so nothing is rounded. The resize is antialiased, as in torchvision from 0.17.
     """
     sides = frames.shape[1:3]
     weights = [bicubic(side, round(side * size / max(sides))) for side in sides]
@@ -67,7 +70,7 @@ def letterboxed(frames: Frames, size: int) -> Images:
     return _normalise(_product("nhwc,sh->nswc", _product("nhwc,sw->nhsc", frames, columns), rows))
 
 
-_product = partial(jnp.einsum, precision="highest")  # what accelerators do by default would show in the scores
+_product = partial(jnp.einsum, precision="highest")  # the default precision of accelerators would change the scores
 
 
 def _to_8_bits(pixels: Array) -> Array:
@@ -81,27 +84,31 @@ def _normalise(images: Images) -> Images:
 
 
 def load(checkpoint: str, role: str, dtype: str) -> tuple[Network, Params, Card]:
-    """A converted network, 'clip' or 'aesthetic', which computes in `dtype` and has its weights in it; and its card.
+    """Loads a converted network with the role 'clip' or 'aesthetic'. Returns (network, weights, card).
+
+    The network computes in `dtype`, and its weights have this dtype.
 
     Raises:
-      UserError: there is none at `checkpoint`.
+      UserError: `checkpoint` holds no network with this role.
     """
     card = read_card(checkpoint)
     if role not in card:
         raise UserError(f"{checkpoint} holds no {role}: make it with python -m dollar_jax.convert from_torch SRC DST")
     network, params = load_component(checkpoint, card[role], dtype=dtype)
-    # Scales, the only parameters without an axis, have few digits to lose.
+    # Scalar parameters (logit scales) stay in float32: bfloat16 has too few digits for them.
     return network, jax.tree.map(lambda x: jnp.asarray(x, dtype if x.ndim else jnp.float32), params), card[role]
 
 
 class Clip:
-    """The CLIP at `checkpoint`: captions and frames to unit embeddings.
+    """A CLIP network that turns captions and frames into unit embeddings.
 
     Args:
-      tokenizer: a Hugging Face tokenizer folder; '' for `tokenizer` in the checkpoint's, None for a CLIP that reads no
-        captions.
+      checkpoint: folder of the converted CLIP.
+      dtype: dtype of the network.
+      tokenizer: a Hugging Face tokenizer folder; '' for the folder `tokenizer` in the checkpoint; None for a CLIP that
+        reads no captions.
     Raises:
-      UserError: there is no CLIP, or no tokenizer.
+      UserError: the checkpoint holds no CLIP, or the tokenizer is missing.
     """
 
     def __init__(self, checkpoint: str, dtype: str, tokenizer: str | None):
@@ -112,42 +119,44 @@ class Clip:
         self._encode_text = jax.jit(partial(self._network.apply, method="encode_text"))
 
     def texts(self, captions: Sequence[str]) -> Embeddings:
-        """[b e]; captions longer than the text tower reads are cut."""
+        """Embeddings [b e] of the captions, truncated to the longest input of the text tower."""
         tokens, _ = tokenize(self._tokenizer, captions, self._config.text_config.max_position_embeddings)
         return _unit(self._encode_text(self.params, tokens))
 
     def frames(self, params: Params, frames: Videos, to_images: Callable[[Frames, int], Images]) -> Embeddings:
-        """[b f e], of all frames of videos 0..1; `to_images` is `cropped` or `letterboxed`."""
+        """Embeddings [b f e] of all frames of videos with pixels in 0..1; `to_images` is `cropped` or `letterboxed`."""
         images = to_images(rearrange(frames, "b f h w c -> (b f) h w c"), self._config.vision_config.image_size)
         embeddings = _unit(self._network.apply(params, images, method="encode_image"))
         return rearrange(embeddings, "(b f) e -> b f e", b=len(frames))
 
 
 class Preference:
-    """A CLIP tuned to what people chose: cos(image, text), the mean over frames; its children say how they see frames.
+    """cos(image, text) by a CLIP that was tuned on human preferences; the mean over frames.
+
+    Subclasses define `to_images`, the preprocessing of frames.
 
     Args:
-      checkpoint: the converted weights.
-      tokenizer: a folder with that of CLIP; by default `tokenizer` in the checkpoint's.
-      dtype: of the networks; bfloat16 takes half the memory.
+      checkpoint: folder of the converted weights.
+      tokenizer: folder of CLIP's tokenizer; '' for the folder `tokenizer` in the checkpoint.
+      dtype: dtype of the network; bfloat16 takes half the memory.
     Raises:
-      UserError: one of them is not there.
+      UserError: the checkpoint holds no CLIP, or the tokenizer is missing.
     """
 
     to_images: Callable[[Frames, int], Images]
 
     def __init__(self, checkpoint: str, tokenizer: str = "", dtype: str = "float32"):
         if not checkpoint:
-            raise UserError("give its converted weights, reward.options.checkpoint=FOLDER; see docs/rewards.md")
+            raise UserError("the converted weights are missing: set reward.options.checkpoint; see docs/rewards.md")
         self._clip = Clip(checkpoint, dtype, tokenizer)
         self.params = self._clip.params
 
     def prepare(self, captions: Sequence[str]) -> dict[str, Embeddings]:
-        """Unit embeddings [b e]."""
+        """Unit embeddings [b e] of the captions."""
         return {"text": self._clip.texts(captions)}
 
     def score(self, frames: Videos, prepared: dict[str, Array | np.ndarray], params: Params) -> PerExample:
-        """Of videos 0..1, with a gradient in them everywhere."""
+        """Scores of videos with pixels in 0..1, differentiable everywhere with respect to the pixels."""
         images = self._clip.frames(params, frames, self.to_images)
         return jnp.einsum("bfe,be->bf", images, prepared["text"]).mean(1)
 

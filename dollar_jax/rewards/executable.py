@@ -1,4 +1,4 @@
-"""A reward in any language: a program that reads requests and writes answers, one line each."""
+"""A reward in any language: a program that reads one line for each request and writes one line for each answer."""
 
 import fcntl
 import json
@@ -20,28 +20,29 @@ from jaxtyping import Array, Float
 
 from dollar_jax.errors import UserError
 
-LONGEST = 1024  # bytes of a number in an answer: digits to spare, but no endless line
-SHOWN = 200  # characters of its last words
+LONGEST = 1024  # bytes that one number of an answer may take: more than any float needs, but bounded
+SHOWN = 200  # characters of the program's standard error in a message
 
 
 class Executable:
-    """A process that is started once and then asked for rewards.
+    """A reward computed by another process, which is started once.
 
-    A request is a line of JSON on its standard input, {"frames": PATH, "captions": [...]}: the file holds b videos,
-    uint8 [b, f, h, w, 3] in NumPy's .npy format, until the answer is there. That is a line on its standard output, a
-    JSON list of b numbers. What else it has to say goes to standard error. At the end of its input it should end.
+    A request is a line of JSON on the process's standard input, {"frames": PATH, "captions": [...]}. The file at PATH
+    holds b videos, uint8 [b, f, h, w, 3] in NumPy's .npy format, and is deleted after the answer. The answer is a line
+    on standard output, a JSON list of b numbers. All other output belongs on standard error. The process should exit at
+    the end of its standard input.
 
     Args:
-      command: the program and its arguments; no shell sees them.
+      command: the program and its arguments, started without a shell.
     Raises:
-      UserError: it cannot be started.
+      UserError: the program cannot be started.
     """
 
     def __init__(self, command: Sequence[str]):
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed when the process has ended
         pipe = subprocess.PIPE
         try:
-            # In a session of its own, to be ended with all that it started.
+            # In a session of its own, so that `stop` can also kill the processes that it started.
             self._process = subprocess.Popen(
                 list(command), stdin=pipe, stdout=pipe, stderr=self._errors, start_new_session=True
             )
@@ -53,10 +54,10 @@ class Executable:
         self._output.register(self._process.stdout, select.POLLIN)
 
     def __call__(self, frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]) -> list[float]:
-        """What it answers.
+        """The b rewards in the program's answer.
 
         Raises:
-          UserError: it ended, or wrote something else than one list of numbers after it had read the request.
+          UserError: the program ended, wrote before it had read the request, or wrote anything but one list of numbers.
         """
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -65,26 +66,26 @@ class Executable:
                 self._ask(json.dumps({"frames": str(path), "captions": list(captions)}))
                 return _numbers(self._answer(len(captions)))
         except UserError:
-            self.stop()  # what else it writes must not be taken for the next answer
+            self.stop()  # later output must not be taken for the next answer
             raise
 
     def stop(self) -> None:
-        """Ends the process, and what it started."""
+        """Kills the process and all processes that it started."""
         _kill(self._process)
 
     def _ask(self, request: str) -> None:
-        with suppress(BrokenPipeError):  # it has ended, and says why when it is read
+        with suppress(BrokenPipeError):  # the process has ended: `_answer` reports why
             self._write(request)
-            # It is at the request when it has read all but the end of its line; what it wrote until then is no answer.
+            # The end of the line is sent once the process has read the rest: output before that answers no request.
             while _unread(self._process.stdin) and not self._output.poll(1):  # millisecond
                 pass
             if _unread(self._process.stdout):
                 words = os.read(self._process.stdout.fileno(), SHOWN).decode(errors="backslashreplace")
-                raise UserError(f"the program wrote {words[:80]!r} before it was asked: one line for each request")
+                raise UserError(f"the program wrote {words[:80]!r} before the request: write one line for each request")
             self._write("\n")
 
     def _answer(self, count: int) -> bytes:
-        """The line that answers a request for `count` rewards."""
+        """The line of the answer to a request for `count` rewards."""
         answer, most = b"", LONGEST * (count + 1)
         while b"\n" not in answer:
             if not (part := os.read(self._process.stdout.fileno(), most)):
@@ -94,7 +95,7 @@ class Executable:
                 raise UserError(f"the program answered {count} videos by more than {most} bytes without an end of line")
         answer, _, rest = answer.partition(b"\n")
         if rest or _unread(self._process.stdout):
-            raise UserError("the program wrote more than its answer: one line for each request")
+            raise UserError("the program wrote more than one line: write one line for each request")
         return answer
 
     def _write(self, text: str) -> None:
@@ -106,7 +107,7 @@ class Executable:
         self._errors.seek(max(0, size - 4096))
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         words = "".join(filter(str.isprintable, lines[-1])).strip() if lines else ""
-        return f"its last words: {words[:SHOWN]}" if words else "without a word on standard error"
+        return f"its standard error ends with: {words[:SHOWN]}" if words else "without a word on standard error"
 
 
 def _numbers(answer: bytes) -> list[float]:
@@ -115,11 +116,11 @@ def _numbers(answer: bytes) -> list[float]:
         if isinstance(values, list) and all(isinstance(value, float) for value in values):
             return values
     words = answer.strip()[:80].decode(errors="backslashreplace")
-    raise UserError(f"the program answered {words!r}, no JSON list of numbers; all else goes to standard error")
+    raise UserError(f"the program answered {words!r}, not a JSON list of numbers: write all else to standard error")
 
 
 def _unread(pipe: IO[bytes]) -> int:
-    """How many bytes lie in a pipe, written and not yet read."""
+    """Number of bytes in a pipe that are written and not yet read."""
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
 
 

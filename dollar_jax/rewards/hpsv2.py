@@ -4,7 +4,7 @@ from dollar_jax.rewards.clip import Preference, letterboxed
 
 
 class HPSv2(Preference):
-    """cos(image, text): what `hpsv2.score` returns for an image, without a logit scale; about .2 to .3 for photographs.
+    """cos(image, text), without a logit scale, as `hpsv2.score` returns it; about .2 to .3 for photographs.
 
     Weights: HPS_v2_compressed.pt or HPS_v2.1_compressed.pt, converted.
     """

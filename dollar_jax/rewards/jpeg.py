@@ -1,4 +1,4 @@
-"""How well the frames of a video compress: rewards without a gradient, as in DDPO (arXiv 2305.13301)."""
+"""JPEG file size of frames, as rewards without a gradient; from DDPO (arXiv 2305.13301)."""
 
 import io
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ Scores = Float[np.ndarray, "b"]
 
 
 def jpeg_compressibility(frames: Frames, captions: Sequence[str], quality: int = 95) -> Scores:
-    """Minus the kilobytes (1000 bytes) of a frame as a JPEG file of this quality, mean over the frames of each video.
+    """Minus the size of a frame as a JPEG file of this quality, in kilobytes (1000 bytes); the mean over frames.
 
-    Values outside 0..1 are clipped. Captions are not looked at: every reward takes them.
+    Values outside 0..1 are clipped. The captions are not used.
     """
     images = np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8)
     with ThreadPoolExecutor() as pool:  # Pillow encodes without Python's lock
@@ -26,7 +26,7 @@ def jpeg_compressibility(frames: Frames, captions: Sequence[str], quality: int =
 
 
 def jpeg_incompressibility(frames: Frames, captions: Sequence[str], quality: int = 95) -> Scores:
-    """Kilobytes of a frame as a JPEG file: `jpeg_compressibility` with the other sign."""
+    """Size of a frame as a JPEG file in kilobytes: `jpeg_compressibility` with the other sign."""
     return -jpeg_compressibility(frames, captions, quality)
 
 

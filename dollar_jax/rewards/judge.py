@@ -1,4 +1,4 @@
-"""A config's reward behind guards: whatever it does wrong is one line with its name."""
+"""Calls the reward of a config safely: every fault of the reward becomes one line with the reward's name."""
 
 import inspect
 import sysconfig
@@ -23,27 +23,27 @@ from dollar_jax.types import Params, PerExample
 Frames = Float[np.ndarray, "b f h w 3"] | UInt8[np.ndarray, "b f h w 3"]
 Scores = Float32[np.ndarray, " b"]
 
-# Where code is not the user's.
+# File name prefixes of code that is not the user's own.
 LIBRARIES = ("<", str(Path(__file__).parents[1]), *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib")))
 DEFAULTS = {"options": {}, "frames": 0, "timeout": 0}
 
 
 class Judge:
-    """The reward that `config` names, made and called in threads of its own.
+    """The reward named by a config, constructed and called in threads of its own.
 
-    So a signal to the process is not taken for a fault of the reward, one that hangs can be left behind (no thread can
-    be killed: the run ends with an error, and the thread with the process), and JAX code in it runs on this process's
-    first device, outside the mesh.
+    The threads have three purposes. A signal to the process is not taken for a fault of the reward. A call that hangs
+    can be left behind: Python cannot kill a thread, so the run ends with an error and the thread ends with the process.
+    JAX code in the reward runs on this process's first device, outside the mesh.
 
     Args:
-      config: {name, options, frames, timeout}, and what others read. `name` is an import path: a function takes
-        `options` as keywords, a class is constructed with them. Rewards see `frames` frames of a video, evenly spread,
-        the first and the last among them (0: all), and may take `timeout` seconds a call (0: for ever).
+      config: {name, options, frames, timeout}; other fields are ignored. `name` is an import path: a function gets
+        `options` as keyword arguments, a class is constructed with them. The reward sees `frames` frames of a video,
+        evenly spaced, including the first and the last (0: all). A call may take `timeout` seconds (0: no limit).
     Attributes:
-      differentiable: whether `prepare` and `score` can be used.
-      params: what the reward's `score` takes as `params`; {} for most.
+      differentiable: whether the reward has `prepare` and `score`.
+      params: weights that `score` of the reward takes as `params`; {} for a reward without weights.
     Raises:
-      UserError: there is no such reward, or not with these options.
+      UserError: the reward does not exist, or does not take these options.
     """
 
     def __init__(self, config: Mapping[str, Any] | ConfigDict):
@@ -55,24 +55,24 @@ class Judge:
         self.differentiable = all(hasattr(self._reward, method) for method in ("prepare", "score"))
         if not self.differentiable and not callable(self._reward):
             raise UserError(
-                f"reward {self.name} has neither __call__ nor prepare and score: it needs the one or the others"
+                f"reward {self.name} has neither __call__ nor prepare and score: define __call__, or the other two"
             )
         self.params: Params = getattr(self._reward, "params", {})
         self._jitted = jax.jit(self._reward.score) if self.differentiable else None
 
     def __call__(self, frames: Frames, captions: Sequence[str]) -> Scores:
-        """The rewards of videos, 8-bit or 0..1, with these captions.
+        """Rewards [b] of videos (uint8, or float in 0..1) with these captions.
 
         Raises:
-          UserError: it raised, took longer than `timeout`, or returned other than b finite numbers.
+          UserError: the reward raised, took longer than `timeout`, or returned anything but b finite numbers.
         """
         return self.values(frames, captions)["reward"]
 
     def values(self, frames: Frames, captions: Sequence[str]) -> dict[str, Scores]:
-        """{"reward": [b]}, and for a weighted sum the values of its terms by their labels, before they are weighted.
+        """{"reward": [b]}; for a weighted sum also label -> [b], the unweighted value of each term.
 
         Raises:
-          UserError: as when it is called.
+          UserError: as in `__call__`.
         """
         if frames.dtype == np.uint8:
             frames = frames / np.float32(255)
@@ -88,19 +88,20 @@ class Judge:
             )
 
     def prepare(self, captions: Sequence[str]) -> Any:
-        """What `score` takes from the captions: a tree of NumPy arrays [b, ...].
+        """The captions prepared for `score`: a tree of NumPy arrays [b, ...].
 
         Raises:
-          UserError: the reward has no gradient, or raised.
+          UserError: the reward has no gradient, or its `prepare` raised.
         """
         self.require_gradient()
         return jax.tree.map(np.asarray, self._alone(partial(self._reward.prepare, list(captions)), self._timeout))
 
     def score(self, frames: Float[Array, "b f h w 3"], prepared: Any, params: Params | None = None) -> PerExample:
-        """The rewards of videos, 0..1, as a function that can be traced and differentiated.
+        """Rewards [b] of videos with pixels in 0..1. This method can be traced and differentiated.
 
         Args:
-          params: `self.params` as an argument of a program, which would otherwise contain them as constants.
+          prepared: result of `prepare` for the captions.
+          params: `self.params`; given as an argument, a compiled program does not contain them as constants.
         Raises:
           UserError: the reward has no gradient.
         """
@@ -109,7 +110,7 @@ class Judge:
         return self._reward.score(self._thin(frames), prepared, *weights)
 
     def stop(self) -> None:
-        """Ends what the reward does, if it can (a `executable`)."""
+        """Stops the reward, if it has a method `stop` (an `executable` kills its process)."""
         if hasattr(self._reward, "stop"):
             self._reward.stop()
 
@@ -119,7 +120,7 @@ class Judge:
         if not self.differentiable:
             return {"reward": self._reward(frames, captions)}
         prepared, weights = self._reward.prepare(captions), (self.params,) if self.params else ()
-        # One by one: a single shape to compile, and no more memory than one video needs.
+        # One video at a time: one shape to compile, and the memory of one video.
         rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], (frames, prepared)) for i in range(len(frames))]
         return {"reward": np.concatenate([self._jitted(*row, *weights) for row in rows])}
 
@@ -131,7 +132,7 @@ class Judge:
             if np.asarray(values).dtype.kind in "US":
                 raise TypeError("it is text")
             numbers = np.asarray(values, np.float32)
-        except Exception as error:  # PyTorch's tensors have reasons of their own
+        except Exception as error:  # PyTorch's tensors raise various exceptions
             raise UserError(
                 f"reward {self.name} returned a {type(values).__name__}, wanted numbers: {_line(error)}"
             ) from error
@@ -148,7 +149,7 @@ class Judge:
         return numbers
 
     def _alone(self, function: Callable[[], Any], timeout: float | int = 0) -> Any:
-        """function() in a thread of its own, and its exceptions in a UserError's words."""
+        """Returns function(), called in a thread of its own; an exception in it becomes a UserError."""
         future = Future()
 
         def run():
@@ -169,19 +170,19 @@ class Judge:
             raise UserError(f"reward {self.name}: {str(error).removeprefix(f'{self.name}: ')}") from error
         if error is not None:
             raise UserError(
-                f"reward {self.name} raised {_line(error)}{_place(error)}: mend it there, or name another reward"
+                f"reward {self.name} raised {_line(error)}{_place(error)}: fix it there, or name another reward"
             ) from error
         return future.result()
 
 
 def _make(name: str, options: Mapping[str, Any]) -> Any:
-    """The reward itself."""
+    """The function with its options bound, or the class constructed with them."""
     found = resolve(name, __package__)
     try:
         signature = inspect.signature(found)
         signature.bind(*(() if isinstance(found, type) else ("frames", "captions")), **options)
     except TypeError as error:
-        raise UserError(f"its options do not fit ({error}): give those of its docstring") from error
+        raise UserError(f"its options do not fit ({error}): its docstring lists them") from error
     if isinstance(found, type):
         return found(**options)
     return partial(found, **options) if options else found
@@ -194,6 +195,6 @@ def _line(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of the user's own code, if it went through any."""
+    """' (FILE, line N)' of the innermost line of the user's own code in the traceback, '' if it has none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(LIBRARIES)]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

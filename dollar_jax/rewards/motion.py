@@ -1,6 +1,6 @@
-"""How much videos move, flicker and jerk: VBench's measures (arXiv 2311.17982) without its networks.
+"""Motion, flicker and smoothness of videos: metrics of VBench (arXiv 2311.17982) without its networks.
 
-All see the 8-bit pixels, and no captions.
+All metrics use the 8-bit pixels and ignore the captions.
 """
 
 import itertools
@@ -15,15 +15,15 @@ from dollar_jax.errors import UserError
 Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
 Scores = Float64[np.ndarray, " b"]
 
-FASTEST = 0.05  # the share of pixels that dynamic degree looks at
+FASTEST = 0.05  # share of pixels that dynamic degree averages over
 
 
 def dynamic_degree(frames: Frames, captions: Sequence[str]) -> Scores:
-    """The mean speed of the fastest 5 % of pixels, in pixels a frame, mean over pairs of neighbouring frames.
+    """Mean speed of the fastest 5 % of pixels, in pixels per frame; the mean over pairs of neighbouring frames.
 
-    The optical flow is that of OpenCV's dense inverse search (arXiv 1603.03590) between grey images, where VBench has
-    the network RAFT: expect other numbers. Of a video at 8 frames a second VBench then keeps only whether a quarter of
-    the pairs exceed 6 pixels for every 256 of the shorter side.
+    The optical flow is OpenCV's dense inverse search (arXiv 1603.03590) between grey images. VBench uses the network
+    RAFT, so its numbers differ. VBench then takes a video at 8 frames per second and reports only whether a quarter of
+    its pairs exceed 6 pixels for every 256 pixels of the shorter side.
 
     Raises:
       UserError: a single frame.
@@ -33,8 +33,9 @@ def dynamic_degree(frames: Frames, captions: Sequence[str]) -> Scores:
 
 
 def temporal_flickering(frames: Frames, captions: Sequence[str]) -> Scores:
-    """(255 - mean absolute difference of neighbouring frames) / 255, as VBench's: 1 where nothing changes. VBench asks
-    it of still scenes alone, since all that moves lowers it.
+    """(255 - mean absolute difference of neighbouring frames) / 255, as in VBench: 1 for a still video.
+
+    VBench applies this metric to still scenes only, because every motion lowers it.
 
     Raises:
       UserError: a single frame.
@@ -45,10 +46,11 @@ def temporal_flickering(frames: Frames, captions: Sequence[str]) -> Scores:
 
 
 def motion_smoothness(frames: Frames, captions: Sequence[str]) -> Scores:
-    """(255 - mean absolute error of every second frame against what its neighbours predict) / 255.
+    """(255 - mean absolute error of every second frame against its prediction from the two neighbours) / 255.
 
-    VBench lets the network AMT predict, which follows motion; here it is the mean of the two neighbours, which does
-    not: a fast object costs as much as a jerky one, while flicker, jumps and noise cost the same as there.
+    VBench predicts with the network AMT, which follows motion. The prediction here is the mean of the two neighbours,
+    which does not follow motion: a fast object costs as much as a jerky one. Flicker, jumps and noise cost the same as
+    in VBench.
 
     Raises:
       UserError: fewer than three frames.
@@ -62,7 +64,7 @@ def motion_smoothness(frames: Frames, captions: Sequence[str]) -> Scores:
 def _to_8_bits(frames: Frames, needed: int) -> UInt8[np.ndarray, "b f h w 3"]:
     if frames.shape[1] < needed:
         raise UserError(
-            f"it needs {needed} frames, not {frames.shape[1]}: set reward.frames = 0, or make longer videos"
+            f"at least {needed} frames are needed, not {frames.shape[1]}: set reward.frames = 0, or make longer videos"
         )
     return np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8)
 

@@ -9,7 +9,7 @@ from dollar_jax.types import Params, PerExample
 
 
 class PickScore(Preference):
-    """exp(logit_scale) cos(image, text): as in its authors' example, before the softmax over images; about 17 to 24.
+    """exp(logit_scale) cos(image, text), before the softmax over images in the authors' example; about 17 to 24.
 
     Weights: the folder PickScore_v1, converted.
     """
@@ -17,7 +17,7 @@ class PickScore(Preference):
     to_images = staticmethod(cropped)
 
     def score(self, frames: Videos, prepared: dict[str, Array | np.ndarray], params: Params) -> PerExample:
-        """Of videos 0..1; the rounding to 8 bits in between lets the gradient through."""
+        """Scores of videos with pixels in 0..1. Rounding to 8 bits passes the gradient straight through."""
         return jnp.exp(params["logit_scale"]) * super().score(frames, prepared, params)
 
 

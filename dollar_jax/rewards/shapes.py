@@ -1,7 +1,7 @@
-"""Reads a clip of the shapes world: what it shows, where, and how far it is from a valid rendering.
+"""Reads the attributes of a shapes-world clip from its pixels, and its distance from the nearest valid rendering.
 
-The least-squares fit of the renderer itself to the pixels, so noise, blur and the artefacts of a decoder cost
-quality (`clean_db`) long before they cost the reading.
+The reading is a least-squares fit of the renderer to the pixels. Noise, blur and decoder artefacts lower the quality
+(`clean_db`) long before they change the attributes.
 """
 
 from collections.abc import Sequence
@@ -34,20 +34,20 @@ _HUES = _PALETTE - _PALETTE.mean(1, keepdims=True)
 _HUES /= np.linalg.norm(_HUES, axis=1, keepdims=True)
 _DIRECTIONS = np.array(list(MOTIONS.values()), np.float32)
 _STILL = list(MOTIONS).index("standing still")
-_STEPS = 5  # of Gauss-Newton; the centroids start it within a pixel or two
-_STEP = 0.5  # pixels, of its finite differences
-_CHUNK = 32  # clips whose masks stay in the processor's cache
-_EXPLAINED = 0.3  # a clip of which the best rendering explains less of the coloured energy shows none of the shapes
+_STEPS = 5  # steps of Gauss-Newton, which starts within a pixel or two of the solution
+_STEP = 0.5  # pixels, step of the finite differences
+_CHUNK = 32  # number of clips whose masks fit into the processor's cache
+_EXPLAINED = 0.3  # share of the coloured energy that the best rendering must explain, else the clip shows no shape
 
 
 class Reading(NamedTuple):
-    """What clips show. Lengths are in pixels of the video, (x, y) with y downwards."""
+    """Attributes of b clips. Lengths are in pixels of the video; (x, y) has y downwards."""
 
     colour: Indices  # index into COLOURS
     shape: Indices  # index into SHAPES
     motion: Indices  # index into MOTIONS
-    position: Float[np.ndarray, "b 2"]  # of the middle of the path, from the middle of the image
-    velocity: Float[np.ndarray, "b 2"]  # pixels a frame
+    position: Float[np.ndarray, "b 2"]  # middle of the path, relative to the middle of the image
+    velocity: Float[np.ndarray, "b 2"]  # pixels per frame
     size: Numbers
     background: Numbers  # grey, 0..1
     clean_db: Numbers  # PSNR to the nearest valid rendering
@@ -55,12 +55,12 @@ class Reading(NamedTuple):
 
 
 def read(video: Frames) -> Reading:
-    """The attributes of square clips, 0..1, of any frame count and resolution.
+    """Reads the attributes of square clips with pixels in 0..1, of any frame count and resolution.
 
-    Colour is the palette entry nearest in chroma; the path starts from the centroid of that chroma. Each shape is then
-    fitted by least squares over position, velocity, size and background, and the one with the least residual is taken.
-    The nearest valid rendering has the fitted values clipped to what the world allows, which is exact to second order,
-    because they hardly interact; any position is valid.
+    The colour is the palette entry nearest in chroma, and the fit of the path starts from the centroid of this chroma.
+    Each shape is fitted by least squares over position, velocity, size and background; the shape with the smallest
+    residual is taken. The nearest valid rendering has the fitted values clipped to the ranges of the shapes world. The
+    clipping is exact to second order, because the values hardly interact. Every position is valid.
     """
     video = np.asarray(video, np.float32)
     parts = [_read(video[start : start + _CHUNK]) for start in range(0, len(video), _CHUNK)]
@@ -72,11 +72,12 @@ def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
     unit = pixels / RESOLUTION
 
     chroma = video - video.mean(-1, keepdims=True)
-    # Each pixel votes with the length of its chroma: a faint tint of the background must not outvote the shape.
+    # Each pixel is weighted by the length of its chroma: a faint tint of the background must not outvote the shape.
     votes = np.einsum("bfhwc,bfhw->bc", chroma, np.linalg.norm(chroma, axis=-1)) @ _HUES.T
     colour = votes.argmax(1)
     grey = np.median(video.mean(-1), axis=(1, 2, 3))
-    # For a given background the squared error in RGB is, up to a constant, that of a mask along this one contrast.
+    # For a given background, the squared error in RGB equals the squared error of a mask along this contrast, up to a
+    # constant.
     contrast = _PALETTE[colour] - grey[:, None]
     contrast /= (contrast**2).sum(1, keepdims=True)
     mask = np.einsum("bfhwc,bc->bfhw", video - grey[:, None, None, None, None], contrast)
@@ -109,20 +110,21 @@ def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
 
 
 def alignment(frames: Frames, captions: Sequence[str]) -> dict[str, Flags]:
-    """`agreement` of what the clips show.
+    """`agreement` of what `read` finds in the clips.
 
     Raises:
-      UserError: a caption that is not of the shapes world.
+      UserError: a caption is not of the shapes world.
     """
     return agreement(read(frames), captions)
 
 
 def agreement(reading: Reading, captions: Sequence[str]) -> dict[str, Flags]:
-    """Whether clips show what their captions say: 'colour', 'shape', 'motion', 'background', which is right where a
-    short caption does not name it, and 'all' of that.
+    """Whether each clip agrees with its caption, by attribute: 'colour', 'shape', 'motion', 'background' and 'all'.
+
+    'background' counts as right for a short caption, which does not name the background.
 
     Raises:
-      UserError: a caption that is not of the shapes world.
+      UserError: a caption is not of the shapes world.
     """
     colour, shape, motion, background = attributes(captions).T
     agrees = {
@@ -136,7 +138,7 @@ def agreement(reading: Reading, captions: Sequence[str]) -> dict[str, Flags]:
 
 
 def _centroids(weights: Float[np.ndarray, "b f h w"]) -> Float[np.ndarray, "b f 2"]:
-    """(x, y) of the centre of each frame's weights, inside the image whatever they are."""
+    """(x, y) of the centre of each frame's weights, clipped to the middle half of the image."""
     pixels = weights.shape[-1]
     middles = np.arange(pixels, dtype=np.float32) + 0.5 - pixels / 2
     moments = np.stack([weights.sum(2) @ middles, weights.sum(3) @ middles], -1)
@@ -144,17 +146,17 @@ def _centroids(weights: Float[np.ndarray, "b f h w"]) -> Float[np.ndarray, "b f 
 
 
 def _fit(shape: str, mask: Float[np.ndarray, "b f h w"], centroids: Float[np.ndarray, "b f 2"], unit: float):
-    """Position, velocity and size of the `shape` nearest to `mask`, and the squared residual [b], by Gauss-Newton."""
+    """Fits `shape` to `mask` by Gauss-Newton. Returns position, velocity, size and the squared residual [b]."""
     frames, pixels = mask.shape[1:3]
     times = np.arange(frames) - (frames - 1) / 2
-    # [f 3 5]: how each frame's (x, y, size) follows from the clip's (x, y, velocity in x, in y, size).
+    # [f 3 5]: maps the clip's (x, y, velocity in x, velocity in y, size) to each frame's (x, y, size).
     basis = np.zeros((frames, 3, 5))
     basis[:, [0, 1, 2], [0, 1, 4]] = 1
     basis[:, 0, 2] = basis[:, 1, 3] = times
     line = np.linalg.pinv(basis[:, :2, :4].reshape(-1, 4))
     start = centroids.reshape(len(mask), -1) @ line.T
     values = np.concatenate([start, np.full((len(mask), 1), np.mean(SIZE) * unit)], 1)
-    sizes = np.array([0.8 * SIZE[0], 1.2 * SIZE[1]]) * unit  # any blob would do if its size were free
+    sizes = np.array([0.8 * SIZE[0], 1.2 * SIZE[1]]) * unit  # with a free size, any blob would fit
 
     def masks(values, shift=(0, 0, 0)):
         x_y_size = np.einsum("fij,bj->bfi", basis, values) + shift
@@ -172,7 +174,7 @@ def _fit(shape: str, mask: Float[np.ndarray, "b f h w"], centroids: Float[np.nda
 
 
 def _render(shape, size, position, velocity, frames: int, pixels: int) -> Float[np.ndarray, "b f h w"]:
-    """Masks of clips of different shapes."""
+    """Masks of clips with different shapes."""
     masks = np.empty((len(shape), frames, pixels, pixels), np.float32)
     for kind, name in enumerate(SHAPES):
         of = shape == kind
@@ -182,13 +184,13 @@ def _render(shape, size, position, velocity, frames: int, pixels: int) -> Float[
 
 
 def _background(video, mask, colour) -> Numbers:
-    """Least-squares grey behind the mask: video = grey (1 - mask) + colour mask."""
+    """Least-squares grey level of the background: video = grey (1 - mask) + colour mask."""
     uncovered = 1 - mask
     rest = video.mean(-1) - mask * colour.mean(-1)[:, None, None, None]
     return (uncovered * rest).sum((1, 2, 3)) / (uncovered**2).sum((1, 2, 3))
 
 
 def _compose(mask, colour, background) -> Float[np.ndarray, "b f h w 3"]:
-    """Clips of the masks filled with their colour before their grey."""
+    """Clips: each mask filled with its colour, on its grey background."""
     background = background[:, None, None, None, None].astype(np.float32)
     return background + mask[..., None] * (colour[:, None, None, None] - background)

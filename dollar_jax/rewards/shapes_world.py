@@ -1,4 +1,4 @@
-"""Small rewards for the shapes world, with a gradient where they are written in JAX."""
+"""Small rewards for the shapes world. Rewards with `prepare` and `score` are written in JAX and have a gradient."""
 
 from collections.abc import Sequence
 
@@ -12,16 +12,16 @@ from dollar_jax.rewards.shapes import alignment, read
 from dollar_jax.types import PerExample
 
 Frames = Float[Array, "b f h w 3"]  # 0..1
-NAMES = ("colour", "shape", "motion")  # of the attributes
+NAMES = ("colour", "shape", "motion")  # names of the attributes
 
 
 class Alignment:
-    """The share of the attributes that a video shows as its caption says: 0, 1/3, 2/3 or 1 for all three of them.
+    """Share of the attributes in which a video agrees with its caption: 0, 1/3, 2/3 or 1 with all three attributes.
 
     Args:
-      attributes: those that count.
+      attributes: names of the attributes that count, a subset of `NAMES`.
     Raises:
-      UserError: one that the shapes world does not have.
+      UserError: an attribute does not exist.
     """
 
     def __init__(self, attributes: Sequence[str] = NAMES):
@@ -32,20 +32,22 @@ class Alignment:
     def __call__(
         self, frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]
     ) -> Float[np.ndarray, " b"]:
-        """Of square videos, 0..1.
+        """Rewards of square videos with pixels in 0..1.
 
         Raises:
-          UserError: a caption that is not of the shapes world.
+          UserError: a caption is not of the shapes world.
         """
         right = alignment(frames, captions)
         return np.mean([right[attribute] for attribute in self._attributes], axis=0)
 
 
 class BorderBrightness:
-    """The mean of the pixels at the border, 0..1: about the background's grey.
+    """Mean of the border pixels, 0..1: about the grey level of the background.
 
     Args:
-      width: of the border, in pixels.
+      width: width of the border in pixels.
+    Raises:
+      UserError: the width is less than 1.
     """
 
     def __init__(self, width: int = 2):
@@ -54,12 +56,12 @@ class BorderBrightness:
         self._width = width
 
     def prepare(self, captions: Sequence[str]) -> dict:
-        """Nothing: it looks at frames alone."""
+        """{}: the reward does not depend on the captions."""
         del captions
         return {}
 
     def score(self, frames: Frames, prepared: dict) -> PerExample:
-        """Linear in the pixels."""
+        """Rewards of videos, linear in the pixels."""
         del prepared
         inside = np.zeros(frames.shape[2:4], bool)
         inside[self._width : -self._width, self._width : -self._width] = True
@@ -67,13 +69,13 @@ class BorderBrightness:
 
 
 class CaptionColour:
-    """The cosine of a video's mean chroma (RGB less its mean) with that of the colour its caption names, -1..1."""
+    """Cosine similarity, -1..1, of two chromas (RGB minus its mean): the video's mean and the caption's colour."""
 
     def prepare(self, captions: Sequence[str]) -> dict[str, Float32[np.ndarray, "b 3"]]:
         """The unit chroma of the colour in each caption.
 
         Raises:
-          UserError: a caption without a colour of the shapes world.
+          UserError: a caption names no colour of the shapes world.
         """
         named = [next((word for word in caption.split() if word in COLOURS), None) for caption in captions]
         if None in named:
@@ -83,28 +85,28 @@ class CaptionColour:
         return {"chroma": chroma / np.linalg.norm(chroma, axis=1, keepdims=True)}
 
     def score(self, frames: Frames, prepared: dict[str, Array | np.ndarray]) -> PerExample:
-        """Of grey videos it is 0, and has a finite gradient."""
+        """Rewards of videos: 0 for a grey video, with a finite gradient."""
         chroma = frames.mean((1, 2, 3))
         chroma -= chroma.mean(1, keepdims=True)
         return (chroma * prepared["chroma"]).sum(1) / jnp.sqrt((chroma**2).sum(1) + 1e-8)
 
 
 class CaptionArea:
-    """How much of a video has the colour that its caption names: its mean chroma along that of the colour."""
+    """Projection of the mean chroma on the unit chroma of the caption's colour, which grows with the coloured area."""
 
     prepare = CaptionColour.prepare
 
     def score(self, frames: Frames, prepared: dict[str, Array | np.ndarray]) -> PerExample:
-        """Linear in the pixels."""
+        """Rewards of videos, linear in the pixels."""
         chroma = frames.mean((1, 2, 3))
         return ((chroma - chroma.mean(1, keepdims=True)) * prepared["chroma"]).sum(1)
 
 
 def caption_speed(frames: Float[Array | np.ndarray, "b f h w 3"], captions: Sequence[str]) -> Float[np.ndarray, " b"]:
-    """Pixels a frame in the direction that the caption names; of one that names none, minus the speed.
+    """Speed in the caption's direction, in pixels per frame; for a caption of a still shape, minus the speed.
 
     Raises:
-      UserError: a caption that is not of the shapes world.
+      UserError: a caption is not of the shapes world.
     """
     directions = np.array(list(MOTIONS.values()))[attributes(captions)[:, 2]]
     velocity = read(np.asarray(frames)).velocity

@@ -1,4 +1,4 @@
-"""A reward made of several."""
+"""A weighted sum of several rewards."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +12,18 @@ from dollar_jax.types import Params, PerExample
 
 
 class WeightedSum:
-    """sum_i weight_i reward_i. It is differentiable when all of its terms are.
+    """sum_i weight_i reward_i, differentiable if all of its terms are.
 
     Args:
-      terms: label -> {name, weight, options, frames, timeout}, all but `weight` as in `Judge`, 0 or {} where left out.
+      terms: label -> {name, weight, options, frames, timeout}. All fields but `weight` are as in `Judge`; `options`,
+        `frames` and `timeout` default to {}, 0 and 0.
     Raises:
-      UserError: a term lacks its name or weight, has another field, or its reward cannot be made.
+      UserError: a term lacks its name or weight, has an unknown field, or its reward cannot be constructed.
     """
 
     def __init__(self, terms: Mapping[str, Mapping[str, Any]]):
         if not terms or "reward" in terms:
-            raise UserError("a weighted sum has at least one term, and none called 'reward', which is the sum")
+            raise UserError("a weighted sum has at least one term, and no term is called 'reward', the name of the sum")
         for label, term in terms.items():
             if unknown := term.keys() - {"name", "weight", *DEFAULTS}:
                 raise UserError(f"the term {label} has no field {min(unknown)!r}")
@@ -38,18 +39,18 @@ class WeightedSum:
             self.prepare, self.score = self._prepare, self._score
 
     def __call__(self, frames: Float[np.ndarray, "b f h w 3"], captions: Sequence[str]) -> Float32[np.ndarray, " b"]:
-        """The sum alone."""
+        """The weighted sum [b]."""
         return self.values(frames, captions)["reward"]
 
     def values(
         self, frames: Float[np.ndarray, "b f h w 3"], captions: Sequence[str]
     ) -> dict[str, Float32[np.ndarray, " b"]]:
-        """The terms by their labels, not weighted, and the sum as "reward"."""
+        """label -> [b], the unweighted value of each term, and "reward" -> [b], the weighted sum."""
         terms = {label: judge(frames, captions) for label, judge in self._judges.items()}
         return terms | {"reward": self._sum(terms)}
 
     def stop(self) -> None:
-        """Ends what the terms do."""
+        """Stops the rewards of all terms."""
         for judge in self._judges.values():
             judge.stop()
 

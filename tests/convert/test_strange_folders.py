@@ -130,11 +130,11 @@ def test_links_inside_and_the_cache_of_the_hub(source, tmp_path):
 
 
 FAULTS = {
-    "list": ({TRANSFORMER: "[]"}, "config.json is no JSON object"),
+    "list": ({TRANSFORMER: "[]"}, "config.json is not a JSON object"),
     "deep": ({TRANSFORMER: '{"a":' * 900 + "0" + "}" * 900}, "config.json is nested too deeply"),
     "deeper": ({TRANSFORMER: '{"a":' * 99_999}, "config.json is not JSON"),
-    "NaN": ({VAE: {"norm_eps": float("nan")}}, "NaN is no finite number"),
-    "infinity": ({VAE: '{"norm_eps": 1e999}'}, "1e999 is no finite number"),
+    "NaN": ({VAE: {"norm_eps": float("nan")}}, "NaN is not a finite number"),
+    "infinity": ({VAE: '{"norm_eps": 1e999}'}, "1e999 is not a finite number"),
     "digits": ({TRANSFORMER: '{"num_layers": ' + "9" * 5000 + "}"}, "config.json is not JSON"),
     "huge": ({TRANSFORMER: {"num_layers": 10**12}}, "num_layers: 1000000000000 is greater than"),
     "huge, nested": ({TRANSFORMER: {"more": {"a": [10**12]}}}, r"more.a.0: 1000000000000 is greater than"),
@@ -158,7 +158,7 @@ FAULTS = {
     "scale": ({VAE: {"scaling_factor": "0.7"}}, "scaling_factor: '0.7' is not of type"),
     "no scale": ({VAE: {"scaling_factor": None}}, "scaling_factor: None is not of type"),
     "scale of zero": ({VAE: {"scaling_factor": 0}}, "scaling_factor: 0 is less than or equal"),
-    "index": ({"model_index.json": '["a"]'}, "model_index.json is no JSON object"),
+    "index": ({"model_index.json": '["a"]'}, "model_index.json is not a JSON object"),
     "kind": ({"model_index.json": {"_class_name": ["a\nb"]}}, r"holds a \['a\\nb'\]"),
     "steps": ({SCHEDULER: {"num_train_timesteps": 10**12}}, "num_train_timesteps: 1000000000000 is greater"),
     "words for steps": ({SCHEDULER: {"num_train_timesteps": "1000"}}, "num_train_timesteps: '1000' is not"),

@@ -120,7 +120,7 @@ FAULTS = {
     "no data": (lambda f: (f / VIDEOS).unlink(), "data: damaged, copy the dataset again"),
     "no JSON": (replace("features.json", b'{"a'), "features.json is not JSON"),
     "binary": (replace("dataset_info.json", b"\xff\xfe"), "dataset_info.json is not JSON"),
-    "list": (replace("metadata.json", b"[]"), "metadata.json is no JSON object"),
+    "list": (replace("metadata.json", b"[]"), "metadata.json is not a JSON object"),
     "words for sizes": (lambda f: change(f, "metadata.json", frames="9"), "metadata.json: frames: '9' is not of type"),
     "no captions": (lambda f: change(f, "features.json", "featuresDict", features={}), "'caption' is a required"),
     "no splits": (info(splits=[]), "dataset_info.json: splits"),

@@ -89,7 +89,7 @@ FAULTS = {
     "link": (link_out("tokenizer.json"), "points to 'tokenizer.json', outside itself"),
     "link to a config": (link_out(CONFIG), f"points to '{CONFIG}', outside itself"),
     "no JSON": (replace(CONFIG, b"{"), f"{CONFIG} is not JSON"),
-    "list": (replace(CONFIG, b"[]"), f"{CONFIG} is no JSON object"),
+    "list": (replace(CONFIG, b"[]"), f"{CONFIG} is not a JSON object"),
     "deep JSON": (replace(CONFIG, b"[" * 100_000), f"{CONFIG} is not JSON"),
     "binary": (replace(CONFIG, b"\xff\xfe"), f"{CONFIG} is not JSON"),
     "nothing": (lambda f: (f / CONFIG).unlink(), "no tokenizer here"),

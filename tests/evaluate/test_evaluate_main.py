@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def evaluate(*arguments):
     command = [sys.executable, "-m", "dollar_jax.evaluate", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}  # for the toy networks
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/helpers")}  # for the toy networks
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 

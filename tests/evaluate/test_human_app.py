@@ -133,7 +133,7 @@ def test_a_name_that_is_too_long_or_no_text_is_refused_by_the_server(client, stu
     """Five of these ligatures are 90 letters."""
     page = client.get("/", query_string={"rater": name})
     assert page.status_code == 400
-    assert "A name has at most 80 characters, all of which can be seen." in Page(page.text).text
+    assert "A name has at most 80 characters, and all of them are visible." in Page(page.text).text
     assert Page(page.text).all("input", name="rater", maxlength="80")
     pair = study.pairs[0].name
     assert client.post("/", data=CHOICES | {"rater": name, "pair": pair}).status_code == 404

@@ -99,7 +99,7 @@ def test_lines_that_are_no_answers_are_named_once_and_counted_out(server, tmp_pa
     for _ in range(3):
         urllib.request.urlopen(f"{url}?rater=ann", timeout=10).close()
     server.kill()
-    named = f"warning: {server.answers}: lines 2, 3, 4 are no answers and do not count\n"
+    named = f"warning: {server.answers}: lines 2, 3, 4 are not answers and do not count\n"
     assert server.errors == named
 
     results = server.run(f"--results={tmp_path / 'rates.html'}")
@@ -121,7 +121,7 @@ def test_many_such_lines_are_counted(server, tmp_path):
     results = server.run(f"--results={tmp_path / 'rates.html'}")
     assert results.returncode == 2
     assert results.stderr.splitlines() == [
-        f"warning: {server.answers}: lines 1, 2, 3, 4, 5 and 995 more are no answers and do not count",
+        f"warning: {server.answers}: lines 1, 2, 3, 4, 5 and 995 more are not answers and do not count",
         f"error: --answers={server.answers} has no answers yet",
     ]
 
@@ -140,4 +140,4 @@ def test_results_do_not_take_the_place_of_the_answers(server, tmp_path):
 def test_names_of_models_are_text(server, name):
     result = server.run(f"--videos={name}=x", "--videos=b=y", "--prompts=p")
     assert result.returncode == 2
-    assert result.stderr == f"error: --videos: {name!r} is no name that can be printed\n"
+    assert result.stderr == f"error: --videos: the name {name!r} has characters that cannot be printed\n"

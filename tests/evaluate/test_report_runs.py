@@ -269,9 +269,9 @@ def test_missing_and_damaged_parts_of_a_run_are_one_line(workdir, finished):
 @pytest.mark.parametrize("name", ["../../../secret", "/etc", "..", "a/../../../secret", "~root", "a\0b"])
 def test_no_name_in_a_report_leads_out_of_the_run(workdir, finished, name):
     change(workdir, meta__stages=[name])
-    refused(workdir, "outside itself|is no path", finished)
+    refused(workdir, "outside itself|is not a valid path", finished)
     change(workdir, meta__stages=["student"], meta__clips=["teacher", name], meta__student=name, rows__2__model=name)
-    refused(workdir, "outside itself|is no path", finished)
+    refused(workdir, "outside itself|is not a valid path", finished)
 
 
 def test_no_link_in_a_run_leads_out_of_it(workdir, finished):
@@ -346,7 +346,7 @@ def test_the_command(tmp_path):
     refused = command(*both)
     assert (refused.returncode, refused.stderr) == (
         2,
-        "error: --out is missing: where shall the report of several runs go?\n",
+        "error: --out is missing: give the folder for the report of several runs\n",
     )
     assert "either all of --workdir name a variant" in command(both[0], f"--workdir=x={workdirs[1]}", "--out=o").stderr
 

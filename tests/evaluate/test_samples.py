@@ -46,19 +46,19 @@ def test_links_within_the_folder_are_followed_and_others_refused(folder, tmp_pat
 @pytest.mark.parametrize("content", [b"", b"\x1a\x45\xdf\xa3 Matroska ....", b"RIFF....AVI LIST", b"<html>ftyp</html>"])
 def test_what_is_no_mp4_is_refused_at_once(folder, content):
     (folder / "00003-1.mp4").write_bytes(content)
-    with pytest.raises(UserError, match=r"00003-1\.mp4 is no MP4 video"):
+    with pytest.raises(UserError, match=r"00003-1\.mp4 is not an MP4 video"):
         find_samples(folder)
 
 
 def test_what_is_no_file_is_refused_without_waiting_for_it(folder):
     os.mkfifo(folder / "00004-0.mp4")  # to open it would wait for ever
-    with pytest.raises(UserError, match=r"00004-0\.mp4 is no MP4 video"):
+    with pytest.raises(UserError, match=r"00004-0\.mp4 is not an MP4 video"):
         find_samples(folder)
     (folder / "00004-0.mp4").unlink()
     (folder / "00004-0.mp4").mkdir()
-    with pytest.raises(UserError, match=r"00004-0\.mp4 is no MP4 video"):
+    with pytest.raises(UserError, match=r"00004-0\.mp4 is not an MP4 video"):
         find_samples(folder)
     (folder / "00004-0.mp4").rmdir()
     (folder / "00004-0.mp4").symlink_to("00009-0.mp4")
-    with pytest.raises(UserError, match=r"00004-0\.mp4 is no MP4 video"):
+    with pytest.raises(UserError, match=r"00004-0\.mp4 is not an MP4 video"):
         find_samples(folder)

@@ -50,9 +50,9 @@ def test_a_prompt_that_vbench_lists_twice_is_sampled_once():
         (LONG, SHORT[:2], [], "3 prompts but 2 short ones"),
         (["one"], ["and/or"], [], "short prompt 1 cannot name a file"),
         (["one", "two"], ["one", "é" * 120], [], "short prompt 2 cannot name a file"),
-        (LONG, SHORT, ["a dog", "a cat"], "'a cat', which is no short prompt"),
+        (LONG, SHORT, ["a dog", "a cat"], "'a cat', which is not a short prompt"),
         *((["one"], [name], [], "short prompt 1 cannot name a file") for name in STRANGE),
-        (LONG, SHORT, ["x" * 10_000 + "\x1b"], r"'x+\.\.\.x+\\x1b', which is no short prompt"),
+        (LONG, SHORT, ["x" * 10_000 + "\x1b"], r"'x+\.\.\.x+\\x1b', which is not a short prompt"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(prompts, short, flickering, words):
@@ -142,7 +142,7 @@ def test_another_job_in_the_same_folder_is_refused(model, tmp_path):
     assert manifest_path(out).read_text() == before
 
     (out / "a dog-0.mp4").write_bytes(b"of somebody else")
-    with pytest.raises(UserError, match=r"a dog-0.mp4 is there, but not in"):
+    with pytest.raises(UserError, match=r"a dog-0.mp4 exists, but not in"):
         write_suite(model, suite(LONG, SHORT), out, 7)
 
 
@@ -153,8 +153,8 @@ def test_another_job_in_the_same_folder_is_refused(model, tmp_path):
         (b"{", "is not JSON"),
         (b"\xff", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
-        (b"[]", "no JSON object"),
-        (b"7", "no JSON object"),
+        (b"[]", "not a JSON object"),
+        (b"7", "not a JSON object"),
         (b"{}", "has no videos"),
         (b'{"videos": []}', "has no videos"),
         (b'{"videos": {"a pear-0.mp4": "\\u001b[2J"}}', r"a pear-0.mp4 is '\\x1b\[2J' there"),

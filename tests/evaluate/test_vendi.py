@@ -94,8 +94,8 @@ def test_a_folder_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("names", "line"),
     [
-        (["00000-0", "00000-1", "00003-0"], "two or more; of prompt 3 there are 1"),
-        (["00000-0"], "two or more; of prompt 0 there are 1"),
+        (["00000-0", "00000-1", "00003-0"], "at least 2; prompt 3 has 1"),
+        (["00000-0"], "at least 2; prompt 0 has 1"),
         ([], "has no videos named"),
     ],
 )

@@ -54,7 +54,7 @@ def test_ratings_of_both_predictors(make, widths):
 
 
 def test_user_errors():
-    with pytest.raises(UserError, match=r"from the embedding's to 1, not \[768, 2\]"):
+    with pytest.raises(UserError, match=r"at least two numbers and ends with 1, not \[768, 2\]"):
         aesthetic.build(widths=(768, 2))
     with pytest.raises(UserError, match="no aesthetic predictor of LAION: it has layers"):
         keys.config({"layers.0.weight": (1024, 768)})

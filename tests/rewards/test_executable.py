@@ -43,25 +43,25 @@ def test_requests_and_answers():
     [
         (
             "import sys; print('first\\nno weights', file=sys.stderr); exit(3)",
-            "ended with status 3, its last words: no w",
+            "ended with status 3, its standard error ends with: no w",
         ),
         ("pass", "ended with status 0, without a word on standard error"),
-        ("input(); print('Loading ...', flush=True); input()", "answered 'Loading ...', no JSON list"),
-        ("input(); print('{}', flush=True); input()", "answered '{}', no JSON list"),
+        ("input(); print('Loading ...', flush=True); input()", "answered 'Loading ...', not a JSON list"),
+        ("input(); print('{}', flush=True); input()", "answered '{}', not a JSON list"),
         ("input(); print('[1, 2]', flush=True); input()", r"returned a list of shape \(2,\), wanted \(3,\)"),
         ("input(); print('[1, 2, NaN]', flush=True); input()", "returned nan for 1 of 3 videos"),
-        ("input(); print('[1, 2, \"3\"]', flush=True); input()", "no JSON list of numbers"),
-        ("input(); print('[1, 2, true]', flush=True); input()", "no JSON list of numbers"),
-        ("input(); print('[1, 2, null]', flush=True); input()", "no JSON list of numbers"),
-        ("input(); print('[[1], [2], [3]]', flush=True); input()", "no JSON list of numbers"),
-        ("input(); print('[' * 1200, flush=True); input()", "no JSON list of numbers"),
+        ("input(); print('[1, 2, \"3\"]', flush=True); input()", "not a JSON list of numbers"),
+        ("input(); print('[1, 2, true]', flush=True); input()", "not a JSON list of numbers"),
+        ("input(); print('[1, 2, null]', flush=True); input()", "not a JSON list of numbers"),
+        ("input(); print('[[1], [2], [3]]', flush=True); input()", "not a JSON list of numbers"),
+        ("input(); print('[' * 1200, flush=True); input()", "not a JSON list of numbers"),
         ("input(); print('[1, 2, ' + '3' * 400 + ']', flush=True); input()", "returned inf for 1 of 3 videos"),
         (
             "import os; input(); os.write(1, bytes([91, 255, 93, 10])); input()",
-            r"answered '\[\\\\xff\]', no JSON list of numbers",
+            r"answered '\[\\\\xff\]', not a JSON list of numbers",
         ),
         ("import os; input(); os.write(1, b'[1, 2'); os._exit(4)", "ended with status 4"),
-        ("import sys; print('\\x1b[2Jgone', file=sys.stderr); exit(3)", r"its last words: \[2Jgone$"),
+        ("import sys; print('\\x1b[2Jgone', file=sys.stderr); exit(3)", r"its standard error ends with: \[2Jgone$"),
     ],
 )
 def test_faults(code, words):
@@ -93,7 +93,7 @@ def test_an_answer_that_nobody_asked_for_is_never_a_reward(code, calls):
         for _ in range(calls):
             found.append(reward(FRAMES, CAPTIONS).tolist())
 
-    with pytest.raises(UserError, match=r"^reward executable: the program .*: one line for each request"):
+    with pytest.raises(UserError, match=r"^reward executable: the program .*: write one line for each request"):
         ask()
     assert found in ([], [[1, 2, 3]])
     with pytest.raises(UserError, match="ended with status -9"):  # nothing of it can be taken for an answer any more
@@ -113,7 +113,7 @@ def test_numbers_of_any_length_fit():
 
 def test_of_many_words_the_last_are_shown():
     code = "import sys; sys.stderr.write('x' * 10**7 + '\\nno memory ' + 'y' * 1000); exit(1)"
-    with pytest.raises(UserError, match=r"its last words: no memory y+$") as caught:
+    with pytest.raises(UserError, match=r"its standard error ends with: no memory y+$") as caught:
         judge(code)(FRAMES, CAPTIONS)
     assert len(str(caught.value)) < 400
 

@@ -136,8 +136,8 @@ def test_a_gradient(judge):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("raises", r":raises raised AxisError: axis 9 is out of .* \(fork_of_rewards.py, line 25\): mend it there"),
-        ("leaves", r"raised SystemExit: 3 \(fork_of_rewards.py, line 28\): mend it there"),
+        ("raises", r":raises raised AxisError: axis 9 is out of .* \(fork_of_rewards.py, line 25\): fix it there"),
+        ("leaves", r"raised SystemExit: 3 \(fork_of_rewards.py, line 28\): fix it there"),
         ("not_finite", "returned nan for 2 of 3 videos, first for 'b': return finite numbers"),
         ("one_for_all", r"returned a float32 of shape \(\), wanted \(3,\): one number for each video"),
         ("a_dict", "returned a dict, wanted numbers: TypeError"),

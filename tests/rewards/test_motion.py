@@ -94,5 +94,5 @@ def test_what_each_punishes():
 
 def test_too_short():
     for reward, needed in ((dynamic_degree, 2), (temporal_flickering, 2), (motion_smoothness, 3)):
-        with pytest.raises(UserError, match=f"needs {needed} frames, not {needed - 1}"):
+        with pytest.raises(UserError, match=f"at least {needed} frames are needed, not {needed - 1}"):
             reward(np.zeros((1, needed - 1, 8, 8, 3), np.float32), [""])

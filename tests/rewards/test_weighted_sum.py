@@ -50,7 +50,7 @@ def test_the_gradient_when_all_terms_have_one():
 def test_user_errors():
     for terms in ({}, {"reward": BRIGHT}):
         with pytest.raises(
-            UserError, match="reward weighted_sum: a weighted sum has at least one term, and none called"
+            UserError, match="reward weighted_sum: a weighted sum has at least one term, and no term is called"
         ):
             make(**terms)
     with pytest.raises(UserError, match="the term bright has no field 'wight'"):

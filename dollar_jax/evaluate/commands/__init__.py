@@ -1,1 +1,1 @@
-"""The commands of `python -m dollar_jax.evaluate`, a module each: flags and main(). Nothing else imports them."""
+"""The commands of `python -m dollar_jax.evaluate`: one module each, with flags and main(). Nothing imports them."""

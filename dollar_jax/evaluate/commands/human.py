@@ -1,9 +1,10 @@
 """python -m dollar_jax.evaluate human --videos=A=DIR --videos=B=DIR --prompts=P.txt --answers=F.jsonl: a web page where
 people compare the videos of two models; evaluate human --answers=F.jsonl --results=rates.html: winning rates.
 
-A and B are the models' names, the folders what `python -m dollar_jax.sample` wrote of the same prompts and seed. Every
-rater opens the address that is printed, gives a name, and sees pairs with the sides shuffled. An answer is on the disk
-before the next pair is shown: stop and start as you like. The results say how often A won.
+A and B are the models' names. The folders are written by `python -m dollar_jax.sample` with the same prompts and seed.
+Each rater opens the printed address, enters a name, and sees pairs of videos on random sides. An answer is on the disk
+before the next pair is shown, so the server may be stopped and started at any time. The results are the winning rates
+of A.
 """
 
 import sys
@@ -15,12 +16,12 @@ from dollar_jax.cli import required
 from dollar_jax.errors import UserError
 
 _VIDEOS = flags.DEFINE_multi_string("videos", [], "NAME=DIR, twice: a model and the folder of its videos.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "The text file that the videos were made with, a prompt a line.")
-_ANSWERS = flags.DEFINE_string("answers", None, "File that the answers are appended to, JSON lines.")
-_COUNT = flags.DEFINE_integer("count", 50, "Pairs that each rater is asked about.", lower_bound=1)
+_PROMPTS = flags.DEFINE_string("prompts", None, "Text file with the prompts of the videos, one per line.")
+_ANSWERS = flags.DEFINE_string("answers", None, "File to which the answers are appended, JSON lines.")
+_COUNT = flags.DEFINE_integer("count", 50, "Number of pairs that each rater is asked about.", lower_bound=1)
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 lets other machines in.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen at.", lower_bound=0, upper_bound=65535)
-_RESULTS = flags.DEFINE_string("results", None, "HTML file for the winning rates, printed too; serves nothing.")
+_RESULTS = flags.DEFINE_string("results", None, "HTML file for the winning rates, also printed; starts no server.")
 
 
 def main() -> None:
@@ -75,7 +76,7 @@ def _folders(videos: list[str]) -> dict[str, Path]:
     if len(folders) != 2 or len(videos) != 2 or not all(name and folder for name, _, folder in named):
         raise UserError(f"--videos wants NAME=DIR for two models, not {' '.join(videos)}")
     if strange := [name for name in folders if not name.isprintable()]:
-        raise UserError(f"--videos: {strange[0]!r} is no name that can be printed")
+        raise UserError(f"--videos: the name {strange[0]!r} has characters that cannot be printed")
     return folders
 
 
@@ -84,5 +85,5 @@ def _name_skipped(answers: Path) -> None:
 
     if lines := skipped_lines(answers):
         named = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-        words = "is no answer and does not count" if len(lines) == 1 else "are no answers and do not count"
+        words = "is not an answer and does not count" if len(lines) == 1 else "are not answers and do not count"
         print(f"warning: {answers}: line{'s' * (len(lines) > 1)} {named} {words}", file=sys.stderr, flush=True)

@@ -1,8 +1,9 @@
-"""python -m dollar_jax.evaluate memory: what tuning by a reward takes of memory (Tab. 1 and Tab. 10 of the paper).
+"""python -m dollar_jax.evaluate memory: the memory that tuning for a reward needs (Tab. 1 and Tab. 10 of the paper).
 
-Latent reward models beside CLIP-H, the network of HPSv2 and PickScore: parameters, and the bytes that programs compiled
-for one video of 128 x 192 x 320 take for the reward, and for the reward and its gradient with respect to latents or
-frames. Nothing is run, and no weights are needed. `dollar_jax.evaluate.memory` says what the columns mean.
+The table compares latent reward models with CLIP-H, the network of HPSv2 and PickScore: number of parameters, and bytes
+of the compiled programs for one video of 128 x 192 x 320. One program computes the reward, the other the reward and its
+gradient with respect to latents or frames. The programs are not run, and no weights are needed. The columns are
+explained in `dollar_jax.evaluate.memory`.
 """
 
 import json
@@ -12,13 +13,13 @@ from absl import flags
 
 from dollar_jax.files import write_atomically
 
-_FRAMES = flags.DEFINE_multi_integer("frames", [12, 24, 64, 128], "Frames that CLIP-H reads; repeated.", lower_bound=1)
-_DECODER = flags.DEFINE_bool("decoder", False, "CLIP-H behind the decoder, too: minutes of compilation.")
+_FRAMES = flags.DEFINE_multi_integer("frames", [12, 24, 64, 128], "Frames that CLIP-H reads. Repeat.", lower_bound=1)
+_DECODER = flags.DEFINE_bool("decoder", False, "Also CLIP-H after the decoder: takes minutes to compile.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float32"], "Of CLIP-H and decoder; default: bfloat16, on CPUs float32."
+    "dtype", None, ["bfloat16", "float32"], "dtype of CLIP-H and decoder; default: bfloat16, on CPUs float32."
 )
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Compile for v5p:2x2x1, v6e:2x2, ..., one device of it; else for here."
+    "topology", None, "Compile for a device of v5p:2x2x1, v6e:2x2, ...; default: of this machine."
 )
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the numbers, in bytes.")
 
@@ -32,7 +33,7 @@ def main() -> None:
 
     from dollar_jax.evaluate import memory
 
-    # A CPU computes in float32 what is bfloat16, and has it twice.
+    # A CPU computes bfloat16 in float32, and would hold the arrays in both.
     dtype = _DTYPE.value or ("float32" if device.platform == "cpu" else "bfloat16")
     decoded = memory.decoded_rewards(dtype) if _DECODER.value else ()
     rewards = chain(memory.latent_rewards(), memory.pixel_rewards(_FRAMES.value, dtype), decoded)

@@ -1,10 +1,10 @@
-"""python -m dollar_jax.evaluate report --workdir=W: a page of what the runs of dollar_jax.main found.
+"""python -m dollar_jax.evaluate report --workdir=W: a page with the results of runs of dollar_jax.main.
 
-    ... report --workdir=W                                    writes W/report again, from what the run left there
-    ... report --workdir=S0 --workdir=S1 --out=DIR            one page for seeds: mean and spread
-    ... report --workdir=vsd=V0 --workdir=vsd=V1 --workdir=full=F0 --out=DIR    variants by name, seeds of each
+    ... report --workdir=W                                    writes W/report again, from the files of the run
+    ... report --workdir=S0 --workdir=S1 --out=DIR            one page for several seeds: mean and spread
+    ... report --workdir=vsd=V0 --workdir=vsd=V1 --workdir=full=F0 --out=DIR    named variants, each with its seeds
 
-index.html needs no network; report.md and report.json have the numbers.
+index.html works without network access; report.md and report.json have the numbers.
 """
 
 import shlex
@@ -25,7 +25,7 @@ def main() -> None:
     named = [workdir.rpartition("=") for workdir in _WORKDIR.value]
     runs = [(variant, Path(folder)) for variant, _, folder in named]
     if len(runs) > 1 and not _OUT.value:
-        raise UserError("--out is missing: where shall the report of several runs go?")
+        raise UserError("--out is missing: give the folder for the report of several runs")
     if len({bool(variant) for variant, _ in runs}) > 1:
         raise UserError("either all of --workdir name a variant, --workdir=VARIANT=FOLDER, or none")
 

@@ -1,9 +1,9 @@
-"""python -m dollar_jax.evaluate timing --teacher=W/teacher --student=W/vsd_cd: what a video takes (Tab. 4).
+"""python -m dollar_jax.evaluate timing --teacher=W/teacher --student=W/vsd_cd: sampling time per video (Tab. 4).
 
-Seconds a video of text encoding, diffusion and decoding, each waited for to its end: mean and standard deviation over
-repeats. Speed-up is the teacher's diffusion over the student's (medians; all take turns), and beside it stands its
-bound, the same ratio of network calls. A speed-up far below the bound says that it is not the network that takes the
-time: give it more to do with --batch_size.
+The table has the seconds per video of text encoding, diffusion and decoding, each measured to its end: mean and
+standard deviation over repeats. The speed-up is the teacher's diffusion time divided by the student's (medians; the
+models take turns). Its bound is the ratio of network calls. A speed-up far below the bound means that most time is
+spent outside of the network: raise --batch_size.
 """
 
 import json
@@ -16,9 +16,9 @@ from dollar_jax.files import write_atomically
 
 _TEACHER = flags.DEFINE_string("teacher", None, "Folder of the teacher.")
 _STUDENT = flags.DEFINE_string("student", None, "Folder of the student.")
-_STEPS = flags.DEFINE_list("steps", None, "The student's; by default its own number, and of 4, 2, 1 what it can do.")
-_GUIDANCE = flags.DEFINE_float("guidance", None, "The teacher's, the paper's w, 0 for none; default: its checkpoint's.")
-_PROMPT = flags.DEFINE_string("prompt", "a cat asleep on a piano", "What is sampled.")
+_STEPS = flags.DEFINE_list("steps", None, "The student's steps; default: its own number, and 4, 2, 1 if it has them.")
+_GUIDANCE = flags.DEFINE_float("guidance", None, "The teacher's w as in the paper, 0: none; default: its checkpoint's.")
+_PROMPT = flags.DEFINE_string("prompt", "a cat asleep on a piano", "Prompt to sample.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Videos at a time.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Runs, after one that compiles.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the numbers.")
@@ -36,7 +36,7 @@ def main() -> None:
 
     teacher, student = pipeline.load(_TEACHER.value), pipeline.load(_STUDENT.value, parts=("transformer",))
     if teacher.card["latent_shape"] != student.card["latent_shape"]:
-        raise UserError("teacher and student make videos of different sizes: no ratio of their times means anything")
+        raise UserError("teacher and student make videos of different sizes: their times cannot be compared")
     own = len(teacher.card["times"])
     guidance = teacher.card["guidance"] if _GUIDANCE.value is None else _GUIDANCE.value
     samplings = {f"teacher, {own} steps": timing.Sampling(teacher, own, guidance)}
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def usual_steps(student) -> list[int]:
-    """The student's own number of steps, and of 4, 2 and 1 those at a subset of its times."""
+    """The student's own number of steps, and 4, 2 and 1 if the student can sample at a subset of its timesteps."""
     steps = {len(student.card["times"])}
     for count in 4, 2, 1:
         try:
@@ -71,7 +71,7 @@ def usual_steps(student) -> list[int]:
 
 
 def make_rows(calls: dict[str, int], seconds: dict) -> list[dict]:
-    """{"model", "calls", "diffusion_seconds_per_video", "speed_up", "bound"} of each; the first is compared with."""
+    """{"model", "calls", "diffusion_seconds_per_video", "speed_up", "bound"} of each model, relative to the first."""
     from dollar_jax.evaluate.timing import speed_up
 
     rows = [
@@ -82,7 +82,7 @@ def make_rows(calls: dict[str, int], seconds: dict) -> list[dict]:
 
 
 def table(rows: list[dict], seconds: dict) -> str:
-    """Markdown."""
+    """The rows as a table in Markdown."""
     text, decoding = (_cell(seconds[part]) for part in ("text", "decoding"))
     lines = ["| model | calls | text encoding | diffusion | decoding | speed-up (bound) |", "|---" + "|---:" * 5 + "|"]
     for row in rows:

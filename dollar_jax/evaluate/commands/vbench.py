@@ -1,13 +1,14 @@
-"""VBench's two ends: the videos that it wants, and what its results come to.
+"""Samples the videos that VBench needs, and aggregates VBench's results.
 
     python -m dollar_jax.evaluate vbench --checkpoint=C --prompts=LONG.txt --short_prompts=SHORT.txt --out=DIR
     python -m dollar_jax.evaluate vbench --results=FILE.json
 
-The first samples DIR/{short prompt}-{0..4}.mp4, and up to -24 for the prompts of temporal flickering; called again, it
-goes on. DIR.manifest.json says from which prompt and noise each video is. The lists are VBench's own prompts/
-all_dimension.txt and a longer version of each line of it; without a short list, --prompts is it.
-The second prints the quality, semantic and total score, in percent. FILE.json is what VBench writes,
-{"subject_consistency": [0.95, ...], ...}: values in 0..1 of its sixteen dimensions.
+The first command samples DIR/{short prompt}-{0..4}.mp4, and up to -24 for the prompts of temporal flickering; the same
+command again continues. DIR.manifest.json has the prompt and the noise of each video. SHORT.txt is VBench's own
+prompts/all_dimension.txt, LONG.txt has a longer version of each line; without --short_prompts, --prompts is used.
+
+The second command prints the quality, semantic and total score, in percent. FILE.json is VBench's result file,
+{"subject_consistency": [0.95, ...], ...}, with values in 0..1 of the sixteen dimensions.
 """
 
 import json
@@ -24,16 +25,14 @@ from dollar_jax.files import write_atomically
 
 _RESULTS = flags.DEFINE_string("results", None, "VBench's result file, to aggregate.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, to sample.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "Text file of what the model reads, a prompt a line.")
-_SHORT_PROMPTS = flags.DEFINE_string(
-    "short_prompts", None, "VBench's prompts, line by line the same: the files' names."
-)
-_FLICKERING = flags.DEFINE_string("flickering_prompts", None, "Those short prompts that get 25 videos instead of 5.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "Text file of prompts for the model, one per line.")
+_SHORT_PROMPTS = flags.DEFINE_string("short_prompts", None, "VBench's prompts in the same order, for the file names.")
+_FLICKERING = flags.DEFINE_string("flickering_prompts", None, "File of the short prompts with 25 videos, not 5.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the videos, or JSON file for the scores.")
 _STEPS = flags.DEFINE_integer("steps", None, "Network steps; by default the checkpoint's own.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scale minus 1; default: the checkpoint's.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
-_TILED = flags.DEFINE_bool("tiled", False, "Decode in tiles: the memory of one, seams that fade.")
+_TILED = flags.DEFINE_bool("tiled", False, "Decode in overlapping tiles, with the memory of one.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos at a time.", lower_bound=1)
 
 
@@ -77,5 +76,5 @@ def _sample() -> None:
     written = write_suite(model, samples, out, *options)
     print(
         f"{len(samples)} videos in {out}, {written} of them new, {time.perf_counter() - start:.1f} s;"
-        f" {manifest_path(out)} says what made each"
+        f" {manifest_path(out)} has the prompt and noise of each"
     )

@@ -1,11 +1,12 @@
-"""python -m dollar_jax.evaluate vendi --videos=DIR: how many different videos there are of a prompt (Eq. 17).
+"""python -m dollar_jax.evaluate vendi --videos=DIR: the effective number of different videos of a prompt (Eq. 17).
 
-DIR is what `python -m dollar_jax.sample --num_videos=5` wrote. Among the videos of a prompt the Vendi score of each key
-frame is taken, 1 where all are the same, 5 where five have nothing in common, and averaged over the key frames; mean
-and standard deviation over the prompts are printed. Compare models by the same prompts, videos a prompt, and features:
+DIR was written by `python -m dollar_jax.sample --num_videos=5`. The Vendi score of a prompt's videos is computed at
+each key frame (1: all equal, 5: five videos with nothing in common) and averaged over the key frames. The command
+prints its mean and standard deviation over the prompts. To compare models, use the same prompts, number of videos per
+prompt, and features:
 
-  --features=pixels                      of the frame itself; noise counts as diversity
-  --features=thumbnails                  of the frame at 32 x 32: the vendi-score package's pixels
+  --features=pixels                      the frame itself; noise counts as diversity
+  --features=thumbnails                  the frame at 32 x 32, the pixels of the package vendi-score
   --features=inception --weights=FILE    Inception v3 of torchvision, .pth or .safetensors
   --features=my_fork.features:embed      uint8 [n, h, w, 3] -> [n, d]; with --weights=FILE as a second argument
 """
@@ -21,10 +22,10 @@ from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder of {prompt:05d}-{video}.mp4.")
-_FEATURES = flags.DEFINE_string("features", "pixels", "What frames are compared by.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "File for the features.")
+_FEATURES = flags.DEFINE_string("features", "pixels", "Features of a frame.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "File of weights for the features.")
 _SPACING = flags.DEFINE_integer("spacing", 20, "Frames from one key frame to the next.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "A JSON file for the numbers, those of each prompt too.")
+_OUT = flags.DEFINE_string("out", None, "JSON file for the numbers, including each prompt's.")
 
 
 def main() -> None:

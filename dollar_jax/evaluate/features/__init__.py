@@ -1,1 +1,1 @@
-"""What `--features` may name: functions from frames uint8 [n, h, w, 3] to features [n, d], one a module."""
+"""Features for `--features`: one module for each function from frames uint8 [n, h, w, 3] to features [n, d]."""

@@ -20,13 +20,13 @@ SIDE = 299
 
 
 def inception(frames: UInt8[np.ndarray, "n h w 3"], weights: str = "") -> Float[np.ndarray, "n 2048"]:
-    """The 2048 features before the classifier, of the frame's middle square at 299 x 299.
+    """The 2048 features before the classifier, from the middle square of the frame at 299 x 299.
 
     Args:
-      frames: of any size; prepared as in the vendi-score package.
+      frames: frames of any size; the preprocessing is that of the package vendi-score.
       weights: torchvision's file (inception_v3_google-0cc3c7bd.pth), or timm's inception_v3.tv_in1k as safetensors.
     Raises:
-      UserError: no weights, or those of another network.
+      UserError: the weights are missing, or belong to another network.
     """
     if not weights:
         raise UserError("--features=inception needs --weights=FILE: torchvision's inception_v3_google-0cc3c7bd.pth")
@@ -35,7 +35,7 @@ def inception(frames: UInt8[np.ndarray, "n h w 3"], weights: str = "") -> Float[
 
 
 def _square(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
-    """The shorter side becomes `SIDE`, the longer one is cropped around the middle."""
+    """Resizes the shorter side to `SIDE`, and crops the middle of the longer side."""
     height, width = frame.shape[:2]
     size = tuple(int(SIDE * length / min(height, width)) for length in (width, height))
     image = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)
@@ -50,7 +50,7 @@ def _apply() -> Callable:
 
 @cache
 def _load(path: str) -> Params:
-    """The parameters in a file."""
+    """Reads the parameters from a file."""
     target = jax.eval_shape(network.build().init, jax.random.key(0))
     tensors = keys.select(open_file(Path(path)))
     return jax.device_put(convert(keys.table(target), tensors, target))

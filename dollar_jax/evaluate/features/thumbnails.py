@@ -1,4 +1,4 @@
-"""What the vendi-score package calls pixels."""
+"""The features that the package vendi-score calls pixels."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -10,5 +10,5 @@ SIZE = (32, 32)
 
 
 def thumbnails(frames: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n d"]:
-    """Pixels of the frame at 32 x 32, whatever its shape: fine detail and its noise do not count."""
+    """Pixels of the frame resized to 32 x 32, from any shape: fine detail and noise do not count."""
     return pixels(np.stack([np.asarray(Image.fromarray(frame).resize(SIZE)) for frame in frames]))
