@@ -192,12 +192,12 @@ def padded_rows(tree: Any, start: int, count: int) -> Any:
     return jax.tree.map(lambda rows: rows[np.minimum(np.arange(start, start + count), len(rows) - 1)], tree)
 
 
-def normalize(vae: Mapping[str, Any], latents: Array) -> Array:
+def normalize(vae: Mapping[str, Any], latents: Array | np.ndarray) -> Array | np.ndarray:
     """The VAE's latents at about unit variance: (z - shift) scale, each one number or one for each channel."""
     return (latents - _factor(vae, "shift_factor")) * _factor(vae, "scaling_factor")
 
 
-def restore(vae: Mapping[str, Any], latents: Array) -> Array:
+def restore(vae: Mapping[str, Any], latents: Array | np.ndarray) -> Array | np.ndarray:
     """The inverse of `normalize`."""
     return latents / _factor(vae, "scaling_factor") + _factor(vae, "shift_factor")
 

@@ -41,9 +41,9 @@ class Condition:
     Attributes:
       embedding: the text encoder's embeddings, [b l d].
       mask: True where a token is real, [b l].
-      extra: further arrays of a family by name, [b ...]: a second encoder's pooled embedding, for example.
+      extra: a dict of further arrays of a family by name, [b ...]: a second encoder's pooled embedding, for example.
     """
 
     embedding: Leaf
     mask: Leaf
-    extra: dict[str, Leaf] = struct.field(default_factory=dict)
+    extra: Leaf = struct.field(default_factory=dict)

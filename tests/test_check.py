@@ -121,7 +121,7 @@ def test_a_teacher_and_data_of_ones_own(tmp_path):
     card["schedule"]["steps"] = 500
     card["times"] = [499]
     (tmp_path / "teacher/config.json").write_text(json.dumps(card))
-    refused(config, "generator.times: 999 is none of the schedule, above -1 and up to 499")
+    refused(config, "generator.times: 749 is none of the schedule, above -1 and up to 499")
 
     config.generator.times = (499,)
     examples = [{"video": np.zeros((9, 32, 32, 3), np.uint8), "caption": "a cat"}] * 3

@@ -34,10 +34,13 @@ import importlib, json, sys
 from absl import flags
 from ml_collections import config_flags
 
+from dollar_jax.config import put_named, take_named
+
 module = sys.argv[1]
 importlib.import_module(module)
 defined = flags.FLAGS.flags_by_module_dict()
 for line in json.load(sys.stdin):
+    line, named = take_named(line)
     sys.argv = [module, *line]  # where a config looks for its fields
     values = flags.FlagValues()
     for flag in defined[module] + defined.get("dollar_jax.cli", []):
@@ -47,7 +50,8 @@ for line in json.load(sys.stdin):
             config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
     try:
         values(sys.argv)
-        _ = "config" in values and values.config and values.config.get  # raises if the file is missing
+        if "config" in values and values.config:  # raises if the file is missing
+            put_named(values.config, named)
     except Exception as error:
         print(*sys.argv, "->", str(error).splitlines()[-1])
 """

@@ -1,5 +1,6 @@
 """Stages `encode` and `distill` with networks of a handful of parameters: every way to tune for a reward."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -295,20 +296,19 @@ def test_a_student_may_wait_for_its_reward_model(folder, tmp_path):
 
 def test_the_fake_score_sees_batches_of_its_own(folder, tmp_path, monkeypatch):
     """As many as it has updates, and none of them the generator's."""
-    seen, make_steps = [], distill_module.make_steps
+    seen, compiled = [], distill_module.compiled
 
     def spy(*arguments):
-        def record(name, step):
+        def record(part):
             def call(state, frozen, batch, key):
-                seen.append((name, np.asarray(batch["latents"])))
-                return step(state, frozen, batch, key)
+                seen.append((part.name, np.asarray(batch["latents"])))
+                return part.step(state, frozen, batch, key)
 
-            return call
+            return dataclasses.replace(part, step=call)
 
-        steps = make_steps(*arguments)
-        return steps | {name: record(name, steps[name]) for name in ("generator", "fake_score")}
+        return list(map(record, compiled(*arguments)))
 
-    monkeypatch.setattr(distill_module, "make_steps", spy)
+    monkeypatch.setattr(distill_module, "compiled", spy)
     (tmp_path / "encoded").symlink_to(folder / "encoded")
     generator = {"objectives": ALONE | {"variational_score": 1.0}, "iterations": 1}
     tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path, updates=3)
@@ -361,10 +361,10 @@ def test_a_finished_student_is_passed_over(folder, tmp_path, monkeypatch):
     (tmp_path / "encoded").symlink_to(folder / "encoded")
     student = {"student": ({"objectives": ALONE | {"consistency": 1.0}, "iterations": 2}, {})}
     tune(folder, student, stages=(distill,), workdir=tmp_path)
-    monkeypatch.delattr("dollar_jax.stages.distill.make_steps")
+    monkeypatch.delattr("dollar_jax.stages.distill.compiled")
     tune(folder, student, stages=(distill,), workdir=tmp_path)
     shutil.rmtree(tmp_path / "student/checkpoints/2")
-    with pytest.raises(NameError, match="make_steps"):
+    with pytest.raises(NameError, match="compiled"):
         tune(folder, student, stages=(distill,), workdir=tmp_path)
 
 

@@ -1,8 +1,8 @@
 """Distances between the distribution of samples and the data: Frechet distance, energy off the data's subspace, spread.
 
 One metric is not enough: blurred samples look clean, and noise looks diverse. `frechet` measures mean and covariance,
-`detail` distinguishes blur from noise outside of the Gaussian fit, `pooled_deviation` detects a collapse of attributes that
-the captions do not name.
+`detail` distinguishes blur from noise outside of the Gaussian fit, `pooled_deviation` detects a collapse of attributes
+that the captions do not name.
 """
 
 from collections.abc import Sequence

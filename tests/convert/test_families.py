@@ -40,8 +40,8 @@ def transformer(channels: int, **_) -> Network:
     def init(key):
         return {"text": linear(TEXT, channels), "mix": linear(channels, channels)}
 
-    def apply(params, latents, times, text):
-        shift = text.mean(1) @ params["text"]["kernel"] + times[:, None] / 1000
+    def apply(params, latents, times, condition):
+        shift = condition.embedding.mean(1) @ params["text"]["kernel"] + times[:, None] / 1000
         return latents @ params["mix"]["kernel"] + shift[:, None, None, None]
 
     return Network(init, apply)
@@ -88,7 +88,7 @@ def at_own_size(card):
 
 def read_scheduler(theirs):
     schedule = {"kind": "flow", "shift": theirs["flow_shift"]}
-    times = diffusion.flow_schedule().trailing(4)
+    times = diffusion.make_schedule(**schedule).trailing(4)
     return {"prediction_type": "flow", "schedule": schedule, "times": times, "sampler": "ddim"}
 
 
@@ -218,13 +218,14 @@ def test_a_student_brings_our_scheduler_where_none_of_the_family_samples_it(writ
 
 def test_a_plan():
     config = student_config(dollar_config(), "vsd_cd")
+    config.reward.network.channels = CHANNELS
     card = teacher_card(config, "toy-1b")
     assert card["latent_shape"] == [40, 24, 40, CHANNELS]
     mesh = make_mesh(config.mesh, jax.devices())
     with jax.set_mesh(mesh):
         work = iteration(config, card, mesh)
     assert work.resident["teacher"].keys() == {"text", "mix"}
-    assert work.resident["batch"]["text"].shape[1:] == (LENGTH, TEXT)
+    assert work.resident["batch"]["condition"].embedding.shape[1:] == (LENGTH, TEXT)
     assert teacher_card(dollar_config(), "")["transformer"]["architecture"] == "cogvideox_dit"  # the first one
     with pytest.raises(UserError, match=r"--teacher is one of 2b, 5b, 1\.5-5b, toy-1b, not '7b'"):
         teacher_card(dollar_config(), "7b")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import toy
 from diffusers import CogVideoXDDIMScheduler
 
 from dollar_jax import diffusion, sampling
@@ -51,12 +52,12 @@ def test_sampling_there_is_sampling_here(card, stock):
     schedule = diffusion.make_schedule(**card["schedule"])
     noise = np.random.default_rng(0).normal(size=(2, 3, 4, 5, 2)).astype(np.float32)
 
-    def apply(params, x, times, text):
+    def apply(params, x, times, condition):
         return network(x, times[:, None, None, None, None])
 
     denoise = sampling.denoiser(apply, {}, card["prediction_type"], schedule)
     keys = jax.random.split(jax.random.key(0), 2)
-    ours = sampling.sample(denoise, jnp.asarray(noise), jnp.zeros((2, 1, 1)), card["times"], schedule, "ddim", keys)
+    ours = sampling.sample(denoise, jnp.asarray(noise), toy.condition(2), card["times"], schedule, "ddim", keys)
 
     name, config = cogvideox.write_scheduler(card) or own_scheduler(card)
     kind = CogVideoXDDIMScheduler if stock else DollarScheduler

@@ -251,7 +251,7 @@ def test_a_policy_gradient_compares_a_video_with_earlier_ones_of_its_prompt():
     this, batch, key = alone("policy_gradient"), toy.batch(), jax.random.key(1)
     state = this.init(TEACHER, jax.random.key(0))
     drawn = dollar.make_trajectory(this)(state, FROZEN, batch, key)["trajectory"]
-    extra = {"trajectory": drawn, "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.array([5.0, 6.0, 7.0, 8.0])}
+    extra = {"trajectory": drawn, "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.array([5, 6, 7, 8])}
     step, norms = jax.jit(dollar.make_generator_step(this)), []
     for _ in range(MEMORY):
         after, metrics = step(state, FROZEN, batch | extra, key)

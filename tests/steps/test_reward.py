@@ -34,14 +34,14 @@ def test_statistics_of_nothing_are_finite():
 
 
 def test_a_prompts_baseline_is_the_mean_of_its_earlier_rewards_and_of_all():
-    prompts, rewards = jnp.array([7.0, 7.0, 3.0]), jnp.array([1.0, 2.0, 5.0])
+    prompts, rewards = jnp.array([7, 7, 3]), jnp.array([1.0, 2.0, 5.0])
     means = PromptMeans.empty()
     np.testing.assert_allclose(means.baseline(prompts, jnp.float32(0.5)), 0.5)  # nothing of them is known
     means = means.add(prompts, rewards)
-    baseline = means.baseline(jnp.array([7.0, 3.0, 4.0]), jnp.float32(0.5))
+    baseline = means.baseline(jnp.array([7, 3, 4]), jnp.float32(0.5))
     np.testing.assert_allclose(baseline, [(1 + 2 + 0.5) / 3, (5 + 0.5) / 2, 0.5], rtol=1e-6)
-    means = means.add(jnp.array([7.0]), jnp.array([6.0]))
-    np.testing.assert_allclose(means.baseline(jnp.array([7.0]), jnp.float32(0.0)), [9 / 4], rtol=1e-6)
+    means = means.add(jnp.array([7]), jnp.array([6.0]))
+    np.testing.assert_allclose(means.baseline(jnp.array([7]), jnp.float32(0.0)), [9 / 4], rtol=1e-6)
 
 
 def test_a_baseline_forgets():
