@@ -71,5 +71,6 @@ def assess(history: Sequence[Line], config: ConfigDict) -> Verdict:
     if not history:
         return Verdict(None, False)
     scores = [score(history[: count + 1], config) for count in range(len(history))]
-    best = max(range(len(scores)), key=scores.__getitem__)
-    return Verdict(history[best]["step"] + 1, len(scores) - 1 - best >= config.patience)
+    first = scores.index(max(scores))
+    best = max(range(first, len(scores)), key=lambda number: (scores[number], number))  # of equals the checkpoint kept
+    return Verdict(history[best]["step"] + 1, len(scores) - 1 - first >= config.patience)

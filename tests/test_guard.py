@@ -68,3 +68,9 @@ def test_what_is_not_finite_is_out_of_bounds():
     assert guard.score(lines, RULE) == -math.inf
     lines = history((1.0, 100.0), (2.0, math.nan))
     assert guard.score(lines, RULE) == -math.inf
+
+
+def test_of_equal_checkpoints_the_last_is_the_best_as_it_is_the_one_kept():
+    """A reward that stands still is no progress all the same."""
+    assert guard.assess(history((1.0, 100.0), (2.0, 100.0), (2.0, 100.0)), RULE) == (20, False)
+    assert guard.assess(history((2.0, 100.0), *[(2.0, 100.0)] * RULE.patience), RULE).stop

@@ -1,0 +1,280 @@
+"""A family from outside the package, from its VAE to a sampled student, and an objective with a network of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import toy_family
+from ml_collections import ConfigDict
+
+from configs import shapes
+from dollar_jax import checkpoint, metrics
+from dollar_jax.check import check
+from dollar_jax.config import named, put_named, set_named, take_named
+from dollar_jax.data.pipeline import batches
+from dollar_jax.errors import UserError
+from dollar_jax.importing import resolve, trust
+from dollar_jax.objectives import used
+from dollar_jax.pipeline import draw_noise, load
+from dollar_jax.plan.programs import iteration
+from dollar_jax.plan.teachers import teacher_card
+from dollar_jax.sharding import make_mesh
+from dollar_jax.stages.common import encoded_source, video_source
+from dollar_jax.stages.distill import make_setup, student_config
+from dollar_jax.steps.iteration import parts
+
+ROOT = Path(__file__).parents[1]
+NEGATIVE = "a blue cross standing still"
+ADVERSARIAL = "toy_family:adversarial"
+
+
+def make_config():
+    """A run of all stages with the toy family's networks."""
+    config = shapes.get_config()
+    config.video.update({"frames": 2, "height": 16, "width": 16})
+    config.data.clips = 48
+    loop = {"iterations": 6, "save_every": 2, "log_every": 1, "batch_size": 4, "show_every": 0, "keep": 9}
+    for stage in (config.vae, config.teacher, config.generator):
+        stage.update(loop)
+    config.vae.update({"architecture": "toy_family:vae", "per_channel": True})
+    config.vae.network, config.text.network = ConfigDict(), ConfigDict({"width": 5})
+    config.text.architecture = "toy_family:text_encoder"
+    config.teacher.architecture, config.teacher.network = "toy_family:transformer", ConfigDict({"width": 16})
+    config.teacher.prediction_type = "flow"
+    config.teacher.schedule = ConfigDict({"kind": "flow", "shift": 5.0})
+    config.teacher.update({"steps": 10, "guidance": 2.0, "negative_prompt": NEGATIVE})
+    config.generator.times = toy_family.FOUR
+    config.generator.objectives = named(
+        variational_score={"weight": 1.0, "guidance": 1.0},
+        consistency={"weight": 0.5, "guidance": 2.0},
+        latent_reward={"weight": 0.1, "units": "deviations"},
+    )
+    config.generator.guard.metric = ""
+    for part in (config.vae, config.teacher, config.generator, config.fake_score, config.reward):
+        part.optimizer.warmup = 0
+    config.held_out.videos_per_caption = 0
+    config.reward.update({"batch_size": 2, "replay": 8})
+    config.reward.network.channels = toy_family.CHANNELS
+    config.students = ConfigDict({"student": {"start_from": ""}})
+    return config
+
+
+def run(config, workdir, stages=("vae", "encode", "teacher", "distill")):
+    trust(["toy_family"])
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        for stage in stages:
+            resolve(stage, "dollar_jax.stages")(config, workdir, mesh)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("family")
+    run(make_config(), folder)
+    return folder
+
+
+def test_every_stage_trains_its_network(workdir):
+    for stage, network in {"vae": "vae", "teacher": "teacher", "student": "student"}.items():
+        log = metrics.read(workdir / stage)
+        assert len(log) == 6
+        assert all(np.isfinite(line["loss"]) and line[f"norm/{network}_update"] > 0 for line in log)
+    assert {"loss/consistency", "loss/latent_reward", "loss/fake_score", "loss/reward_model"} <= log[-1].keys()
+
+
+def test_the_card_says_all_that_the_family_needs(workdir):
+    card = checkpoint.read_card(workdir / "student")
+    assert card["negative_prompt"] == NEGATIVE
+    assert card["times"] == list(toy_family.FOUR)
+    assert card["schedule"] == {"kind": "flow", "shift": 5.0}
+    assert len(card["vae"]["shift_factor"]) == len(card["vae"]["scaling_factor"]) == toy_family.CHANNELS
+
+
+def test_latents_have_unit_variance_in_every_channel(workdir):
+    source = video_source(make_config())
+    latents = load(workdir / "student").encode_video(np.stack([source[i]["video"] for i in range(len(source))]))
+    np.testing.assert_allclose(latents.mean((0, 1, 2, 3)), 0, atol=1e-3)
+    np.testing.assert_allclose(latents.std((0, 1, 2, 3)), 1, atol=1e-3)
+
+
+def latents_of(model, **options):
+    condition = model.encode_text(["a red ring moving left", "a green square moving up"])
+    noise, keys = draw_noise(model.card, 0, 2, 1)
+    return np.concatenate([latents for latents, _ in model.videos(condition, noise, keys, **options)])
+
+
+def test_teacher_and_student_are_sampled(workdir):
+    """The teacher in any number of steps and away from any prompt; the student in 4, 2 or 1, without guidance."""
+    teacher, student = load(workdir / "teacher"), load(workdir / "student")
+    own = latents_of(teacher)
+    away = teacher.encode_text([NEGATIVE]), teacher.encode_text([""])
+    np.testing.assert_allclose(own, latents_of(teacher, negative=away[0]), atol=1e-6)
+    assert np.abs(own - latents_of(teacher, negative=away[1])).max() > 1e-3
+    assert np.isfinite(latents_of(teacher, steps=7)).all()
+    assert [len(student.times(steps)) for steps in (4, 2, 1)] == [4, 2, 1]
+    assert student.times(2) == toy_family.FOUR[1::2]
+    for steps in (4, 2, 1):
+        found = latents_of(student, steps=steps)
+        assert np.isfinite(found).all()
+        np.testing.assert_array_equal(found, latents_of(student, steps=steps, negative=away[1]))
+
+
+def test_the_command_samples_it(workdir, tmp_path):
+    """With a negative prompt of the user's own; the network's module is trusted on the command line."""
+    (tmp_path / "prompts.txt").write_text("a red ring moving left\n")
+    latents = {}
+    for words in ("", "a green square"):
+        out = tmp_path / (words or "own")
+        flags = [f"--negative_prompt={words}"] if words else []
+        command = [sys.executable, "-m", "dollar_jax.sample", f"--checkpoint={workdir / 'teacher'}", f"--out={out}"]
+        command += [f"--prompts={tmp_path / 'prompts.txt'}", "--trust=toy_family", "--save_latents", *flags]
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+        assert done.returncode == 0, done.stderr
+        latents[words] = np.load(out / "00000-0.npy")
+    assert np.abs(latents[""] - latents["a green square"]).max() > 1e-3
+
+
+def same_state(one, other, step=6):
+    """Whether two runs of the student left the same numbers at a step."""
+
+    def read(folder):
+        items = sorted(path for path in (folder / "student" / "checkpoints" / str(step)).iterdir() if path.is_dir())
+        names = [path.name for path in items if not path.name.startswith("_") and path.name not in ("data", "metrics")]
+        with ocp.StandardCheckpointer() as reader:
+            return {name: reader.restore(folder / "student" / "checkpoints" / str(step) / name) for name in names}
+
+    one, other = read(one), read(other)
+    return one.keys() == other.keys() and jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+def test_a_stopped_run_goes_on_to_the_bit(workdir, tmp_path):
+    """Student, fake score, reward model, replay and optimisers."""
+    for name in ("vae", "encoded", "teacher"):
+        (tmp_path / name).symlink_to(workdir / name)
+    shutil.copytree(workdir / "student", tmp_path / "student")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "student" / "checkpoints" / str(step))
+    run(make_config(), tmp_path, ("distill",))
+    assert same_state(workdir, tmp_path)
+
+
+def test_a_plan_has_it(workdir):
+    config = make_config()
+    config.teacher.path = str(workdir / "teacher")
+    config = student_config(config, "student")
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        work = iteration(config, teacher_card(config, ""), mesh)
+    names = [program.name for program in work.programs]
+    assert names == ["generator", "fake_score", "reward: propose", "reward: decode", "reward"]
+    assert work.resident["batch"]["condition"].extra["pooled"].shape == (3 * 4, 3)
+
+
+# An objective with a network of its own.
+
+
+def adversarial_config():
+    """The run with the toy discriminator beside VSD and CD, added as on the command line."""
+    config = make_config()
+    flags = ["=0.1", ".flip=1.0", ".own.network.width=7", ".own.options.margin=0.5", ".own.updates=2", ".own.ema=0.9"]
+    rest, changes = take_named([f"--config.generator.objectives.{ADVERSARIAL}{flag}" for flag in flags])
+    assert not rest
+    put_named(config, changes)
+    config.generator.objectives.latent_reward.weight = 0.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def played(workdir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adversarial")
+    for name in ("vae", "encoded", "teacher"):
+        (folder / name).symlink_to(workdir / name)
+    run(adversarial_config(), folder, ("distill",))
+    return folder
+
+
+def test_an_objectives_own_network_learns_beside_the_others(played):
+    log = metrics.read(played / "student")
+    wanted = {"loss/adversarial_own", "logit_gap", f"loss/{ADVERSARIAL}", "norm/adversarial_own_update"}
+    assert wanted | {"loss/variational_score", "loss/consistency", "loss/fake_score"} <= log[-1].keys()
+    assert all(line["norm/adversarial_own_update"] > 0 for line in log)
+    with ocp.StandardCheckpointer() as reader:
+        first, last = (reader.restore(played / "student/checkpoints" / step / "own") for step in ("2", "6"))
+        average = reader.restore(played / "student/checkpoints/6/own_ema")
+    assert last["adversarial"]["in"].shape == (toy_family.CHANNELS, 7)
+    assert not np.array_equal(first["adversarial"]["in"], last["adversarial"]["in"])
+    assert not np.array_equal(average["adversarial"]["in"], last["adversarial"]["in"])
+    assert checkpoint.read_card(played / "student")["objectives"][ADVERSARIAL] == 0.1
+
+
+def test_it_goes_on_to_the_bit_too(played, tmp_path):
+    for name in ("vae", "encoded", "teacher"):
+        (tmp_path / name).symlink_to((played / name).resolve())
+    shutil.copytree(played / "student", tmp_path / "student")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "student" / "checkpoints" / str(step))
+    run(adversarial_config(), tmp_path, ("distill",))
+    assert same_state(played, tmp_path)
+
+
+def test_a_plan_counts_it(workdir):
+    config = adversarial_config()
+    config.teacher.path = str(workdir / "teacher")
+    config = student_config(config, "student")
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        work = iteration(config, teacher_card(config, ""), mesh)
+    assert [(program.name, program.times) for program in work.programs] == [
+        ("generator", 1),
+        ("fake_score", 2),
+        ("adversarial_own", 2),
+    ]
+    assert {"own", "own_ema", "Adam of adversarial_own"} <= work.resident.keys()
+    assert work.resident["own"]["adversarial"]["in"].shape == (toy_family.CHANNELS, 7)
+
+
+def test_it_moves_the_student_and_the_student_does_not_move_it(workdir):
+    """One step each, by hand: the objective's gradient is the student's alone, its loss's that of its network."""
+    config = student_config(adversarial_config(), "student")
+    card, mesh = checkpoint.read_card(workdir / "teacher"), make_mesh(config.mesh, jax.devices()[:1])
+    trust(["toy_family"])
+    network, teacher = checkpoint.load_component(workdir / "teacher", card["transformer"])
+    batch = next(iter(batches(encoded_source(config, workdir), 4, 0)))
+    batch.pop("caption")
+    batch = jax.tree.map(jnp.asarray, batch)
+    one = jax.tree.map(lambda x: x[:1], batch["condition"])
+    with jax.set_mesh(mesh):
+        setup = make_setup(config, card, network, one)
+        state = setup.init(teacher, jax.random.key(0))
+        frozen = {"teacher": teacher, "negative": one, "empty": one}
+        by_name = {part.name: part.step for part in parts(setup)}
+        after, _ = by_name["generator"](state, frozen, batch, jax.random.key(1))
+        assert unchanged(state.own, after.own)
+        assert not unchanged(state.student, after.student)
+        after, _ = by_name["adversarial_own"](state, frozen, batch, jax.random.key(1))
+    assert unchanged(state.student, after.student)
+    assert not unchanged(state.own, after.own)
+    assert not unchanged(state.own_ema, after.own_ema)
+
+
+def unchanged(one, other):
+    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+def test_faults_of_an_own_network_are_named():
+    config = make_config()
+    set_named(config.generator.objectives, {"consistency": {"own": {"updates": 2}}})
+    with pytest.raises(UserError, match="consistency has no network of its own"):
+        used(config.generator)
+    config = adversarial_config()
+    set_named(config.generator.objectives, {ADVERSARIAL: {"own": {"updates": 0}}})
+    with pytest.raises(UserError, match=r"objectives.*own.updates: 0 is less than"):
+        check(config, make_mesh(config.mesh, jax.devices()[:1]))
