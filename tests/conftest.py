@@ -1,15 +1,22 @@
 """Every test runs with jaxtyping checked, rank promotion refused and warnings as errors."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands have to flush what they print by themselves
-# Most of the time of these small programs is compilation: unoptimised, it takes less than half.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the time of these small programs is compilation: unoptimised, by XLA's older emitters, it takes a third.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# A worker of pytest and the commands that it starts compile a program once. Workers do not share the folder: JAX writes
+# an entry in place, and another process may read half of it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dollar_jax-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 from dollar_jax.importing import trust
@@ -20,3 +27,14 @@ install_import_hook("dollar_jax", "beartype.beartype")
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 trust(["toy_pipeline", "test_tuning"])  # their models' cards name networks of theirs
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """A module's compiled programs are freed at its end: a worker took 5 GB of memory at the end of all."""
+    yield
+    jax.clear_caches()

@@ -26,7 +26,8 @@ def start(out, mesh, devices, *others):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, SCRIPT, out, ",".join(map(str, mesh)), *map(str, others)],
-        env=os.environ | {"XLA_FLAGS": flags},
+        # No mesh compiles what another one does, and two processes would share the folder.
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from optional import import_optional
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -27,12 +28,9 @@ def small(monkeypatch):
 
 @pytest.fixture(scope="module")
 def torchvision():
-    try:
-        import torchvision.models
-        import torchvision.transforms
-    except (ImportError, RuntimeError) as error:  # RuntimeError: it is not built like this PyTorch
-        pytest.skip(f"torchvision cannot be imported: {error}")
-    return torchvision
+    for name in ("models", "transforms"):
+        import_optional(f"torchvision.{name}")
+    return import_optional("torchvision")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import stock
 import torch
 import torch.nn.functional as F
+from optional import import_optional
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -52,11 +53,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def open_clip():
-    try:
-        import open_clip
-    except (ImportError, RuntimeError) as error:  # its torchvision must be built like PyTorch
-        pytest.skip(f"open_clip cannot be imported: {error}")
-    return open_clip
+    return import_optional("open_clip")
 
 
 def randomize(model):
