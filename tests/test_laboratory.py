@@ -6,8 +6,9 @@ import pytest
 from configs.laboratory import EXPERIMENTS, PARENTS, get_config
 from dollar_jax import laboratory
 from dollar_jax.errors import UserError
+from dollar_jax.objectives import used
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.stages.distill import needs_of, student_config
+from dollar_jax.stages.distill import student_config
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -16,7 +17,7 @@ def test_every_student_of_an_experiment_can_be_made(experiment):
     config = get_config(experiment)
     for name in config.students:
         own = student_config(config, name)
-        needs_of(own.generator)
+        assert used(own.generator)
         Judge(own.reward)
 
 
