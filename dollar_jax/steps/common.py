@@ -37,9 +37,9 @@ def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransfo
 
     Args:
       config: learning_rate; warmup, number of warm-up steps; decay_from, the fraction of `iterations` at which the
-        decay begins (0: at once, 1: no decay); b1, b2, weight_decay; clip, the largest global norm of a gradient; moment,
-        the dtype of Adam's first moment. The second moment is always float32: with b2 = .999 its changes are below
-        the resolution of bfloat16.
+        decay begins (0: at once, 1: no decay); b1, b2, weight_decay; clip, the largest global norm of a gradient;
+        moment, the dtype of Adam's first moment. The second moment is always float32: with b2 = .999 its changes are
+        below the resolution of bfloat16.
       iterations: number of updates.
     """
     decay_start = int(config.decay_from * iterations)
