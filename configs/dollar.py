@@ -4,9 +4,9 @@
     python -m dollar_jax.main --config=configs/dollar.py --workdir=W --config.teacher.path=TEACHER \\
         --config.data.path=DATA --config.reward.options.checkpoint=HPS
 
-TEACHER is a checkpoint of dollar_jax (configs/teacher.py trains one), HPS the converted weights of HPSv2, see
-docs/rewards.md. With more memory to spare than the paper's eight A100 of 80 GB, raise generator.batch_size, which is
-over all devices.
+TEACHER is a checkpoint of dollar_jax, trained by configs/teacher.py or converted; HPS has the converted weights of
+HPSv2 (docs/rewards.md). On machines with more memory than the paper's eight A100 of 80 GB, raise generator.batch_size,
+the number of examples over all devices.
 """
 
 from ml_collections import ConfigDict
@@ -15,14 +15,16 @@ from dollar_jax.config import guard, held_out, named, optimizer, reward, stage
 
 
 def adamw(learning_rate: float) -> ConfigDict:
-    """The paper says AdamW and its rate. The rest are PyTorch's defaults, and a short warm-up and clipping, which keep
-    the first steps of a copied network small.
+    """AdamW with the paper's learning rate.
+
+    The other values are PyTorch's defaults. A short warm-up and clipping keep the first steps of a copied network
+    small.
     """
     return optimizer(learning_rate, warmup=20, decay_from=1.0, b2=0.999, weight_decay=0.01, clip=1.0)
 
 
 def get_config() -> ConfigDict:
-    """Every hyper-parameter of Sec. 4.1; where the paper is silent, a comment says what was chosen and why."""
+    """The hyper-parameters of Sec. 4.1; comments give the reasons for values that are not in the paper."""
     config = ConfigDict()
     config.seed = 0
     config.stages = ("encode", "distill", "report")
@@ -31,7 +33,7 @@ def get_config() -> ConfigDict:
     config.remat = "nothing_saveable"
     config.attention = ""  # the kernel for the backend
     config.offload = False
-    # Chunks of 16 frames become 5 latent frames each: 128 frames are 40.
+    # Each chunk of 16 frames becomes 5 latent frames: 40 for 128 frames.
     config.video = ConfigDict({"frames": 128, "height": 192, "width": 320, "fps": 12, "independent_chunk": 16})
     config.data = ConfigDict({"path": ""})
     config.show_captions = ("A golden retriever runs along a beach at sunset, waves rolling in behind it.",)
@@ -39,14 +41,14 @@ def get_config() -> ConfigDict:
 
     config.generator = stage(
         iterations=40_000,
-        batch_size=8,  # 1 on each of 8 GPUs: 320 thousand videos in all
+        batch_size=8,  # 1 on each of 8 GPUs: 320 thousand videos in the run
         save_every=1000,
         log_every=20,
         show_every=1000,
         objectives=named(
-            # Normalised as in DMD; the paper does not say.
+            # Normalised as in DMD; the paper does not specify it.
             variational_score={"weight": 1.0, "guidance": 3.5, "normalize": True, "low": 0.02, "high": 0.98},
-            # Eq. 6 has the teacher's f as target, LCM the average's. MSE or Huber: the paper names both.
+            # The target is the teacher's f in Eq. 6, the average's in LCM. The paper names both MSE and Huber.
             consistency={
                 "weight": 0.5,
                 "guidance": 7.5,
@@ -55,12 +57,15 @@ def get_config() -> ConfigDict:
                 "metric": "mse",
                 "target": "teacher",
             },
-            latent_reward={"weight": 1.0, "units": "raw"},  # 1 in deviations would be 36 times that of HPSv2
+            latent_reward={
+                "weight": 1.0,
+                "units": "raw",
+            },  # a weight of 1 in deviations would be 36 times as much for HPSv2
         ),
         times=(249, 499, 749, 999),
-        rollout="simulate",  # as DMD2, whose protocol Sec. 4.1 takes; Sec. 3.3 can be read as "data"
-        matched_times="all",  # "segment" does far better in the shapes world
-        sampler="renoise",  # as DMD2; Eq. 5 as printed is "ancestral"
+        rollout="simulate",  # as in DMD2, whose protocol Sec. 4.1 follows; Sec. 3.3 can be read as "data"
+        matched_times="all",  # "segment" is much better in the shapes world
+        sampler="renoise",  # as in DMD2; Eq. 5 as printed is "ancestral"
         guidance=0.0,
         heterogeneous=False,
         # Not in the paper, which selects models "moderately": the best checkpoint that is not far from data.
@@ -75,15 +80,15 @@ def get_config() -> ConfigDict:
         reads_captions=True,  # the text-image model of Tab. 13
         channels=16,  # the paper's VAE has 12
         batch_size=8,
-        step="joint",  # Eq. 16; Alg. 1, line 19, takes a step of its own
+        step="joint",  # Eq. 16; "separate" is line 19 of Alg. 1
         optimizer=optimizer(1e-4, decay_from=1.0, b2=0.999),  # not in the paper
     )
     config.held_out = held_out(videos_per_caption=2)
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},
-            # The paper accumulates over 7 steps when it tunes for a reward with a batch of one a GPU; 56 x 5,714 are
-            # the same 320 thousand videos.
+            # With a reward the paper accumulates 7 steps of one example per GPU; 56 x 5,714 are the same 320 thousand
+            # videos.
             "vsd_cd_lrm": {"start_from": "", "generator": {"iterations": 5714, "batch_size": 56, "accumulate": 7}},
         },
         sort_keys=False,

@@ -2,8 +2,8 @@
 
     python -m dollar_jax.laboratory --experiment=objectives --out=out/laboratory --seeds=0,1,2
 
-Its students start from the teacher, and those that are tuned for a reward from the student `vsd_cd`, of the run that
-`PARENTS` says, of the same seed. Results: docs/evidence.md.
+Students start from the teacher, and students that are tuned for a reward from the student `vsd_cd`. Both belong to the
+run of the same seed that `PARENTS` names. Results: docs/evidence.md.
 """
 
 from ml_collections import ConfigDict
@@ -38,14 +38,14 @@ BOTH = _weights(variational_score=1.0, consistency=0.5)
 
 
 def _base(config: ConfigDict) -> None:
-    """What the other experiments start from."""
+    """The networks from which the other experiments start."""
     config.stages = ("vae", "encode", "teacher", "distill")
     config.report = shapes.get_config().report
     config.students.vsd_cd = _student(objectives=BOTH)
 
 
 def _objectives(config: ConfigDict) -> None:
-    """Tab. 3: which objectives. The reward's student is guarded, as in configs/shapes.py."""
+    """Tab. 3: combinations of objectives. The student tuned for a reward is guarded, as in configs/shapes.py."""
     config.held_out.videos_per_caption = 2
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
     config.students.cd = _student(objectives=_weights(consistency=0.5))
@@ -55,14 +55,14 @@ def _objectives(config: ConfigDict) -> None:
 
 
 def _ablations(config: ConfigDict) -> None:
-    """Tab. 6, 7, 8 and what the paper leaves open: the student of configs/shapes.py with one thing changed."""
+    """Tab. 6, 7, 8 and choices that the paper leaves open: one change each to the student of configs/shapes.py."""
     config.students.default = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     for name, change in CHANGES.items():
         config.students[name] = _student(**change | {"objectives": BOTH | change.get("objectives", {})})
 
 
 def _long_prompts(config: ConfigDict) -> None:
-    """Tab. 9, L: data and prompts name the background too."""
+    """Tab. 9, L: captions of data and prompts also name the background."""
     config.stages = ("vae", "encode", "teacher", "distill", "report")
     config.data.long_captions = config.report.long_prompts = True
     config.text.length = 10
@@ -73,7 +73,7 @@ def _long_prompts(config: ConfigDict) -> None:
 
 
 def _short_prompts(config: ConfigDict) -> None:
-    """Tab. 9, S: the same models, asked without the background."""
+    """Tab. 9, S: the same models, with prompts that do not name the background."""
     _long_prompts(config)
     config.stages = ("distill", "report")
     config.report.long_prompts = False
@@ -83,7 +83,7 @@ def _short_prompts(config: ConfigDict) -> None:
 
 
 def _tuning(config: ConfigDict, methods: dict[str, tuple[int, dict, dict]]) -> None:
-    """Each method tunes `vsd_cd` for about the same time, beside CD, which costs all of them the same."""
+    """Tunes `vsd_cd` with each method for about the same time, beside VSD and CD, which cost all methods the same."""
     config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
     config.generator.update({"save_every": 10, "guard": {"metric": ""}})
     config.held_out.videos_per_caption = 2
@@ -94,19 +94,19 @@ def _tuning(config: ConfigDict, methods: dict[str, tuple[int, dict, dict]]) -> N
 
 
 def _rewards_step(config: ConfigDict) -> None:
-    """Tab. 5 for a reward without a gradient: the median grey of 8-bit pixels."""
+    """Tab. 5 with a reward without a gradient, the median grey of 8-bit pixels."""
     config.reward.name = "brightness"
     _tuning(config, STEPWISE | POLICIES)
 
 
 def _rewards_smooth(config: ConfigDict) -> None:
-    """Tab. 5 for a reward that has one: the mean grey of the border."""
+    """Tab. 5 with a differentiable reward, the mean grey of the border."""
     config.reward.name = "dollar_jax.rewards.shapes_world:BorderBrightness"
     _tuning(config, STEPWISE | GRADIENTS)
 
 
 def _overoptimisation(config: ConfigDict) -> None:
-    """Fig. 9: a reward that weighs too much, for too long; and the same, guarded by what the reward does not see."""
+    """Fig. 9: over-optimisation by a large weight over many updates, without a guard and with one on the alignment."""
     config.held_out.videos_per_caption = 2
     config.generator.optimizer.update({"decay_from": 1.0, "warmup": 5})
     config.students.start = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
@@ -117,7 +117,7 @@ def _overoptimisation(config: ConfigDict) -> None:
 
 
 def _reward_models(config: ConfigDict) -> None:
-    """Fig. 10, 11: latent reward models of the four kinds of Tab. 11 learn, while the student stays as it is."""
+    """Fig. 10, 11: latent reward models of the four kinds of Tab. 11 are trained on a fixed student."""
     world = "dollar_jax.rewards.shapes_world"
     kinds = {
         "image": ("dollar_jax.rewards.jpeg:jpeg_compressibility", False, "2d"),
@@ -135,7 +135,7 @@ def _reward_models(config: ConfigDict) -> None:
 
 
 def _collapse(config: ConfigDict) -> None:
-    """A rate that is a hundred times too high, and whether the log says what it does."""
+    """Alarms of the log at a learning rate that is a hundred times too high."""
     config.stages = ("distill",)
     config.held_out.videos_per_caption = 2
     vsd = {"objectives": _weights(variational_score=1.0), "save_every": 50}
@@ -147,16 +147,16 @@ CHANGES = {
     "steps_1": {"times": (999,)},
     "steps_2": {"times": (499, 999)},
     "m_1": {"objectives": {"consistency": {"steps": 1}}},  # the teacher's steps between the two times of CD
-    "heterogeneous": {"heterogeneous": True},  # predicts x0, the teacher does not
-    "target_ema": {"objectives": {"consistency": {"target": "ema"}}},  # whose f CD's target is (Eq. 6)
+    "heterogeneous": {"heterogeneous": True},  # the student predicts x0, the teacher does not
+    "target_ema": {"objectives": {"consistency": {"target": "ema"}}},  # network of CD's target (Eq. 6)
     "target_student": {"objectives": {"consistency": {"target": "student"}}},
-    "rollout_data": {"rollout": "data"},  # what the generator denoises in training
+    "rollout_data": {"rollout": "data"},  # the generator's input in training
     "ancestral": {"sampler": "ancestral"},
     "renoise": {"sampler": "renoise"},
     "unnormalized": {"objectives": {"variational_score": {"normalize": False}}},  # VSD's gradient
 }
 
-# Numbers of updates that take about as long; docs/evidence.md has the times.
+# Numbers of updates for about equal time; docs/evidence.md has the times.
 STEPWISE = {
     "lrm": (80, {"latent_reward": 0.15}, {}),
     "ddpo": (80, {"policy_gradient": 1.0}, {}),
@@ -165,8 +165,8 @@ GRADIENTS = {
     "refl": (110, {"refl": 1.0}, {}),
     "draft_1": (80, {"draft": 1.0}, {}),
 }
-# What it takes until a policy gradient is more than noise: all transitions instead of the paper's two; a weight that
-# leaves VSD and CD a say; many videos, however long that takes.
+# Attempts to lift the policy gradient above its noise: all transitions in place of the paper's two, a weight at which
+# VSD and CD still count, and many videos, at any cost of time.
 POLICIES = {
     "ddpo_4": (80, {"policy_gradient": {"weight": 1.0, "steps": 4}}, {}),
     "ddpo_4_weak": (80, {"policy_gradient": {"weight": 0.01, "steps": 4}}, {}),
@@ -186,5 +186,5 @@ EXPERIMENTS = {
     "collapse": _collapse,
 }
 
-# The experiment whose networks another one uses, `base` where nothing is said; one that trains all of its own has none.
+# Experiment -> the experiment whose networks it uses, by default `base`; None: it trains all networks itself.
 PARENTS = {"base": None, "long_prompts": None, "short_prompts": "long_prompts"}

@@ -1,9 +1,10 @@
-"""The shapes world: VAE, teacher and students from scratch on a laptop's CPU, no download.
+"""The shapes world: trains VAE, teacher and students from scratch on a laptop's CPU, without downloads.
 
     python -m dollar_jax.main --config=configs/shapes.py --workdir=out/shapes
 
-About 13 minutes on two cores; ends with out/shapes/report/index.html. Expect (3 seeds, see README): a teacher that
-reads as its caption in all attributes in 99 % of its videos, and a 4-step student no further from data than it.
+About 13 minutes on two cores; the result is out/shapes/report/index.html. Expected (3 seeds, see README): 99 % of the
+teacher's videos agree with their caption in all attributes, and the 4-step student is at least as close to data as the
+teacher.
 """
 
 from ml_collections import ConfigDict
@@ -22,8 +23,8 @@ def get_config() -> ConfigDict:
     config.attention = ""  # the kernel for the backend
     config.offload = False
     config.video = ConfigDict({"frames": 9, "height": 32, "width": 32, "fps": 8, "independent_chunk": 0})
-    # A path names a dataset of `python -m dollar_jax.data`; without one, clips of the shapes world are rendered.
-    # Long captions say, too, whether the background is dark or light.
+    # `path` names a dataset of `python -m dollar_jax.data`; without it, clips of the shapes world are rendered.
+    # Long captions also say whether the background is dark or light.
     config.data = ConfigDict({"path": "", "clips": 8192, "long_captions": False})
     config.show_captions = ("a red ring moving left", "a green square moving up", "a blue cross standing still")
 
@@ -49,7 +50,7 @@ def get_config() -> ConfigDict:
         ema=0.99,
         optimizer=optimizer(4e-3, warmup=50),
     )
-    # A frozen random encoder tells 14 words apart as well as a trained one.
+    # A frozen random encoder distinguishes 14 words as well as a trained one.
     config.text = ConfigDict(
         {
             "architecture": "t5",
@@ -58,7 +59,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.teacher = stage(
-        path="",  # a checkpoint of one's own instead of training one
+        path="",  # your own teacher, in place of training one
         iterations=3600,
         batch_size=32,
         architecture="cogvideox_dit",
@@ -83,7 +84,7 @@ def get_config() -> ConfigDict:
         schedule=ConfigDict({"kind": "ddpm", "zero_snr": True, "snr_shift": 1.0}),
         steps=50,
         sampler="ddim",
-        guidance=0.0,  # guidance narrows this world: see README
+        guidance=0.0,  # guidance reduces the diversity of this world
         negative_prompt="",
         caption_dropout=0.1,
         ema=0.999,
@@ -100,7 +101,7 @@ def get_config() -> ConfigDict:
         ),
         times=(249, 499, 749, 999),
         rollout="simulate",
-        matched_times="segment",  # "all" is the paper's: see README
+        matched_times="segment",  # the paper has "all": see README
         sampler="ddim",
         guidance=0.0,
         heterogeneous=False,
@@ -110,13 +111,13 @@ def get_config() -> ConfigDict:
     )
     config.fake_score = ConfigDict({"updates": 2, "optimizer": optimizer(2e-4, b1=0.0, decay_from=1.0)})
     config.reward = reward(
-        "brightness",  # any Python function will do, see docs/rewards.md
+        "brightness",  # or any Python function, see docs/rewards.md
         channels=4,
         batch_size=8,
         optimizer=optimizer(1e-3, decay_from=1.0),
     )
     config.held_out = held_out(videos_per_caption=2)
-    # Each student changes `generator` and `reward` in its own way, and may start from another one.
+    # Each student has its own changes of `generator` and `reward`, and may start from another student.
     config.students = ConfigDict(
         {
             "vsd_cd": {"start_from": "", "generator": {"objectives": {"latent_reward": 0.0}}},
@@ -139,9 +140,9 @@ def get_config() -> ConfigDict:
             "videos_per_caption": 5,
             "reference_clips": 1200,
             "fewer_steps": (2, 1),
-            "clips": 8,  # on the page
+            "clips": 8,  # number of clips on the page
             "batch_size": 60,
-            "repeats": 7,  # of each timing
+            "repeats": 7,  # repeats of each timing
         }
     )
     return config

@@ -1,11 +1,11 @@
-"""Pretrains a teacher of CogVideoX-2B's shape on one's own videos, for configs/dollar.py to distil.
+"""Pretrains a teacher with the sizes of CogVideoX-2B on your own videos; configs/dollar.py distils it.
 
     python -m dollar_jax.main --config=configs/teacher.py --workdir=W --config.data.path=DATA
     python -m dollar_jax.main --config=configs/dollar.py --workdir=W2 --config.teacher.path=W/teacher \\
         --config.data.path=DATA
 
-DATA is written by `python -m dollar_jax.data`. The VAE is trained first; captions are embedded by a random encoder,
-which tells words apart and knows nothing else.
+DATA is a dataset of `python -m dollar_jax.data`. The VAE is trained first. The text encoder is random: it distinguishes
+words, but knows nothing about their meaning.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from dollar_jax.config import optimizer, stage
 
 
 def get_config() -> ConfigDict:
-    """The conjugate velocity of Eq. 4 on the paper's video size, with the schedule of the public weights."""
+    """The conjugate velocity of Eq. 4 at the paper's size of videos, with the schedule of the public CogVideoX."""
     config = dollar_config()
     config.stages = ("vae", "encode", "teacher")
     config.vae = stage(

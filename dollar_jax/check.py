@@ -1,4 +1,4 @@
-"""What of a config is refused before a run begins: hours later it would cost what was trained until then."""
+"""Checks a config before a run starts, so that a mistake does not surface after hours of training."""
 
 import json
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ _OBJECTIVE = {
         "own": _fields(updates=_SIZE, ema=_DECAY, optimizer=_OPTIMIZER),
     },
 }
-# Fields that a fork adds are its own business; those that are here have these types and ranges.
+# Types and ranges of the fields; fields that a fork adds are not checked.
 SCHEMA = _fields(
     seed={"type": "integer", "minimum": 0, "maximum": 2**31 - 2},
     stages={"type": "array", "items": {"type": "string"}, "minItems": 1},
@@ -93,10 +93,10 @@ SCHEMA = _fields(
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Looks at everything that does not need a trained network: ranges, names, data, teacher, rewards.
+    """Checks all that needs no trained network: ranges, names, data, teacher, rewards.
 
     Raises:
-      UserError: the first fault.
+      UserError: the first fault that is found.
     """
     students = {f"student {name}": student_config(config, name) for name in config.get("students", {})}
     for place, changed in {"the config": config, **students}.items():
@@ -133,43 +133,47 @@ def _refuse(word: str) -> Any:
 
 
 def _drawn(student: ConfigDict) -> int:
-    """Examples that an iteration draws: a batch for the generator, and one for each update of the fake score."""
+    """Number of examples in an iteration: a batch for the generator and one for each update of the fake score."""
     return student.generator.batch_size * batches_drawn(student, needs_of(used(student.generator)))
 
 
 def _check_data(config: ConfigDict, batch_size: int) -> None:
     if not config.data.path and "clips" not in config.data:
-        raise UserError("there is no data: set --config.data.path=FOLDER, what python -m dollar_jax.data wrote")
+        raise UserError("there is no data: set --config.data.path=FOLDER to a dataset of python -m dollar_jax.data")
     source = video_source(config)
     parts = getattr(source, "parts", [source])
     if (least := min(map(len, parts))) < batch_size:
-        raise UserError(f"{least} examples are too few: an iteration takes {batch_size}; give more, or smaller batches")
+        raise UserError(
+            f"{least} examples are too few: an iteration takes {batch_size}; give more data or smaller batches"
+        )
 
 
 def _check_metrics(config: ConfigDict, guards: Mapping[str, ConfigDict]) -> None:
-    """Whether the metrics can be made, have clips enough to compare with, and measure what guards go by."""
+    """Raises UserError if a metric cannot be constructed or has too few real clips, or a guard's metric is unknown."""
     metrics = Metrics(config.report.metrics.to_dict())
     count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2)
     for name, needed in metrics.least_clips.items():
         if count < needed:
             raise UserError(
-                f"metric {name} compares with {needed} real clips or more, here are {count}: raise"
+                f"metric {name} needs {needed} real clips or more, there are {count}: raise"
                 " report.reference_clips, or give more data"
             )
     columns = {column.key: column for column in metrics.columns}
     for place, guard in guards.items():
         name = guard.metric.removeprefix("-")
         if name not in columns:
-            raise UserError(f"{place}: generator.guard.metric={guard.metric} is not measured: {', '.join(columns)} are")
+            raise UserError(
+                f"{place}: generator.guard.metric={guard.metric} is not measured; choose one of {', '.join(columns)}"
+            )
         if guard.metric == {"higher": f"-{name}", "lower": name}.get(columns[name].better):
             raise UserError(
-                f"{place}: generator.guard.metric={guard.metric}, but {columns[name].good}: a minus in front says that"
-                " lower is"
+                f"{place}: generator.guard.metric={guard.metric}, but {columns[name].good}: a minus in front means that"
+                " lower is better"
             )
 
 
 def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge]) -> None:
-    """Looks at what a student needs; a reward that several share is made once: it may load gigabytes."""
+    """Checks times and reward of a student. Students may share a reward: it is constructed once, it may be large."""
     if config.teacher.path:
         schedule = read_card(config.teacher.path).get("schedule", {})
     else:

@@ -1,4 +1,4 @@
-"""Programs that are compiled to be looked at, not run: the compiler's options, and signs of life meanwhile."""
+"""Compiler options for programs that are analysed and never run, and progress messages while they compile."""
 
 import sys
 import threading
@@ -6,16 +6,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# On TPUs a program that does not fit is to be measured, too. On CPUs the machine code, which nobody will run, need not
-# be fast: it changes nothing that is measured.
+# On TPUs a program that does not fit into memory is measured too. On CPUs the machine code is not optimised: it is
+# never run, and the measured values do not depend on it.
 ON_CPU = {"xla_backend_optimization_level": 0}
 OPTIONS = {"tpu": {"xla_tpu_no_crash_on_oom": True}, "cpu": ON_CPU, "gpu": ON_CPU}
-PATIENCE = 30  # seconds between two lines while the compiler is silent
+PATIENCE = 30  # seconds between two messages
 
 
 @contextmanager
 def progress(text: str) -> Iterator[None]:
-    """Says on stderr what is being done, from time to time that it still is, and how long it took."""
+    """Prints a task to stderr: its start, a message every `PATIENCE` seconds, and its duration."""
     start, done = time.perf_counter(), threading.Event()
 
     def say(more: str) -> None:

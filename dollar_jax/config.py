@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from dollar_jax.importing import trust
 
-Fields = Mapping[str, Any] | ConfigDict | float | int  # of a function that a config names; a number is its weight
+Fields = Mapping[str, Any] | ConfigDict | float | int  # fields of a named function; a number is its weight
 
-# --config.PLACE.NAME.FIELD=VALUE, where PLACE ends with a dictionary of functions by import path.
+# --config.PLACE.NAME.FIELD=VALUE; PLACE is a dictionary of functions by import path.
 NAMED = re.compile(r"--?config\.((?:\w+\.)*(?:objectives|metrics))\.([\w.]+)(:\w+)?((?:\.\w+)*)(=.*)?", re.S)
 
 
@@ -34,8 +34,9 @@ def optimizer(learning_rate: float, **changes) -> ConfigDict:
 
 
 def named(**fields: Fields) -> ConfigDict:
-    """Functions by import path, each with its options, in this order: for `generator.objectives`, with weights, and for
-    `report.metrics`. See `set_named`.
+    """A dictionary of functions, import path -> fields, in this order, for `generator.objectives` and `report.metrics`.
+
+    Fields are the options of a function, and the weight of an objective; see `set_named`.
     """
     config = ConfigDict(allow_dotted_keys=True, sort_keys=False)
     set_named(config, fields)
@@ -43,18 +44,17 @@ def named(**fields: Fields) -> ConfigDict:
 
 
 def set_named(config: ConfigDict, changes: Mapping[str, Fields] | ConfigDict) -> None:
-    """Changes fields of functions that a config names, and adds functions to it.
+    """Changes fields of the functions in a dictionary made by `named`, or adds functions.
 
     Args:
-      changes: by import path (`consistency`, `my_fork.losses:hinge`) the fields that change; a number alone is the
-        weight.
+      changes: import path (`consistency`, `my_fork.losses:hinge`) -> fields to change; a number is the weight.
     """
     with config.unlocked():
         for name, change in changes.items():
             fields = ConfigDict(_fields(config[name]) if name in config else {})
             fields.update(_fields(change))
             if name in config:
-                del config[name]  # a weight alone may become a dictionary
+                del config[name]  # ConfigDict does not let a dictionary replace a number
             config[name] = fields
 
 
@@ -63,8 +63,9 @@ def _fields(value: Fields) -> dict[str, Any]:
 
 
 def take_named(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str, str]]]:
-    """Splits flags that change a named function from a command line: absl would read the dots of an import path as
-    fields.
+    """Splits the flags that change named functions from a command line.
+
+    absl cannot parse them: it would read the dots of an import path as fields.
 
         --config.generator.objectives.consistency=0.3                 the weight
         --config.generator.objectives.consistency.guidance=2          an option
@@ -72,7 +73,7 @@ def take_named(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str
         --config.generator.objectives.my_fork.losses:hinge.margin=2   its option
 
     Returns:
-      the other arguments, and (place in the config, import path, field or '', value) of these.
+      the other arguments, and (place in the config, import path, field or '', value) for each of these flags.
     """
     rest, found, words = [], [], iter(arguments)
     for word in words:
@@ -88,10 +89,10 @@ def take_named(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 
 def put_named(config: ConfigDict, changes: Sequence[tuple[str, str, str, str]]) -> None:
-    """Changes a config as `take_named` says.
+    """Applies the changes from `take_named` to a config.
 
     Raises:
-      KeyError, AttributeError: there is no such place in the config.
+      KeyError, AttributeError: the config has no such place.
     """
     for place, name, fields, text in changes:
         functions = config

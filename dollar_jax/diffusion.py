@@ -1,6 +1,6 @@
 """Diffusion without networks: schedules and their times, the forward process, prediction types and reverse steps.
 
-Symbols are in `dollar_jax.types`. Coefficients come from `Schedule.at` already shaped to broadcast with latents.
+Notation: `dollar_jax.types`. `Schedule.at` returns coefficients in a shape that broadcasts with latents.
 """
 
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from dollar_jax.types import Latent, Times
 
 PredictionType = Literal["conjugate", "v", "eps", "flow", "x0"]
 Coefficient = Float[Array, "b 1 1 1 1"]
-Points = Sequence[float | int]  # times of a student or of a grid
-Span = tuple[Times, Times]  # times above the first and up to the second
+Points = Sequence[float | int]  # times, of a student or of a grid
+Span = tuple[Times, Times]  # half-open intervals of times (first, second], one per example
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Signal a_t and noise b_t of x_t = a_t x0 + b_t eps (Eq. 1), and the times at which a network knows them.
+    """A noise schedule: signal a_t and noise b_t of x_t = a_t x0 + b_t eps (Eq. 1), and the training times.
 
-    A time is the number that the network is given: 0 .. 999 for DDPM, 1000 sigma for rectified flow. It may be any
-    real number from `clean` to the last time; between two entries of the table a and b are interpolated.
+    A time is the number that the network gets as input: 0 .. 999 for DDPM, 1000 sigma for rectified flow. It may be any
+    real number from `clean` to the last time; a and b are interpolated between the entries of the table.
 
     Attributes:
-      signal, noise: a and b at the times clean, clean + 1, clean + 2, ..
-      clean: the time of the clean sample, a = 1 and b = 0.
-      times: the times that a network is trained at, ascending: uniform draws are draws of these.
+      signal, noise: tables of a and b at the times clean, clean + 1, clean + 2, ..
+      clean: the time of the clean sample, where a = 1 and b = 0.
+      times: the training times of a network, ascending; a uniform draw of a time is a draw from this list.
     """
 
     signal: Float[np.ndarray, " rows"]
@@ -53,32 +53,32 @@ class Schedule:
 
     @property
     def last(self) -> float:
-        """The noisiest time."""
+        """The last training time, which has the most noise."""
         return float(self.times[-1])
 
     def trailing(self, count: int) -> tuple[float, ...]:
-        """`count` equally spaced training times that end at the noisiest, ascending; a shift spaces them unequally.
+        """`count` training times at equal distances in the list, ascending, ending at the last one ("trailing").
 
         DDPM: 50 -> (19, 39, .., 999), 4 -> (249, 499, 749, 999). Flow with shift 5: 4 -> (625, 833.3, 937.5, 1000).
 
         Raises:
-          UserError: there are fewer training times.
+          UserError: the schedule has fewer training times.
         """
         total = len(self.times)
         if not 0 < count <= total:
-            raise UserError(f"{count} steps: the schedule has 1 to {total} of them")
+            raise UserError(f"{count} steps: the schedule has {total} training times, give 1 to {total}")
         return tuple(self.times[np.round(np.arange(1, count + 1) * total / count).astype(int) - 1].tolist())
 
     def require(self, times: Points, name: str) -> None:
-        """Raises UserError, with `name` in front, if one of these is no time of the schedule above the clean one."""
+        """Raises UserError, with `name` in front, if one of `times` is not in the interval (clean, last]."""
         for time in times:
             if not self.clean < time <= self.last:
                 raise UserError(
-                    f"{name}: {time:g} is none of the schedule, above {self.clean:g} and up to {self.last:g}"
+                    f"{name}: {time:g} is no time of the schedule, above {self.clean:g} and up to {self.last:g}"
                 )
 
     def rows(self, span: Span) -> tuple[Int[Array, " b"], Int[Array, " b"]]:
-        """The part of `self.times` in a span: its first index [b] and the one after its last [b]."""
+        """Index range of the training times in a span: the first index [b], and the last index plus 1 [b]."""
         return tuple(jnp.searchsorted(self._training_times, times, side="right") for times in span)
 
     @cached_property
@@ -86,7 +86,7 @@ class Schedule:
         return self.times.astype(np.float32)
 
     def training_time(self, index: Int[Array, " b"]) -> Times:
-        """`self.times` at these indices [b]."""
+        """The training times at these indices [b]."""
         return jnp.asarray(self._training_times)[index]
 
 
@@ -105,10 +105,10 @@ def ddpm_schedule(
       betas: linear in beta, or in sqrt(beta) (`scaled_linear`, the public CogVideoX weights).
       beta_start, beta_end: the first and last beta.
       zero_snr: rescale so that the last time is pure noise, a = 0 exactly (arXiv 2305.08891, Alg. 1).
-      snr_shift: divide the signal-to-noise ratio by this (CogVideoX: 3 for 2B, 1 for 5B).
+      snr_shift: divisor of the signal-to-noise ratio (CogVideoX: 3 for 2B, 1 for 5B).
 
     Raises:
-      UserError: another kind of betas.
+      UserError: `betas` has another value.
     """
     match betas:
         case "linear":
@@ -130,7 +130,7 @@ def flow_schedule(steps: int = 1000, shift: float = 1.0) -> Schedule:
 
     Args:
       steps: T, the number of training times.
-      shift: s moves them towards noise, sigma = s u / (1 + (s - 1) u) for u = 1 / T, 2 / T, .., 1.
+      shift: s moves the training times towards noise, sigma = s u / (1 + (s - 1) u) for u = 1 / T, 2 / T, .., 1.
     """
     uniform = np.arange(1, steps + 1) / steps
     return _schedule(1 - uniform, uniform, 0.0, steps * shift * uniform / (1 + (shift - 1) * uniform))
@@ -143,10 +143,10 @@ def _schedule(signal: np.ndarray, noise: np.ndarray, clean: float, times: np.nda
 
 
 def make_schedule(kind: Literal["ddpm", "flow"] = "ddpm", **parameters) -> Schedule:
-    """The schedule that a model's card describes.
+    """The schedule with the kind and the parameters in a model's card.
 
     Raises:
-      UserError: another kind.
+      UserError: `kind` has another value.
     """
     match kind:
         case "ddpm":
@@ -158,7 +158,7 @@ def make_schedule(kind: Literal["ddpm", "flow"] = "ddpm", **parameters) -> Sched
 
 
 def check_prediction_type(prediction_type: PredictionType, schedule: Schedule) -> None:
-    """Raises UserError where the pair cannot work: eps carries no information on x0 where the signal is zero."""
+    """Raises UserError for an unknown type, and for eps if the last time has no signal: eps then says nothing on x0."""
     if prediction_type not in get_args(PredictionType):
         raise _unknown(prediction_type)
     if prediction_type == "eps" and not schedule.signal[-1] > 0:
@@ -173,14 +173,13 @@ def forward(x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
 def to_x0_eps(
     prediction_type: PredictionType, v: Latent, x_t: Latent, a: Coefficient, b: Coefficient
 ) -> tuple[Latent, Latent]:
-    """(x0, eps) at x_t from the network's prediction `v` of a type. Both satisfy x_t = a x0 + b eps.
+    """Converts the network's prediction `v` at x_t to (x0, eps), which satisfy x_t = a x0 + b eps.
 
-    conjugate: v = x0 - eps (Eq. 8); v: v = a eps - b x0 (Eq. 3); flow: v = eps - x0; eps and x0: themselves.
-    Finite wherever the type determines x0 and eps: everywhere for conjugate, v and flow; for eps where a > 0, for x0
-    where b > 0.
+    The prediction is v = x0 - eps for conjugate (Eq. 8), a eps - b x0 for v (Eq. 3), eps - x0 for flow, and eps or x0
+    itself. The result is finite for conjugate, v and flow at every time; for eps where a > 0, for x0 where b > 0.
 
     Raises:
-      UserError: another type.
+      UserError: unknown prediction type.
     """
     match prediction_type:
         case "conjugate":
@@ -199,10 +198,10 @@ def to_x0_eps(
 
 
 def from_x0_eps(prediction_type: PredictionType, x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
-    """The prediction of a type for (x0, eps): a network's regression target (Eq. 3, 4). Inverse of `to_x0_eps`.
+    """Converts (x0, eps) to a prediction, the network's regression target (Eq. 3, 4). Inverse of `to_x0_eps`.
 
     Raises:
-      UserError: another type.
+      UserError: unknown prediction type.
     """
     match prediction_type:
         case "conjugate":
@@ -224,15 +223,15 @@ def _unknown(prediction_type: str) -> UserError:
 
 
 def guide(v: Latent, v_null: Latent, guidance: float) -> Latent:
-    """Classifier-free guidance in the paper's convention, v + w (v - v_null) (Eq. 9): w = 0 is none."""
+    """Classifier-free guidance v + w (v - v_null) with the paper's weight w (Eq. 9); w = 0 is no guidance."""
     return v + guidance * (v - v_null)
 
 
 def posterior_deviation(a: Coefficient, b: Coefficient, a_next: Coefficient, b_next: Coefficient) -> Coefficient:
-    """sigma of q(x_next | x_t, x0): b_next / b sqrt(b^2 - (a / a_next)^2 b_next^2).
+    """Standard deviation of the posterior q(x_next | x_t, x0): b_next / b sqrt(b^2 - (a / a_next)^2 b_next^2).
 
-    For the variance-preserving schedule its square is (1 - alpha)(1 - abar_next) / (1 - abar_t), alpha = abar_t /
-    abar_next: the sigma of Eq. 5.
+    It is the sigma of Eq. 5: for the variance-preserving schedule its square is
+    (1 - alpha)(1 - abar_next) / (1 - abar_t) with alpha = abar_t / abar_next.
     """
     return b_next / b * jnp.sqrt(jnp.maximum(b**2 - (a / a_next * b_next) ** 2, 0))
 
@@ -242,7 +241,7 @@ def reverse_step(
 ) -> Latent:
     """x_next = a_next x0 + sqrt(b_next^2 - sigma^2) eps + sigma z (Eq. 5, corrected).
 
-    sigma = 0 is DDIM, `posterior_deviation` is ancestral sampling, b_next replaces the noise altogether (renoise). The
-    paper prints sqrt(1 - abar_next) where sqrt(1 - abar_next - sigma^2) is needed to keep the marginals.
+    sigma = 0 is DDIM; sigma = `posterior_deviation` is ancestral sampling; sigma = b_next replaces all noise (renoise).
+    The paper prints sqrt(1 - abar_next); sqrt(1 - abar_next - sigma^2) is needed to keep the marginals.
     """
     return a_next * x0 + jnp.sqrt(jnp.maximum(b_next**2 - sigma**2, 0)) * eps + sigma * z

@@ -1,10 +1,10 @@
-"""python -m dollar_jax.laboratory --experiment=NAME --out=DIR --seeds=0,1,2: an experiment over seeds, and its table.
+"""python -m dollar_jax.laboratory --experiment=NAME --out=DIR --seeds=0,1,2: runs an experiment over seeds.
 
-Experiments are in a config file, by default configs/laboratory.py: `EXPERIMENTS` has their names, `PARENTS` the run
-whose networks each uses. Each seed first trains the run `base` (VAE, teacher, a student), which most experiments share.
-The same command goes on where it was stopped.
+A config file, by default configs/laboratory.py, defines the experiments: `EXPERIMENTS` has their names, `PARENTS` the
+parent of each, an experiment whose networks it uses. Each seed first trains `base` (VAE, teacher, a student), the
+parent of most experiments. The same command resumes a stopped experiment.
 
-    DIR/base/SEED, DIR/NAME/SEED    workdirs of dollar_jax.main; `parent` in one is the run whose networks it uses
+    DIR/base/SEED, DIR/NAME/SEED    workdirs of dollar_jax.main; the link `parent` in a workdir leads to the parent's
     DIR/NAME/report                 mean and spread over the seeds: index.html, report.md, report.json
 """
 
@@ -25,12 +25,12 @@ from dollar_jax.cli import required, run
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate import collapse
 
-_CONFIG = flags.DEFINE_string("config_file", "configs/laboratory.py", "The file of the experiments.")
-_EXPERIMENT = flags.DEFINE_string("experiment", None, "Which; `base` trains what the others share.")
+_CONFIG = flags.DEFINE_string("config_file", "configs/laboratory.py", "Python file that defines the experiments.")
+_EXPERIMENT = flags.DEFINE_string("experiment", None, "Name of the experiment; `base` is the parent of most.")
 _OUT = flags.DEFINE_string("out", None, "Folder of all experiments.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "One run of everything for each.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time; one alone uses about two cores.", lower_bound=1)
-_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the config, for every run; any number of times.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each has runs of its own.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Number of runs at a time; one uses about two cores.", lower_bound=1)
+_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE, a change of the config of every run; may be repeated.")
 
 PREFIXES = guard.PREFIX, collapse.PREFIX
 
@@ -64,10 +64,10 @@ def main() -> None:
 
 
 def read_table(path: str) -> ModuleType:
-    """The config file as a module with `get_config`, `EXPERIMENTS` and `PARENTS`.
+    """Imports the config file, a module with `get_config`, `EXPERIMENTS` and `PARENTS`.
 
     Raises:
-      UserError: there is no such file, or one of them is missing in it.
+      UserError: the file does not exist or is no Python, or lacks one of the three.
     """
     spec = importlib.util.spec_from_file_location("experiments", path)
     if spec is None or not Path(path).is_file():
@@ -78,13 +78,14 @@ def read_table(path: str) -> ModuleType:
     except SyntaxError as error:
         raise UserError(f"--config_file={path}, line {error.lineno}: {error.msg}") from error
     if lacking := [name for name in ("get_config", "EXPERIMENTS", "PARENTS") if not hasattr(module, name)]:
-        raise UserError(f"--config_file={path} has no {lacking[0]}: configs/laboratory.py shows what is wanted")
+        raise UserError(f"--config_file={path} has no {lacking[0]}: configs/laboratory.py is an example")
     return module
 
 
 def curves(folders: Sequence[Path], students: Sequence[str]) -> str:
-    """Markdown of what was measured on held-out prompts along the way, mean and deviation over folders; and seconds an
-    update, their median.
+    """Markdown tables of the values measured on held-out prompts during training, one for each student.
+
+    Values are mean and standard deviation over the folders; the time of an update is the median.
     """
     from dollar_jax import metrics
 
@@ -111,7 +112,7 @@ def _cell(values: list[float | None]) -> str:
 
 
 def _run(out: Path, plan: Sequence[tuple[str, str | None]], seed: str) -> str:
-    """Everything of one seed; returns the seed."""
+    """Runs the experiments of a plan with one seed; returns the seed."""
     for name, parent in plan:
         folder, flag = out / name / seed, []
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,12 +126,12 @@ def _run(out: Path, plan: Sequence[tuple[str, str | None]], seed: str) -> str:
         command += [f"--workdir={folder}", f"--config.seed={seed}", *(f"--config.{change}" for change in _SET.value)]
         result = subprocess.run(command, stdout=None if _JOBS.value == 1 else subprocess.DEVNULL)
         if result.returncode:
-            raise UserError(f"{name}, seed {seed}: the run failed, see above; the same command goes on with it")
+            raise UserError(f"{name}, seed {seed}: the run failed, see above; the same command resumes it")
     return seed
 
 
 def plan_of(experiment: str, parents: Mapping[str, str | None]) -> list[tuple[str, str | None]]:
-    """The experiment and its parent, behind those whose networks it uses; the parent is `base` where none is named."""
+    """[(experiment, its parent)] in order: ancestors come first. The parent is `base` if `parents` names none."""
     parent = parents.get(experiment, "base")
     return [*(plan_of(parent, parents) if parent else []), (experiment, parent)]
 

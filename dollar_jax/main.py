@@ -1,4 +1,4 @@
-"""python -m dollar_jax.main --config=configs/shapes.py --workdir=W: every stage the config names; again to resume.
+"""python -m dollar_jax.main --config=configs/shapes.py --workdir=W: runs all stages of a config, or resumes the run.
 
 Any field can be set: --config.generator.objectives.consistency=0.3.
 """
@@ -18,14 +18,14 @@ from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
 from dollar_jax.reading import read_json
 
-MACHINE = ("mesh", "remat", "attention", "offload")  # how it is computed, not what: a run may go on with others
+MACHINE = ("mesh", "remat", "attention", "offload")  # a resumed run may change these: they leave the result as it is
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report; the same one resumes.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where several are started by hand.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many these are.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0.", lower_bound=0)
-_STOP_STATUS = flags.DEFINE_integer("stop_status", 0, "Exit status after SIGTERM; schedulers may need another than 0.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report; the same folder resumes.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if several are started by hand.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.", lower_bound=0)
+_STOP_STATUS = flags.DEFINE_integer("stop_status", 0, "Exit status after SIGTERM; some schedulers need another than 0.")
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     stages = [resolve(name, "dollar_jax.stages") for name in config.stages]
 
-    import jax  # after what can be refused without it
+    import jax  # late: a wrong call is refused before JAX starts
 
     from dollar_jax import distributed
     from dollar_jax.check import check
@@ -42,7 +42,7 @@ def main() -> None:
     from dollar_jax.watch import alone
 
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    if jax.process_count() == 1:  # several must agree, in `train`
+    if jax.process_count() == 1:  # several processes must agree on the step, see `train`
         signal.signal(signal.SIGTERM, _stop)
     mesh = make_mesh(config.mesh)
     check(config, mesh)
@@ -56,7 +56,7 @@ def main() -> None:
             print(saved, flush=True)
             raise SystemExit(_STOP_STATUS.value) from None
         except UserError:
-            # Refused before anything was trained: the corrected command shall not meet its own mistake here.
+            # Nothing is trained yet: the workdir is released, so that it takes the corrected config.
             made = [*workdir.glob("*/checkpoints/*"), *workdir.glob("encoded/data")]
             if distributed.is_main() and not made:
                 (workdir / "config.json").unlink()
@@ -70,17 +70,17 @@ def _stop(number, frame) -> None:
 
 
 def refuse_links(workdir: Path, stages: Sequence[str]) -> None:
-    """Raises UserError if a stage's folder is a link: in a stranger's workdir it may lead to the user's own files."""
+    """Raises UserError if a stage's folder is a link: in a stranger's workdir it may point to the user's files."""
     for stage in stages:
         if (workdir / stage).is_symlink():
-            raise UserError(f"{workdir / stage} is a link: a run writes into folders of its own")
+            raise UserError(f"{workdir / stage} is a link: a run writes only into its own folders; remove the link")
 
 
 def claim(workdir: Path, config: dict) -> None:
-    """Notes in the workdir which config it belongs to.
+    """Writes the config into a new workdir, or compares it with the one in the workdir.
 
     Raises:
-      UserError: it belongs to another one.
+      UserError: the workdir belongs to another config.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -104,7 +104,7 @@ def claim(workdir: Path, config: dict) -> None:
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Flattens a tree: {"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

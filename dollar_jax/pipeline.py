@@ -1,4 +1,4 @@
-"""A text-to-video model read from its folder: captions and noise in, latents and videos out."""
+"""A text-to-video model, read from its folder: it turns captions and noise into latents and videos."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,13 +29,15 @@ Latents = Float[np.ndarray, "n f h w c"]
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The networks of a card, and what one does with them. Arrays in and out are NumPy's; work is done in batches.
+    """The networks of a card, and their use: encode text, encode and decode videos, sample.
+
+    Arguments and results are NumPy arrays, if not said otherwise.
 
     Attributes:
       card: see `dollar_jax.card`.
-      networks: (network, parameters) by component; no parameters where each call brings its own.
+      networks: component -> (network, parameters); the parameters are None if each call gets them as an argument.
       tokenizer: a Hugging Face tokenizer.
-      tiled: whether the VAE works in tiles, see `dollar_jax.models.tiling`.
+      tiled: whether the VAE computes in tiles, see `dollar_jax.models.tiling`.
     """
 
     card: Card
@@ -60,44 +62,46 @@ class Pipeline:
         return _shared(self.networks["text_encoder"][0].apply)
 
     def encode_text(self, captions: Sequence[str]) -> Condition:
-        """The captions' condition, NumPy arrays of n rows."""
+        """Encodes n captions to their condition, a tree of arrays [n, ...]."""
         tokens, mask = tokenize(self.tokenizer, list(captions), self.card["tokenizer"]["length"])
         return jax.tree.map(np.asarray, self._encode_text(self.networks["text_encoder"][1], tokens, mask))
 
     @cached_property
     def negative(self) -> Condition:
-        """The condition (b = 1) of the card's negative prompt: what guidance moves away from."""
+        """The condition (b = 1) of the card's negative prompt, from which guidance moves away."""
         return self.encode_text([self.card["negative_prompt"]])
 
     def encode_mean(self, video: Frames) -> Latents:
-        """The posterior mean, as the VAE has it."""
+        """Encodes videos to the mean of the VAE's posterior, not normalised."""
         return np.asarray(self._autoencoder[0](self.networks["vae"][1], video / np.float32(127.5) - 1))
 
     def encode_video(self, video: Frames) -> Latents:
-        """The posterior mean, normalised to about unit variance."""
+        """Encodes videos to the mean of the VAE's posterior, normalised to about unit variance."""
         return normalize(self.card["vae"], self.encode_mean(video))
 
     def decode(self, latents: Latents) -> Frames:
-        """Videos of normalised latents, without their leading ones."""
+        """Decodes normalised latents to videos; the card's `lead` latents at the start of a video are dropped."""
         return np.asarray(jax.jit(constrain)(self.decode_on_devices(latents)))
 
     def decode_on_devices(self, latents: jax.Array | Latents) -> jax.Array:
-        """The same, and under a mesh each device keeps the videos of its part of the batch."""
+        """Like `decode`, to a JAX array: under a mesh each device keeps the videos of its part of the batch."""
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
         return self._autoencoder[1](self.networks["vae"][1], restore(self.card["vae"], latents))
 
     def decoder(self, params: Params, latents: Array) -> Array:
-        """Videos 0..1 of normalised latents, a function to be traced and differentiated; `params` are the VAE's."""
+        """Decodes normalised latents to videos in 0..1, traceable and differentiable; `params` are the VAE's."""
         _, decode = _autoencoder(self.card, self.networks["vae"][0])
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
         return jnp.clip((decode(params, restore(self.card["vae"], latents)) + 1) / 2, 0, 1)
 
     def times(self, steps: int | None) -> Points:
-        """The card's own times, or `steps` of them: for a teacher any number, spaced over its schedule; for a student
-        every second, third, .. of its own from the noisiest on.
+        """The times for sampling with this number of steps, ascending; None: the card's own times.
+
+        A teacher takes any number of steps, spaced over its schedule. A student takes every second, third, .. of its
+        own times, beginning with the noisiest.
 
         Raises:
-          UserError: a student was not distilled for so many steps.
+          UserError: the number of steps does not divide the student's own number.
         """
         own = tuple(sorted(self.card["times"]))
         if steps is None or steps == len(own):
@@ -107,15 +111,15 @@ class Pipeline:
         stride, rest = divmod(len(own), steps)
         if rest or not stride:
             raise UserError(
-                f"--steps={steps}: this student has {len(own)} steps, at the times {own}; give a number that divides it"
+                f"--steps={steps}: this student has {len(own)} steps, at the times {own}; give a divisor of {len(own)}"
             )
         return own[::-1][::stride][::-1]
 
     @cached_property
     def sampler(self):
-        """(params, noise, condition, negative, keys, times, guidance) -> latents, jitted; the last two are static.
+        """Jitted (params, noise, condition, negative, keys, times, guidance) -> latents; the last two are static.
 
-        Under a mesh its devices share the batch, and all have the result.
+        Under a mesh the devices share the batch, and each device holds the whole result.
         """
         network = self.networks["transformer"][0]
 
@@ -141,16 +145,17 @@ class Pipeline:
         params: Params | None = None,
         batch_size: int = 16,
     ) -> Iterator[tuple[Latents, Frames]]:
-        """Latents and videos of batch after batch; the last one may be shorter.
+        """Samples videos in batches, and yields latents and videos of each batch; the last batch may be shorter.
 
         Args:
-          condition: of the captions, a row a video.
-          noise: the start of each video.
+          condition: condition of the captions, one row per video.
+          noise: initial noise of each video.
           keys: [n], for samplers that draw more noise.
-          steps: how many; None is the card's own number.
-          guidance: the paper's w (diffusers' scale is w + 1); None is the card's own.
-          negative: the condition (b = 1) that guidance moves away from; None is the card's.
-          params: of the transformer, where the pipeline has none.
+          steps: number of steps; None: the card's.
+          guidance: the paper's w (diffusers' scale is w + 1); None: the card's.
+          negative: the condition (b = 1) that guidance moves away from; None: the card's.
+          params: parameters of the transformer; None: the pipeline's.
+          batch_size: number of videos in a batch.
         """
         guidance = self.card["guidance"] if guidance is None else guidance
         if negative is None and guidance:
@@ -173,10 +178,13 @@ def _autoencoder(card: Card, network: Network) -> tuple[Callable, Callable]:
 
 
 def at_size(card: Card, video: Mapping[str, Any]) -> Card:
-    """The card of the same networks for videos of other {frames, height, width, fps, independent_chunk}.
+    """The card with the same networks and another size of videos.
+
+    Args:
+      video: {frames, height, width, fps, independent_chunk}.
 
     Raises:
-      UserError: the VAE cannot take this size.
+      UserError: the VAE does not take this size.
     """
     part = card["vae"]
     network = build(part["architecture"], part["config"])
@@ -188,12 +196,12 @@ def at_size(card: Card, video: Mapping[str, Any]) -> Card:
 
 
 def padded_rows(tree: Any, start: int, count: int) -> Any:
-    """`count` rows of every array from `start` on, the last one repeated where there are fewer: one compiled shape."""
+    """Rows start .. start + count of every array, with the last row repeated past the end: one shape to compile."""
     return jax.tree.map(lambda rows: rows[np.minimum(np.arange(start, start + count), len(rows) - 1)], tree)
 
 
 def normalize(vae: Mapping[str, Any], latents: Array | np.ndarray) -> Array | np.ndarray:
-    """The VAE's latents at about unit variance: (z - shift) scale, each one number or one for each channel."""
+    """Normalises the VAE's latents to about unit variance: (z - shift) scale, both one number or one per channel."""
     return (latents - _factor(vae, "shift_factor")) * _factor(vae, "scaling_factor")
 
 
@@ -203,17 +211,17 @@ def restore(vae: Mapping[str, Any], latents: Array | np.ndarray) -> Array | np.n
 
 
 def _factor(vae: Mapping[str, Any], name: str) -> np.ndarray:
-    factor = np.asarray(vae.get(name, 0.0), np.float32)  # without a shift it is 0
+    factor = np.asarray(vae.get(name, 0.0), np.float32)  # only the shift may be absent
     return factor.reshape(1, 1, 1, 1, -1) if factor.ndim else factor
 
 
 def to_uint8(video: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array, "*shape"]:
-    """0..1 to 0..255, clipped."""
+    """Converts pixels in 0..1 to uint8, clipped."""
     return jnp.round(jnp.clip(video, 0, 1) * 255).astype(jnp.uint8)
 
 
 def _shared(function: Callable) -> Callable:
-    """(params, *batch) jitted; under a mesh its devices share the batch, and all have the result."""
+    """Jits (params, *batch): under a mesh the devices share the batch, and each device holds the whole result."""
 
     def run(params, *batch):
         result = function(params, *(constrain(rows, BATCH) for rows in batch))
@@ -223,14 +231,16 @@ def _shared(function: Callable) -> Callable:
 
 
 def draw_noise(card: Card, seed: int, prompts: int, videos: int) -> tuple[Latents, jax.Array]:
-    """Noise [prompts * videos, f h w c] and keys, prompt by prompt. A video's noise depends only on the seed,
-    its prompt's number and its own: more prompts or videos leave it as it is.
+    """Noise [prompts * videos, f h w c] and keys [prompts * videos], ordered by prompt.
+
+    The noise of a video depends only on the seed, the number of its prompt and its own number, not on how many prompts
+    and videos there are.
     """
     return noise_at(card, seed, *(numbers.ravel() for numbers in jnp.indices((prompts, videos))))
 
 
 def noise_at(card: Card, seed: int, prompt: Int[Array, " n"], video: Int[Array, " n"]) -> tuple[Latents, jax.Array]:
-    """The same for videos of these prompts' numbers and their own."""
+    """Noise [n f h w c] and keys [n] of the videos with these numbers of prompt and video, see `draw_noise`."""
     fold = jax.vmap(jax.random.fold_in)
     keys = fold(fold(jnp.broadcast_to(jax.random.key(seed), prompt.shape), prompt), video)
     return np.asarray(sampling.normal(keys, card["latent_shape"])), sampling.fold(keys, 1)
@@ -240,7 +250,7 @@ def load(folder: str | os.PathLike, parts: Sequence[str] = COMPONENTS, tiled: bo
     """Reads a model's folder, or one numbered checkpoint in it.
 
     Raises:
-      UserError: what is missing or does not fit.
+      UserError: a part of the model is missing, damaged or does not fit its card.
     """
     card = checkpoint.read_card(folder)
     require(card, [*parts, *(SAMPLED if "transformer" in parts else ())], folder)
@@ -255,7 +265,7 @@ def load(folder: str | os.PathLike, parts: Sequence[str] = COMPONENTS, tiled: bo
 
 
 def _require_roles(card: Card, networks: Mapping[str, tuple[Network, Params]]) -> None:
-    """Raises UserError if a network from outside does not keep the contract of its role."""
+    """Raises UserError if a network from outside breaks the contract of its role."""
     shape = jax.ShapeDtypeStruct
     tokens = (1, card["tokenizer"]["length"]) if "text_encoder" in networks else ()
     words = shape(tokens, jnp.int32), shape(tokens, bool)
@@ -275,5 +285,5 @@ def _require_roles(card: Card, networks: Mapping[str, tuple[Network, Params]]) -
                 condition = jax.eval_shape(encoder.apply, its_params, *words)
                 examples = shape((1, *card["latent_shape"]), jnp.float32), condition
             case _:
-                continue  # its condition is not known here: see `stages.common.open_view`
+                continue  # without a text encoder its condition is unknown here: `stages.common.open_view` checks it
         roles.require(part, network, name, *examples, params=params)

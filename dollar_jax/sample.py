@@ -1,6 +1,7 @@
-"""python -m dollar_jax.sample --checkpoint=C --prompts=P.txt --out=DIR: videos of a teacher or a student.
+"""python -m dollar_jax.sample --checkpoint=C --prompts=P.txt --out=DIR: samples videos from a teacher or a student.
 
-DIR/{prompt:05d}-{video}.mp4 for every line of P.txt, and with --save_latents the same name .npy, float32 [f, h, w, c].
+It writes DIR/{prompt:05d}-{video}.mp4 for every line of P.txt; --save_latents adds latents as .npy files with the same
+names, float32 [f, h, w, c].
 """
 
 import io
@@ -16,26 +17,26 @@ from dollar_jax.data.prompts import read_prompts
 from dollar_jax.files import write_atomically
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, or W/STUDENT/checkpoints/STEP.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "Text file with a prompt a line.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "Text file with one prompt per line.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the videos.")
-_STEPS = flags.DEFINE_integer("steps", None, "Network steps; by default the checkpoint's own.", lower_bound=1)
-_NUM_VIDEOS = flags.DEFINE_integer("num_videos", 1, "Videos a prompt.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", None, "Number of steps; default: the checkpoint's.", lower_bound=1)
+_NUM_VIDEOS = flags.DEFINE_integer("num_videos", 1, "Number of videos per prompt.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scale minus 1; default: the checkpoint's.")
 _NEGATIVE_PROMPT = flags.DEFINE_string(
-    "negative_prompt", None, "What guidance moves away from; default: the checkpoint's."
+    "negative_prompt", None, "The prompt that guidance moves away from; default: the checkpoint's."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
-_NOISE = flags.DEFINE_string("noise", None, "float32 .npy [prompts * videos, f, h, w, c] to start from instead.")
+_NOISE = flags.DEFINE_string("noise", None, "Initial noise, a float32 .npy file [prompts * videos, f, h, w, c].")
 _SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "Write the latents beside each video.")
-_TILED = flags.DEFINE_bool("tiled", False, "Decode in tiles: the memory of one, seams that fade.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos at a time.", lower_bound=1)
+_TILED = flags.DEFINE_bool("tiled", False, "Decode in overlapping tiles, which needs the memory of one tile.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Number of videos in a batch.", lower_bound=1)
 
 
 def main() -> None:
     required(_CHECKPOINT, _PROMPTS, _OUT)
     prompts = read_prompts(_PROMPTS.value)
 
-    from dollar_jax import pipeline  # JAX starts here, after what can be refused without it
+    from dollar_jax import pipeline  # late: a wrong call is refused before JAX starts
     from dollar_jax.data.video import write_video
     from dollar_jax.videos import Sample, draw, read_noise
 

@@ -1,4 +1,4 @@
-"""From networks to samples: denoisers, the reverse process over any times, and the generator's rollouts."""
+"""Sampling: networks as denoisers, the reverse process along a path of times, rollouts of the generator."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
@@ -31,11 +31,11 @@ def denoiser(
 
     Args:
       apply: apply(params, x_t [b f h w c], times [b], condition) -> prediction [b f h w c].
-      prediction_type: what the network predicts.
-      negative: the condition (b = 1) that guidance moves away from: the empty caption's, or a negative prompt's;
-        needed when guidance is not 0.
-      guidance: the paper's w. Not 0: an example and its twin with the negative condition are neighbours in one doubled
-        batch, so that both are on one device.
+      prediction_type: type of the network's prediction.
+      negative: the condition (b = 1) that guidance moves away from: the empty caption, or a negative prompt. Needed if
+        guidance is not 0.
+      guidance: the paper's w. If it is not 0, the network gets one batch of 2 b: each example and its copy with the
+        negative condition are neighbours, so that both are on one device.
     """
 
     def denoise(x_t, times, condition):
@@ -52,32 +52,35 @@ def denoiser(
 
 
 def repeat(condition: Condition, count: int) -> Condition:
-    """A condition of one example for `count` of them."""
+    """Repeats the condition of one example (b = 1) to b = count."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), condition)
 
 
 def interleave(one, other):
-    """Two batches (pytrees) as one in which the examples of a pair are neighbours, and so on one device."""
+    """Merges two batches (pytrees): example i of both become neighbours, so that they are on one device."""
     return jax.tree.map(lambda a, b: rearrange([a, b], "pair b ... -> (b pair) ..."), one, other)
 
 
 def normal(keys: Keys, shape: Sequence[int]) -> jax.Array:
-    """Standard normal noise [b *shape], row i from key i: the same numbers however the batch is cut or sharded."""
+    """Standard normal noise [b *shape]. Row i depends on key i only, not on how the batch is split or sharded."""
     return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(keys)
 
 
 def fold(keys: Keys, stream: int | jax.Array) -> Keys:
-    """Independent keys [b] for another use of the same examples."""
+    """Derives independent keys [b] for another random draw, numbered `stream`, of the same examples."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
 
 
 def step_to(
     sampler: Sampler, schedule: Schedule, x0: Latent, eps: Latent, z: Latent, times: Times, following: Times
 ) -> Latent:
-    """x at the `following` times from what the denoiser says at `times`, by one reverse step (Eq. 5) of a sampler.
+    """One reverse step (Eq. 5): x at the `following` times from the denoiser's x0 and eps at `times`.
+
+    Args:
+      z: noise, used by all samplers but ddim.
 
     Raises:
-      UserError: another sampler.
+      UserError: unknown sampler.
     """
     a, b = schedule.at(times)
     a_next, b_next = schedule.at(following)
@@ -102,10 +105,10 @@ def solve(
     sampler: Sampler,
     keys: Keys,
 ) -> tuple[Latent, Float[Array, "n-1 b f h w c"]]:
-    """Reverse steps along a path of times, each example on its own: n times are n - 1 calls of the network.
+    """Solves the reverse process along a path of n times, one path per example, in n - 1 calls of the network.
 
     Returns:
-      x at the last times, and the x_t from which each step was taken. A step from a time to itself stands still.
+      x at the last times, and the state x_t before each step. A step from a time to the same time changes nothing.
     """
 
     def step(x_t, scanned):
@@ -127,16 +130,18 @@ def sample(
     sampler: Sampler,
     keys: Keys,
 ) -> Latent:
-    """From pure noise to clean through `times`: 50-step DDIM for a teacher, 4, 2 or 1 steps for a student.
+    """Samples clean latents from pure noise: 50 DDIM steps for a teacher; 4, 2 or 1 steps for a student.
 
-    `times` may come in any order (the paper lists them ascending); the last step lands on the denoiser's x0.
+    Args:
+      times: the times of the network calls, in any order (the paper lists them ascending). The result is the x0 of the
+        last call.
     """
     path = path_of([*sorted(times, reverse=True), schedule.clean], noise.shape[0])
     return solve(denoise, noise, condition, path, schedule, sampler, keys)[0]
 
 
 def path_of(times: Points, count: int) -> Float[Array, "n b"]:
-    """The same times for each of `count` examples."""
+    """A path for `solve`: the same times for each of `count` examples."""
     return jnp.broadcast_to(jnp.asarray(times, jnp.float32)[:, None], (len(times), count))
 
 
@@ -150,16 +155,19 @@ def rollout(
     sampler: Sampler,
     keys: Keys,
 ) -> tuple[Latent, Times]:
-    """The generator's input: x_t at one of the student's times, drawn for each example.
+    """Draws the generator's input: x_t at a random time of the student for each example.
 
-    data: noised training latents (Sec. 3.3). simulate: where the student itself arrives from pure noise, as at
-    inference. No gradient passes: Eq. 12 differentiates the one-step x0 from here only.
+    The result has no gradient: Eq. 12 differentiates the one-step x0 from this x_t only.
+
+    Args:
+      kind: data noises training latents (Sec. 3.3); simulate samples x_t with the student from pure noise, as at
+        inference (backward simulation).
 
     Returns:
       x_t [b f h w c] and its times [b].
 
     Raises:
-      UserError: another kind.
+      UserError: `kind` has another value.
     """
     ordered = jnp.asarray(sorted(times, reverse=True), jnp.float32)
     drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(times)))(fold(keys, 0))
@@ -180,17 +188,17 @@ def rollout(
 def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: Points, schedule: Schedule) -> Span:
     """The span of times at which generated samples are compared with data, for each example.
 
-    all: every time, the paper's. The fake score then sees samples from all times of the student in one mixture, and
-    that is what matches data: the late steps spread too far to make up for the first, which spreads too little.
-    segment: from the student's next time, exclusive, up to `generated_at`, so that the fake score at a time knows which
-    step of the student it follows, and each step has to be right by itself down to the noise of the next.
+    all: every time, as in the paper. The fake score then sees one mixture of samples from all times of the student, and
+    the mixture comes to match data: the late steps spread too far and make up for the first, which spreads too little.
+    segment: from the student's next time (exclusive) to `generated_at`. The time then tells the fake score which step
+    of the student made the sample, and each step must match data by itself, down to the noise level of the next step.
 
     Args:
-      generated_at: [b], of `times`.
-      times: the student's.
+      generated_at: the time of the student at which each sample was generated, [b].
+      times: all times of the student.
 
     Raises:
-      UserError: another kind.
+      UserError: `kind` has another value.
     """
     match kind:
         case "all":
@@ -204,9 +212,9 @@ def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: P
 
 
 def draw_times(keys: Keys, schedule: Schedule, span: Span, low: float = 0.0, high: float = 1.0) -> Times:
-    """Uniform training times [b] in a span, between the fractions `low` and `high` of all of them.
+    """Draws training times [b] uniformly from a span, between the fractions `low` and `high` of all training times.
 
-    Where a span has no training time between these fractions, the nearest one between them is drawn.
+    If the span has no training time between these fractions, the result is the nearest one that is between them.
     """
     count = len(schedule.times)
     low, high = round(low * count), round(high * count)

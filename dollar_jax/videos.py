@@ -1,4 +1,4 @@
-"""Videos of a model, a batch at a time: each from its caption, and from the noise that its numbers stand for."""
+"""Samples numbered videos of a model in batches; the numbers of prompt and video determine the noise."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -16,12 +16,13 @@ Made = tuple["Sample", Float[np.ndarray, "f h w c"], UInt8[np.ndarray, "F H W 3"
 
 
 class Sample(NamedTuple):
-    """A video to be made.
+    """A video to sample.
 
     Attributes:
-      name: of its file, without the suffix.
-      caption: what the model reads.
-      prompt, video: numbers; with the seed, they decide the noise.
+      name: file name without the suffix.
+      caption: the model's input.
+      prompt, video: number of the prompt, and of the video among the prompt's videos; with the seed they determine the
+        noise.
     """
 
     name: str
@@ -40,18 +41,18 @@ def draw(
     noise: Latents | None = None,
     negative_prompt: str | None = None,
 ) -> Iterator[Made]:
-    """Each sample with its latents and its frames, in their order. Only one batch is in memory.
+    """Yields each sample in order with its latents and its frames. Only one batch is in memory.
 
     Args:
       steps, guidance: see `Pipeline.videos`.
-      batch_size: how many at a time, at most.
-      noise: where each starts, in place of what the seed gives.
-      negative_prompt: what guidance moves away from; None is the card's.
+      batch_size: largest number of videos in a batch.
+      noise: initial noise of each sample; None: drawn from the seed.
+      negative_prompt: the prompt that guidance moves away from; None: the card's.
     """
     size = min(batch_size, len(samples))
     negative = None if negative_prompt is None else model.encode_text([negative_prompt])
     for start in range(0, len(samples), batch_size):
-        # The last batch too has the one shape that is compiled.
+        # The last batch is padded, so that only one shape is compiled.
         index = np.minimum(np.arange(start, start + size), len(samples) - 1)
         rows = [samples[i] for i in index]
         condition = model.encode_text([row.caption for row in rows])
@@ -63,22 +64,22 @@ def draw(
 
 
 def noise_of(card: Card, seed: int, samples: Sequence[Sample]) -> tuple[Latents, jax.Array]:
-    """Noise [n f h w c] and keys [n] of these samples: of all that `pipeline.draw_noise` draws, those asked for."""
+    """Noise [n f h w c] and keys [n] of these samples: their rows in the result of `pipeline.draw_noise`."""
     return noise_at(card, seed, *jnp.array([(sample.prompt, sample.video) for sample in samples]).T)
 
 
 def read_noise(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The user's noise.
+    """Reads the noise in a .npy file.
 
     Raises:
-      UserError: no such array, or not float32 of `shape`.
+      UserError: the file is no .npy file with one float32 array of `shape`.
     """
     try:
-        noise = np.load(path, allow_pickle=False, mmap_mode="r")  # its header may promise more than there is
+        noise = np.load(path, allow_pickle=False, mmap_mode="r")  # a header may promise more data than the file has
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"--noise={path}: {error}") from error
     if not isinstance(noise, np.ndarray):
-        raise UserError(f"--noise={path} holds several arrays: give one, .npy")
+        raise UserError(f"--noise={path} holds several arrays: give a .npy file with one")
     if noise.dtype != np.float32 or noise.shape != shape:
         raise UserError(
             f"--noise={path} is {noise.dtype} {noise.shape}; this checkpoint and prompts need float32 {shape}"

@@ -57,7 +57,7 @@ def test_the_config_of_the_shapes_world_passes():
         ("generator.sampler", "euler", "the config: generator.sampler: 'euler' is not one of"),
         ("generator.rollout", "guess", "the config: generator.rollout: 'guess'"),
         ("generator.matched_times", "some", "the config: generator.matched_times: 'some'"),
-        ("generator.times", (249, 5000), "generator.times: 5000 is none of the schedule, above -1 and up to 999"),
+        ("generator.times", (249, 5000), "generator.times: 5000 is no time of the schedule, above -1 and up to 999"),
         ("generator.times", (), "the config: generator.times"),
         ("generator.times", (999, 999), "the config: generator.times"),
         ("fake_score.updates", 0, "the config: fake_score.updates: 0"),
@@ -70,10 +70,14 @@ def test_the_config_of_the_shapes_world_passes():
         ("report.metrics", {"vendi": {"seed": 3}}, "metric vendi: its options do not fit"),
         ("report.metrics.vendi", 3, "the config: report.metrics.vendi: 3 is not of type 'object'"),
         ("report.metrics", {"detail": {}, f"{DETAIL}": {}}, "its key hf is that of metric detail too"),
-        ("generator.guard.metric", "-fid", "generator.guard.metric=-fid is not measured: alignment, colour"),
+        (
+            "generator.guard.metric",
+            "-fid",
+            "generator.guard.metric=-fid is not measured; choose one of alignment",
+        ),
         ("generator.guard.metric", "frechet", "metric=frechet, but lower is better: a minus in front"),
         ("generator.guard.metric", "-alignment", "metric=-alignment, but higher is better: a minus"),
-        ("report.reference_clips", 50, "metric frechet compares with 128 real clips or more, here are 50"),
+        ("report.reference_clips", 50, "metric frechet needs 128 real clips or more, there are 50"),
         ("data.clips", 20, "20 examples are too few: an iteration takes 48"),
         ("data.path", "/nowhere", "/nowhere"),
     ],
@@ -121,7 +125,7 @@ def test_a_teacher_and_data_of_ones_own(tmp_path):
     card["schedule"]["steps"] = 500
     card["times"] = [499]
     (tmp_path / "teacher/config.json").write_text(json.dumps(card))
-    refused(config, "generator.times: 749 is none of the schedule, above -1 and up to 499")
+    refused(config, "generator.times: 749 is no time of the schedule, above -1 and up to 499")
 
     config.generator.times = (499,)
     examples = [{"video": np.zeros((9, 32, 32, 3), np.uint8), "caption": "a cat"}] * 3

@@ -86,7 +86,7 @@ def test_times_of_the_paper():
     assert VARIANCE_PRESERVING.trailing(1) == (999,)
     assert VARIANCE_PRESERVING.trailing(50)[:2] == (19, 39)
     assert VARIANCE_PRESERVING.trailing(50)[-1] == 999
-    with pytest.raises(UserError, match="1001 steps: the schedule has 1 to 1000"):
+    with pytest.raises(UserError, match="1001 steps: the schedule has 1000 training times, give 1 to 1000"):
         VARIANCE_PRESERVING.trailing(1001)
 
 
@@ -124,7 +124,7 @@ def test_times_outside_a_schedule_are_refused():
     ):
         schedule.require(good, "generator.times")
         for time in bad:
-            with pytest.raises(UserError, match=f"generator.times: {time} is none of the schedule"):
+            with pytest.raises(UserError, match=f"generator.times: {time} is no time of the schedule"):
                 schedule.require((time,), "generator.times")
 
 

@@ -1,4 +1,4 @@
-"""Networks without I/O. Each module has `build(**config) -> Network`; nothing outside names an architecture."""
+"""Networks without I/O, one architecture per module. Each module has a function `build(**config) -> Network`."""
 
 import inspect
 import pkgutil
@@ -12,21 +12,25 @@ _MODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def build(architecture: str, config: dict, **options) -> Network:
-    """The network of `architecture` (`cogvideox_dit`, or `my_fork.nets:build`) at the sizes in `config`.
+    """Builds a network.
 
-    `options` are what changes how it computes but not what it is: dtype, remat.
+    Architecture and config may come from a stranger's card. So a network from outside is imported and called only if
+    the user trusts its module (`importing.trust`) and it is a function annotated as `build(**config) -> Network`.
 
-    Architectures and sizes may be a stranger's, who wrote a card. So a network from outside is imported and called only
-    if the user has given his word for its module (`importing.trust`), and only if it is a function made for that.
-
+    Args:
+      architecture: a module of this package (`cogvideox_dit`), or a function from outside (`my_fork.nets:build`).
+      config: sizes of the network.
+      **options: settings of the computation, such as dtype and remat, which leave the parameters as they are.
     Raises:
-      UserError: there is no such network, it is not trusted, or it does not fit the sizes.
+      UserError: the network does not exist or is not trusted, or does not take the config.
     """
     module, _, function = architecture.partition(":")
     built_in = not function
     if built_in:
         if module not in _MODULES:
-            raise UserError(f"there is no network {architecture!r} here; one from outside is MODULE:FUNCTION")
+            raise UserError(
+                f"there is no network {architecture!r} here; name a network from outside as MODULE:FUNCTION"
+            )
         module, function = f"{__name__}.{module}", "build"
     elif not is_trusted(module):
         raise UserError(
@@ -45,7 +49,7 @@ def build(architecture: str, config: dict, **options) -> Network:
         raise
     except Exception as error:
         if not built_in:
-            raise  # the user's own code, to be mended where the traceback says
+            raise  # the user's own code: the traceback shows the place
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{architecture} cannot be made with the sizes of its config: {reason[0][:200]}") from error
     if not isinstance(network, Network):
@@ -54,5 +58,5 @@ def build(architecture: str, config: dict, **options) -> Network:
 
 
 def _says_network(annotation: Any) -> bool:
-    """Whether it is `Network`, or these words where annotations are kept as text."""
+    """Whether a return annotation is `Network`, or its name as a string (postponed annotations)."""
     return annotation is Network or str(annotation).rpartition(".")[2] == Network.__name__

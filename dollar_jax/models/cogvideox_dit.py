@@ -1,11 +1,11 @@
-"""The 3D diffusion transformer of the public CogVideoX weights: text and video tokens in one sequence.
+"""The diffusion transformer of CogVideoX: text and video tokens in one sequence, with full 3D attention.
 
     x = [text W_text | patches W_patch (+ sin-cos positions)]
     every block:  x += gate * attention(adaptive norm(x));  x += gate * mlp(adaptive norm(x))
     prediction = unpatch(adaptive norm(video tokens of x) W)
 
-The time enters through the adaptive norms, which shift, scale and gate text and video tokens differently. Blocks are
-stacked (leading axis of every parameter under `blocks`) and run by one scan.
+The time is an input of the adaptive norms; shift, scale and gate differ between text and video tokens. Blocks are
+stacked along a leading axis of every parameter under `blocks`, and one scan runs them.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ from dollar_jax.types import Condition, Latent, Times
 
 Sequence = Float[Array, "b n d"]  # text tokens, then video tokens
 TimeEmbedding = Float[Array, "b t"]
-Turn = Float[np.ndarray, "1 n 1 half"]  # cosines or sines of the rotary angles
+Turn = Float[np.ndarray, "1 n 1 half"]  # cosines or sines of the angles of rotary embeddings
 
-BLOCK = "block"  # the name of a block's input
-ALIGNED = 128  # tokens of a device that shares a video: of fewer a TPU sums gradients whole, not each its own part
+BLOCK = "block"  # checkpoint name of a block's input
+ALIGNED = 128  # multiple of tokens per device under context parallelism; else a TPU reduces whole gradients, not shards
 
-# What a block keeps for the gradient beside its input; the rest is recomputed. Names are those of
-# `jax.checkpoint_policies`; with `offload_blocks` the inputs too wait in the host's memory. On a CPU
-# `everything_saveable` is the slowest: the scan writes what it keeps into stacked arrays and reads it back.
+# Rematerialisation policies: the activations of a block, beside its input, that are kept for the gradient; the others
+# are recomputed. Names are those of `jax.checkpoint_policies`. `offload_blocks` also moves the inputs to the host's
+# memory. On a CPU `everything_saveable` is the slowest: the scan writes its activations to stacked arrays.
 REMAT = {
     "everything_saveable": jax.checkpoint_policies.everything_saveable,
     "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -52,7 +52,7 @@ REMAT = {
 }
 
 near_zero = nnx.initializers.normal(0.02)
-# Activations can be large beside their spread, where E[x^2] - E[x]^2 would cancel.
+# The mean of activations can be much larger than their deviation: E[x^2] - E[x]^2 would lose all digits.
 Norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 
@@ -115,12 +115,12 @@ class Config:
 
     @property
     def patch(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns in a token."""
+        """Numbers of latent frames, rows and columns in a token."""
         return self.patch_size_t or 1, self.patch_size, self.patch_size
 
     @property
     def grid(self) -> positions.Grid:
-        """Tokens along time, height and width in training."""
+        """Numbers of tokens along time, height and width in training."""
         frames = (self.sample_frames - 1) // self.temporal_compression_ratio + 1
         r, p, q = self.patch
         return frames // r, self.sample_height // p, self.sample_width // q
@@ -129,19 +129,19 @@ class Config:
 def build(
     dtype: DTypeLike = jnp.float32, remat: str = "nothing_saveable", attention: str | None = None, **config
 ) -> Network:
-    """The network `apply(params, latents [b f h w c], times [b], condition) -> prediction [b f h w c]` in float32.
+    """Builds `apply(params, latents [b f h w c], times [b], condition) -> prediction [b f h w c]`, a float32 result.
 
-    Sizes of latents and text are free; they fix the positions when the network is traced. Under a mesh tokens are split
-    over its context axis, with padding at the end where it does not divide them, and each block gathers its own
-    parameters.
+    Latents and text may have any size; positions are computed from it when the network is traced. Under a mesh the
+    tokens are split over the context axis, with padding at the end if their number is not divisible, and each block
+    gathers its own parameters.
 
     Args:
-      dtype: what it computes in; parameters are float32.
-      remat: what is kept for the gradient, see `REMAT`.
-      attention: the kernel, see `dollar_jax.models.attention`; None is the one for jax's backend.
+      dtype: dtype of the computation; parameters are float32.
+      remat: rematerialisation policy, see `REMAT`.
+      attention: attention kernel, see `dollar_jax.models.attention`; None: the kernel for jax's backend.
       **config: fields of `Config`.
     Raises:
-      UserError: unknown or unsupported config; when traced: latents that patches do not tile.
+      UserError: unknown or unsupported config; when traced, latents whose size the patches do not divide.
     """
     sizes = make_config(Config, config, "cogvideox_dit")
     if remat not in REMAT:
@@ -150,7 +150,7 @@ def build(
 
 
 def tokens(sizes: tuple[int, int, int], patch: tuple[int, int, int]) -> positions.Grid:
-    """Tokens along time, height and width of latents of these sizes."""
+    """Numbers of tokens along time, height and width for latents of these sizes (f, h, w)."""
     if any(size % step for size, step in zip(sizes, patch, strict=True)):
         raise UserError(
             f"latents of {sizes} frames, rows and columns do not divide into patches of {patch}: change the size"
@@ -160,7 +160,7 @@ def tokens(sizes: tuple[int, int, int], patch: tuple[int, int, int]) -> position
 
 
 def time_features(times: Times, width: int, flip_sin_to_cos: bool, freq_shift: int) -> Float[Array, "b width"]:
-    """Sines and cosines (cosines first if flipped) of t 10000^(-i / (width / 2 - freq_shift)), i = 0 .. width/2 - 1."""
+    """Sines, then cosines (or flipped) of t 10000^(-i / (width / 2 - freq_shift)), i = 0 .. width / 2 - 1."""
     frequencies = 10000.0 ** -(np.arange(width // 2) / (width // 2 - freq_shift))
     angles = times[:, None].astype(jnp.float32) * frequencies[None, :].astype(np.float32)
     waves = [jnp.sin(angles), jnp.cos(angles)]
@@ -168,13 +168,13 @@ def time_features(times: Times, width: int, flip_sin_to_cos: bool, freq_shift: i
 
 
 def turn(x: Float[Array, "b n h d"], cos: Turn, sin: Turn) -> Float[Array, "b n h d"]:
-    """Rotates each pair of neighbouring features by its angle."""
+    """Rotary embedding: rotates each pair of neighbouring features by its angle."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
 class AdaptiveNorm(nnx.Module):
-    """LayerNorm whose shift, scale and gate depend on the time, and on whether a token is text or video."""
+    """LayerNorm with shift, scale and gate from the time, different for text and video tokens."""
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         affine = config.norm_elementwise_affine
@@ -188,14 +188,14 @@ class AdaptiveNorm(nnx.Module):
     def __call__(
         self, x: Sequence, time: TimeEmbedding, is_text: Bool[np.ndarray, "1 n 1"]
     ) -> tuple[Sequence, Sequence]:
-        """The modulated tokens, and the gate of what will be computed from them."""
+        """The modulated tokens, and the gate of the layer that follows."""
         video, text = jnp.split(self.modulation(time)[:, None, :], 2, axis=-1)
         shift, scale, gate = jnp.split(jnp.where(is_text, text, video), 3, axis=-1)
         return self.norm(x) * (1 + scale) + shift, gate
 
 
 class Attention(nnx.Module):
-    """Attention of all tokens to all, with LayerNorm on each head's queries and keys."""
+    """Self-attention of all tokens, with LayerNorm on the queries and keys of each head."""
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         linear = partial(nnx.Linear, config.width, config.width, dtype=dtype, rngs=rngs)
@@ -214,7 +214,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A transformer layer."""
+    """A transformer layer: attention and MLP, each with an adaptive norm and a gate."""
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
@@ -262,7 +262,7 @@ class CogVideoXDiT(nnx.Module):
         self.dtype, self.remat, self.kernel = dtype, remat, kernel
 
     def __call__(self, latents: Latent, times: Times, condition: Condition) -> Float[Array, "b f h w k"]:
-        """The prediction at `latents` x_t and their times, given the captions' embeddings."""
+        """The prediction at `latents` x_t and `times`, for the captions' condition."""
         config, text = self.config, condition.embedding
         r, p, q = config.patch
         f, h, w = grid = tokens(latents.shape[1:4], config.patch)
@@ -282,8 +282,8 @@ class CogVideoXDiT(nnx.Module):
         graph, blocks = nnx.split(self.blocks)
 
         def step(x, block):
-            # Every device needs the whole block, for a moment: gathered here, and in what it computes in, not before
-            # the loop and in float32.
+            # FSDP: the parameters of one block are gathered at a time, in the dtype of the computation, rather than
+            # those of all blocks before the loop in float32.
             block = jax.tree.map(lambda w: constrain(w.astype(self.dtype)), block)
             x = nnx.merge(graph, block)(checkpoint_name(x, BLOCK), time, is_text, attend, rotation)
             return constrain(x, BATCH, CONTEXT), None
@@ -297,7 +297,7 @@ class CogVideoXDiT(nnx.Module):
         return prediction.astype(jnp.float32)
 
     def _place(self, x: Sequence, grid: positions.Grid, length: int) -> Sequence:
-        """Adds what is added for a token's position."""
+        """Adds sin-cos or learned positional embeddings; rotary ones are applied in the attention."""
         config = self.config
         if config.use_learned_positional_embeddings:
             if (grid, length) != (config.grid, config.max_text_seq_length):
@@ -311,13 +311,13 @@ class CogVideoXDiT(nnx.Module):
         return x + self._sincos(grid, length).astype(x.dtype)
 
     def _sincos(self, grid: positions.Grid, length: int) -> Float[np.ndarray, "1 n d"]:
-        """Sin-cos positions for the whole sequence: text has none."""
+        """Sin-cos embeddings of the whole sequence; those of text are 0."""
         config = self.config
         scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
         return np.pad(positions.sincos(grid, config.width, *scales), ((length, 0), (0, 0)))[None]
 
     def _rotation(self, grid: positions.Grid, length: int, padding: int) -> tuple[Turn, Turn]:
-        """Cosines and sines for the whole sequence: text and padding do not turn."""
+        """Cosines and sines of rotary embeddings for the whole sequence; the angle of text and padding is 0."""
         config = self.config
         angles = positions.rotary(grid, config.attention_head_dim, config.grid[1:], fit=config.patch_size_t is None)
         angles = np.pad(angles, ((length, padding), (0, 0)))[None, :, None, :]

@@ -1,7 +1,7 @@
-"""Latent reward models: a small CNN on latents, with cross-attention to the text where the reward reads it.
+"""Latent reward models: a small CNN on latents, with cross-attention to the text if the reward reads captions.
 
-Tab. 12 (image) and Tab. 13 (text-image) of the paper to the parameter; averaged over the latent frames of a
-video, or with a 3D CNN as the backbone (Tab. 11).
+The numbers of parameters are those of Tab. 12 (image) and Tab. 13 (text-image) of the paper. The 2D model is averaged
+over the latent frames of a video; a 3D CNN can be the backbone (Tab. 11).
 """
 
 from functools import partial
@@ -20,14 +20,14 @@ WIDTH, GROUPS = 128, 32
 
 
 def build(channels: int = 12, text_width: int | None = None, backbone: str = "2d") -> Network:
-    """The network `apply(params, latents [b f h w c], condition) -> reward [b]`.
+    """Builds `apply(params, latents [b f h w c], condition) -> reward [b]`.
 
     Args:
-      channels: of the latents.
-      text_width: d of the captions' embeddings; None for a reward that does not read captions.
-      backbone: '2d' averages over frames, '3d' convolves over them too.
+      channels: number of channels of the latents.
+      text_width: width of the captions' embeddings; None for a reward that does not read captions.
+      backbone: '2d' averages over frames, '3d' also convolves over them.
     Raises:
-      UserError: another backbone.
+      UserError: unknown backbone.
     """
     if backbone not in ("2d", "3d"):
         raise UserError(f"backbone is 2d or 3d, not {backbone!r}")
@@ -42,7 +42,7 @@ class LatentReward(nnx.Module):
         axes = 3 if volumetric else 2
 
         def convolution(inputs, kernel, stride):
-            # Time is never strided: videos have few latent frames.
+            # The stride along time is 1: videos have few latent frames.
             window, strides = ((3,), (1,)) if volumetric else ((), ())
             return nnx.Conv(
                 inputs,
@@ -54,7 +54,7 @@ class LatentReward(nnx.Module):
             )
 
         self.reduce, self.refine = convolution(channels, 4, 4), convolution(WIDTH, 3, 2)
-        # The total of Tab. 12 counts scale and bias of the norms, 512; that of Tab. 13 leaves no room for them.
+        # The total of Tab. 12 includes 512 parameters for scale and bias of the norms, the total of Tab. 13 does not.
         affine = text_width is None
         norm = partial(nnx.GroupNorm, WIDTH, GROUPS, epsilon=1e-5, use_scale=affine, use_bias=affine, rngs=rngs)
         self.reduce_norm, self.refine_norm = norm(), norm()
@@ -67,13 +67,13 @@ class LatentReward(nnx.Module):
         self.volumetric, self.reads_text = volumetric, text_width is not None
 
     def __call__(self, latents: Latent, condition: Condition) -> PerExample:
-        """The estimated reward of latents, given their captions' embeddings."""
+        """The estimated reward of latents with these captions, normalised."""
         batch = latents.shape[0]
         x = latents if self.volumetric else rearrange(latents, "b f h w c -> (b f) h w c")
         x = jax.nn.silu(self.reduce_norm(self.reduce(x)))
         x = jax.nn.silu(self.refine_norm(self.refine(x)))
         x = self.mix(x.mean(tuple(range(1, x.ndim - 1))))
-        x = rearrange(x, "(b n) d -> b n d", b=batch)  # a feature for each frame, or one for the video
+        x = rearrange(x, "(b n) d -> b n d", b=batch)  # one feature for each frame, or one for the video
         if self.reads_text:
             x = x + self._attend(x, condition.embedding, condition.mask)
         return self.head(x).mean((1, 2))
@@ -81,8 +81,9 @@ class LatentReward(nnx.Module):
     def _attend(self, x: Float[Array, "b n k"], text: Text, mask: Bool[Array, "b l"]) -> Float[Array, "b n k"]:
         """Attention of image features to the text tokens.
 
-        Tab. 13 pools the text to one token first, and a softmax over one key is 1: no gradient would reach the latents.
-        Here the tokens stay apart and the caller adds the image feature; neither has parameters.
+        Corrects Tab. 13, which first pools the text to one token: a softmax over one key is 1, so no gradient would
+        reach the latents. Here the tokens are not pooled and the caller adds the image feature; neither change has
+        parameters.
         """
         tokens = jax.nn.silu(self.text_norm(self.text_project(text)))
         q, k, v = (y[:, :, None, :] for y in (self.query(x), self.key(tokens), self.value(tokens)))

@@ -1,19 +1,19 @@
-"""What a network of each role accepts and returns: the contract of the built-in networks and of anybody's own.
+"""The contract of networks: arguments and results of each role, for built-in networks and networks from outside.
 
-A network is a `Network` (init, apply); `apply(params, *arguments, method=NAME)` calls the function NAME of its role, or
-`__call__` where no method is given. A module's `build(**config) -> Network` gets the sizes in a card or a config and,
-by role, how it is to compute:
+A network is a `Network` (init, apply). `apply(params, *arguments, method=NAME)` calls the method NAME of its role, by
+default `__call__`. `build(**config) -> Network` of a module gets the sizes in a card or a config and the options of the
+role:
 
-| role | built with, beside its sizes | called as |
+| role | options of build | protocol |
 |---|---|---|
 | transformer | dtype, remat, attention | `Transformer` |
 | vae | dtype | `Autoencoder` |
 | text_encoder | | `TextEncoder` |
 | reward_model | | `RewardModel` |
 
-dtype: what it computes in; parameters are float32. remat: what is kept for the gradient, one of
-`cogvideox_dit.REMAT`. attention: the kernel, see `models.attention`, or None. A network may ignore all three, but must
-take them (`**options`).
+dtype: dtype of the computation; parameters are float32. remat: the rematerialisation policy, one of
+`cogvideox_dit.REMAT`. attention: the attention kernel, see `models.attention`, or None. A network may ignore all three,
+but must accept them (`**options`).
 """
 
 from collections.abc import Callable
@@ -34,24 +34,24 @@ class Transformer(Protocol):
     """The network of teacher, student and fake score."""
 
     def __call__(self, latents: Latent, times: Times, condition: Condition) -> Latent:
-        """The prediction, in the shape of `latents` x_t, at the times of the card's schedule."""
+        """The prediction at `latents` x_t, in their shape; `times` are those of the card's schedule."""
 
 
 class Autoencoder(Protocol):
     """The VAE."""
 
     def encode(self, video: Video) -> tuple[Latent, Latent]:
-        """Mean and log variance of the posterior, for videos -1..1."""
+        """Mean and log variance of the posterior, for videos in -1..1."""
 
     def decode(self, latents: Latent) -> Video:
-        """Videos -1..1 from latents in the VAE's own scale."""
+        """Videos in -1..1 from latents in the VAE's own scale."""
 
 
 class TextEncoder(Protocol):
     """The encoder of captions."""
 
     def __call__(self, tokens: Tokens, mask: Bool[Array, "b l"]) -> Condition:
-        """The condition of the transformer; `mask` is True where a token is real."""
+        """The condition of the transformer; `mask` is True at tokens and False at padding."""
 
 
 class RewardModel(Protocol):
@@ -62,16 +62,16 @@ class RewardModel(Protocol):
 
 
 def require(role: str, network: Network, name: str, *examples, params=None) -> None:
-    """Calls a network abstractly, without memory or arithmetic.
+    """Checks the contract of a role by an abstract call, which needs no memory and no arithmetic.
 
     Args:
       role: transformer, vae, text_encoder or reward_model.
-      name: of the network, for the message.
-      *examples: ShapeDtypeStructs of what it is called with, b = 1: latents and condition; a video; tokens and mask;
-        latents and condition.
-      params: shapes of its parameters; None makes them.
+      name: name of the network, for the message.
+      *examples: ShapeDtypeStructs of the arguments, b = 1. transformer and reward_model: latents and condition; vae: a
+        video; text_encoder: tokens and mask.
+      params: shapes of the parameters; None: from `network.init`.
     Raises:
-      UserError: it cannot be called so, or returns something else.
+      UserError: the call fails, or its result has another shape.
     """
     if params is None:
         params = _try(role, name, "init(key)", network.init, jax.random.key(0))
@@ -120,4 +120,4 @@ def _same(role: str, name: str, words: str, result, wanted) -> None:
 
 def _fault(role: str, name: str, words: str, wanted: str, result) -> UserError:
     found = jax.tree.map(lambda x: x.shape, result)
-    return UserError(f"{name} as {role}: {words} is to return {wanted}, not {found}; {PLACE}")
+    return UserError(f"{name} as {role}: {words} must return {wanted}, not {found}; {PLACE}")

@@ -4,8 +4,8 @@
     every block:  x += attention(RMS norm(x));  x += (gelu(y W_gate) * y W_expand) W_contract,  y = RMS norm(x)
     text = RMS norm(x)
 
-Nothing has a bias, logits are not divided by sqrt(d), and order enters only through a learned number for each head and
-bucket of distances, the same in every block. Blocks are stacked and run by one scan.
+No layer has a bias, and logits are not divided by sqrt(d). Positions are relative: a learned number for each head and
+bucket of distances is added to the logits, the same in every block. Blocks are stacked, and one scan runs them.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ Mask = Bool[Array, "b l"] | None  # False where a token is padding
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The sizes in transformers' T5Config, with its names and defaults."""
+    """The sizes of transformers' T5Config, with its names and defaults."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -40,14 +40,14 @@ class Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
-    attend_padding: bool = True  # not in T5Config: whether tokens see padding, as in CogVideoX's public pipeline
+    attend_padding: bool = True  # not in T5Config: whether tokens attend to padding, as in CogVideoX's public pipeline
 
 
 def build(dtype: DTypeLike = jnp.float32, **config) -> Network:
-    """The network `apply(params, tokens [b l], mask [b l]) -> Condition`, embeddings [b l d_model] in float32.
+    """Builds `apply(params, tokens [b l], mask [b l]) -> Condition` with embeddings [b l d_model] in float32.
 
     Args:
-      dtype: what it computes in; parameters are float32.
+      dtype: dtype of the computation; parameters are float32.
       **config: fields of `Config`.
     Raises:
       UserError: unknown config.
@@ -57,10 +57,11 @@ def build(dtype: DTypeLike = jnp.float32, **config) -> Network:
 
 
 def distance_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "l l"]:
-    """The bucket of the distance from every token (rows) to every other (columns).
+    """Buckets of the distances from each token (row) to each token (column).
 
-    The first half of the buckets is for tokens up to the row's own, the second for those after it. Half of each half is
-    for one distance each; the buckets of the rest grow by a constant factor up to max_distance, and beyond is the last.
+    The first half of the buckets is for columns up to the row, the second half for columns after it. In each half, the
+    first half of the buckets holds one distance each; the widths of the others grow by a constant factor up to
+    max_distance. Larger distances are in the last bucket.
     """
     half, exact = buckets // 2, buckets // 4
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]
@@ -71,14 +72,14 @@ def distance_buckets(length: int, buckets: int, max_distance: int) -> Int[np.nda
 
 
 class Block(nnx.Module):
-    """A transformer layer."""
+    """A transformer layer: attention and gated MLP."""
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         linear = partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
         norm = partial(nnx.RMSNorm, config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
         width = config.num_heads * config.d_kv
         self.attention_norm, self.mlp_norm = norm(), norm()
-        # The missing 1/sqrt(d_kv) of the logits is in the initial queries.
+        # The initial queries have the factor 1/sqrt(d_kv) that the logits lack.
         query_init = nnx.initializers.normal((config.d_model * config.d_kv) ** -0.5)
         self.query = linear(config.d_model, width, kernel_init=query_init)
         self.key = linear(config.d_model, width)
@@ -113,7 +114,7 @@ class T5Encoder(nnx.Module):
         self.norm = nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, mask: Bool[Array, "b l"]) -> Condition:
-        """The embedding of every token in its context; the mask, True where a token is real, goes along."""
+        """Embeddings of the tokens, with `mask`, which is True at tokens and False at padding."""
         config = self.config
         visible = None if config.attend_padding else mask
         buckets = distance_buckets(

@@ -1,17 +1,17 @@
-"""What the student is trained for: one file an objective.
+"""Objectives, the losses of the student: one file each.
 
-Each has its equation as a pure function of arrays that returns [b], and under it a function of a `Context`, named like
-the file, that runs the networks to feed it. A config lists the second by name, or as `module:function` from outside the
-package, with its weight and its options.
+A file has the equation as a pure function of arrays that returns [b], and an objective of the same name as the file: a
+function of a `Context` that runs the networks and calls the equation. A config lists objectives by name, or as
+`module:function` from outside the package, with weight and options.
 
-An objective's attribute `needs` says what an iteration has to do for it beside running it:
+The attribute `needs` of an objective lists the other work that an iteration does for it:
 
-fake_score    train the fake score on the student's samples (also where the attribute is absent)
+fake_score    train the fake score on samples of the student (the default if the attribute is absent)
 reward_model  train the latent reward model
-trajectory    draw a chain of the student's and score where it ends
-pixel_reward  prepare a differentiable reward, and the decoder
+trajectory    sample a chain of the student and score its end
+pixel_reward  prepare a differentiable reward and the decoder
 
-Its attribute `own`, an `Own`, declares a network that the objective brings along, a discriminator for example.
+The attribute `own`, an `Own`, declares a network that belongs to the objective, for example a discriminator.
 """
 
 import inspect
@@ -30,12 +30,12 @@ PACKAGE = __name__
 
 @dataclass(frozen=True)
 class Own:
-    """A network that an objective brings along, trained beside the student and kept in the same state.
+    """A network that belongs to an objective: trained beside the student, and part of the same state.
 
     Attributes:
-      build: (latents, condition, **config) -> Network. The first two are ShapeDtypeStructs of one example, b = 1.
-      loss: (context, **options) -> ([b], metrics), like an objective's: `context.own` is the network in training, the
-        student is frozen.
+      build: (latents, condition, **config) -> Network; `latents` and `condition` are ShapeDtypeStructs with b = 1.
+      loss: (context, **options) -> ([b], metrics), the loss of this network. `context.own` is the network in training,
+        the student is frozen.
     """
 
     build: Callable
@@ -46,12 +46,12 @@ class Objective(NamedTuple):
     """An objective of a config.
 
     Attributes:
-      name: in the config and in the log.
-      weight: of its loss in the generator's.
-      function: (context) -> ([b], metrics), its options bound.
-      needs: what an iteration has to do for it, see the package's docstring.
-      own: its own network, None for most.
-      settings: of that network, see `own_settings`.
+      name: its name in the config and in the log.
+      weight: weight of its loss in the generator's loss.
+      function: (context) -> ([b], metrics), with its options bound.
+      needs: other work of an iteration, see the package's docstring.
+      own: its own network, None for most objectives.
+      settings: config of that network, see `used`.
     """
 
     name: str
@@ -63,22 +63,26 @@ class Objective(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name of its own network's parameters in a state: the function's."""
+        """Key of its own network's parameters in a state: the name of the function."""
         return self.name.rpartition(":")[2]
 
 
-RESERVED = ("weight", "own")  # of an objective's fields; the others are options of its function
+RESERVED = ("weight", "own")  # fields of an objective that are not options of its function
 
 
 def used(generator: ConfigDict) -> list[Objective]:
-    """The objectives of a config that have a weight, by name: their order in a config changes no draw.
+    """The objectives of a config with a weight that is not 0.
 
-    Each stands in `generator.objectives` under its name: `weight`, the options of its function, and for one with a
-    network of its own `own`: {network: the config of `Own.build`, options: of `Own.loss`, optimizer: like the fake
-    score's, updates: of an iteration, ema: the decay of an average, 0 for none}.
+    They are sorted by name, so that their order in a config changes no random draw.
+
+    Args:
+      generator: `objectives` maps a name to {weight, options of the function, own}. `own` configures the network of
+        the objective: {network: config of `Own.build`, options: of `Own.loss`, optimizer: by default the fake score's,
+        updates: number per iteration, ema: decay of its average, 0 for none}.
 
     Raises:
-      UserError: there is no such objective, or two own networks share a name.
+      UserError: an objective does not exist, does not take its options or has no network to configure; or two networks
+        share a name.
     """
     found = []
     for name, fields in sorted(generator.objectives.items()):
@@ -101,5 +105,5 @@ def used(generator: ConfigDict) -> list[Objective]:
 
 
 def needs_of(objectives: list[Objective]) -> set[str]:
-    """All that an iteration has to do for these objectives."""
+    """The union of `needs` of these objectives."""
     return {need for objective in objectives for need in objective.needs}

@@ -1,4 +1,4 @@
-"""The autoencoder's training losses: reconstruction and a weak pull of the latents towards a standard normal."""
+"""Losses of the VAE: reconstruction, and a weak KL divergence of the latents from a standard normal."""
 
 import jax.numpy as jnp
 
@@ -6,12 +6,12 @@ from dollar_jax.types import Latent, PerExample, Video
 
 
 def sample_posterior(mean: Latent, log_variance: Latent, eps: Latent) -> Latent:
-    """z = mean + sigma eps, the reparametrised sample of N(mean, sigma^2)."""
+    """Reparametrised sample z = mean + sigma eps of N(mean, sigma^2)."""
     return mean + jnp.exp(0.5 * log_variance) * eps
 
 
 def reconstruction(video: Video, reconstructed: Video) -> PerExample:
-    """||x - Dec(z)||^2, a mean over elements, so that PSNR = 10 log10(4 / loss) for videos in -1..1. [b]"""
+    """||x - Dec(z)||^2, a mean over elements: PSNR = 10 log10(4 / loss) for videos in -1..1. [b]"""
     return jnp.mean((reconstructed - video) ** 2, axis=(1, 2, 3, 4))
 
 

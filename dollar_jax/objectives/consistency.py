@@ -17,9 +17,10 @@ from dollar_jax.types import Latent, PerExample, Times
 def boundary(
     schedule: Schedule, times: Times, sharpness: float = 10.0, deviation: float = 0.5
 ) -> tuple[Coefficient, Coefficient]:
-    """LCM's c_skip and c_out: f(x, clean) = x exactly, f = x0 almost at once above. Each [b 1 1 1 1].
+    """LCM's boundary coefficients c_skip and c_out of f = c_skip x_t + c_out x0. Each [b 1 1 1 1].
 
-    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = sharpness (t - clean) in thousandths of all times.
+    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), d = deviation, s = 1000 sharpness (t - clean) / T for T
+    training times. So f(x, clean) = x exactly, and f is nearly x0 soon above the clean time.
     """
     scaled = sharpness * 1000 / len(schedule.times) * (times[:, None, None, None, None] - schedule.clean)
     square = scaled**2 + deviation**2
@@ -27,10 +28,10 @@ def boundary(
 
 
 def distance(f: Latent, target: Latent, metric: Literal["mse", "huber"] = "mse", delta: float = 1e-3) -> PerExample:
-    """d of Eq. 6, a mean over elements: squared, or pseudo-Huber sqrt(x^2 + delta^2) - delta. [b]
+    """Distance d of Eq. 6, a mean over elements: squared error, or pseudo-Huber sqrt(x^2 + delta^2) - delta. [b]
 
     Raises:
-      UserError: another metric.
+      UserError: unknown metric.
     """
     square = (f - target) ** 2
     match metric:
@@ -52,18 +53,18 @@ def consistency(
     target: Literal["teacher", "ema", "student"] = "teacher",
     metric: Literal["mse", "huber"] = "mse",
 ) -> tuple[PerExample, dict]:
-    """d(f_theta(x_{t_{n+m}}, t_{n+m}), f_theta'(Denoise^m(x_{t_{n+m}}), t_n)) on noised data (Eq. 6, 7). [b]
+    """Consistency loss d(f_theta(x_{t_{n+m}}, t_{n+m}), f_theta'(Denoise^m(x_{t_{n+m}}), t_n)) (Eq. 6, 7). [b]
 
     Args:
-      steps: m, the teacher's DDIM steps between the two times; cut short where they reach the clean end.
-      grid: N, the times are `schedule.trailing(N)` and clean.
-      guidance: w of the teacher in Denoise^m, and in the target where the teacher is it.
-      target: whose f the student must equal: the teacher's (Eq. 6 to the letter), the student's average's (LCM), or
-        the student's own without gradient.
+      steps: m, number of the teacher's DDIM steps between the two times; fewer if they reach the clean time.
+      grid: N; the times are `schedule.trailing(N)` and the clean time.
+      guidance: w of the teacher in Denoise^m, and in the target if the target is the teacher.
+      target: network of the target f_theta': teacher (Eq. 6 as printed), ema for the student's average (LCM), or
+        student, without gradient.
       metric: mse or huber.
 
     Raises:
-      UserError: another target or metric.
+      UserError: unknown target or metric.
     """
     schedule = context.schedule
     times = jnp.asarray((schedule.clean, *schedule.trailing(grid)), jnp.float32)

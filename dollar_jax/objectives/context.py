@@ -1,4 +1,4 @@
-"""The view that an objective of the generator has of one update."""
+"""The arguments of an objective: networks and batch of one generator update."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,32 +16,32 @@ Units = Literal["raw", "deviations"]
 
 @dataclass(frozen=True)
 class Context:
-    """The networks and the batch of one generator update. An objective is `(context, **options) -> ([b], metrics)`.
+    """Networks and batch of one generator update. An objective is `(context, **options) -> ([b], metrics)`.
 
     Attributes:
-      schedule: a_t and b_t, and the times.
-      student: the denoiser in training; gradients flow through its parameters.
-      ema: the denoiser with the student's averaged parameters; frozen.
-      teacher: teacher(guidance) is the frozen denoiser at that guidance weight w.
-      fake_score: the denoiser of the student's distribution; frozen here.
-      reward_model: (latents, condition) -> [b], in the reward's own units; frozen here.
-      own: the objective's own network, `own(*arguments)`: frozen in the objective, in training in its `Own.loss`. None
-        for an objective without one.
+      schedule: noise schedule, with a_t, b_t and the training times.
+      student: the student as a denoiser, with gradient in its parameters.
+      ema: the student with averaged parameters, as a denoiser; frozen.
+      teacher: teacher(guidance) is the teacher as a denoiser with guidance weight w; frozen.
+      fake_score: the fake score as a denoiser; frozen.
+      reward_model: latent reward model, (latents, condition) -> [b] in the reward's own units; frozen.
+      own: the objective's own network, called as `own(*arguments)`: frozen in the objective, in training in its
+        `Own.loss`. None for an objective without one.
       latents: clean latents of the data, [b f h w c].
-      condition: the captions' embeddings, b of them.
+      condition: condition of the captions, b rows.
       negative: the condition (b = 1) that guidance moves away from.
       empty: the condition (b = 1) of the empty caption.
-      generated: the student's one-step x0 at its own times (Alg. 1, line 8), with gradient.
-      matched_times: the span of times at which `generated` is compared with data, for each example.
-      keys: [b], independent for each objective.
-      times: the student's.
-      sample: sample(k) is the end of the student's whole chain from pure noise, with a gradient through its last k
-        calls.
-      pixel_reward: latents -> [b], the reward of the decoded videos, differentiable.
-      deviation: the reward's running deviation.
-      trajectory: states of a chain along `policy_gradient.path`, drawn from the student as it is;
-      reward, advantage: [b] of the videos in which these end, and the same less a baseline. None, all three, where no
-        policy gradient asks for them.
+      generated: the student's one-step x0 at one of its times (Alg. 1, line 8), with gradient, [b f h w c].
+      matched_times: for each example, the span of times at which `generated` is compared with data.
+      keys: random keys [b], independent for each objective.
+      times: times of the student.
+      sample: sample(k) runs the student's whole chain from pure noise and returns its end, with a gradient through the
+        last k calls.
+      pixel_reward: differentiable reward of the decoded videos, latents -> [b].
+      deviation: running standard deviation of the reward.
+      trajectory: states of a chain along `policy_gradient.path`, sampled from the current student.
+      reward: reward of the video at the end of each chain.
+      advantage: `reward` minus a baseline. These three are None without a policy gradient.
     """
 
     schedule: Schedule
@@ -68,10 +68,10 @@ class Context:
 
 
 def in_units(reward: PerExample, deviation: Float[Array, ""], units: Units) -> PerExample:
-    """A reward, or a difference of rewards, as it is (raw) or in its running deviations.
+    """A reward, or a difference of rewards, in its own units (raw) or divided by its running deviation (deviations).
 
     Raises:
-      UserError: other units.
+      UserError: unknown units.
     """
     match units:
         case "raw":

@@ -1,4 +1,4 @@
-"""Eq. 4: the diffusion loss, on data for the teacher and on the student's samples for the fake score."""
+"""The diffusion loss, Eq. 4: on data for the teacher, on samples of the student for the fake score."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def denoising_loss(
     condition: Condition,
     keys: Keys,
 ) -> PerExample:
-    """The squared error of the network's prediction at x_t, x0 noised to `times` (Eq. 4). [b]"""
+    """Squared error of the network's prediction at x_t = a x0 + b eps, with eps drawn by `keys` (Eq. 4). [b]"""
     eps = normal(keys, x0.shape[1:])
     a, b = schedule.at(times)
     prediction = network(diffusion.forward(x0, eps, a, b), times, condition).astype(jnp.float32)
@@ -34,25 +34,25 @@ def denoising_loss(
 
 
 def drop_captions(condition: Condition, empty: Condition, share: float, keys: Keys) -> Condition:
-    """The empty caption (b = 1) in place of this share of the captions, in expectation."""
+    """Replaces each caption with probability `share` by the empty one (b = 1)."""
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, share))(keys)
     return choose(dropped, empty, condition)
 
 
 def choose(chosen: jax.Array, one: Condition, other: Condition) -> Condition:
-    """Condition `one` (b = 1) for the examples that are chosen [b], their own in `other` for the rest."""
+    """Selects condition `one` (b = 1) for the chosen examples [b], and their own row of `other` for the rest."""
     return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (b.ndim - 1)), a, b), one, other)
 
 
 def denoising(
     context: Context, *, prediction_type: PredictionType = "conjugate", caption_dropout: float = 0.1
 ) -> tuple[PerExample, dict]:
-    """Eq. 4 on data for the network in training: it holds a teacher while that is tuned for a reward. [b]
+    """Eq. 4 on data for the network in training. It keeps a teacher close to data while a reward tunes it. [b]
 
     Args:
-      prediction_type: of the prediction in which the error is measured.
-      caption_dropout: the share of captions that are empty, as in the teacher's pretraining: guidance needs the network
-        without a caption too, and nothing else here would hold it.
+      prediction_type: type of the prediction whose error is measured.
+      caption_dropout: share of captions that are replaced by the empty one, as in the teacher's pretraining. Guidance
+        needs the network without a caption too, and no other loss would keep it.
     """
     schedule, size = context.schedule, len(context.latents)
     every = jnp.full(size, schedule.clean), jnp.full(size, schedule.last)

@@ -1,4 +1,4 @@
-"""DRaFT-K (arXiv 2309.17400): the reward's own gradient, through the decoder, into the last steps of a whole chain."""
+"""DRaFT-K (arXiv 2309.17400): the reward's gradient through the decoder and the last K steps of a whole chain."""
 
 from dollar_jax.objectives.context import Context
 from dollar_jax.types import PerExample
@@ -8,7 +8,7 @@ def draft(context: Context, *, steps: int = 1) -> tuple[PerExample, dict]:
     """-R(Dec(x0)) at the end of the student's chain from pure noise. [b]
 
     Args:
-      steps: K, the last calls of the network through which the gradient goes.
+      steps: K, number of calls of the network, from the end, that have a gradient.
     """
     reward = context.pixel_reward(context.sample(steps))
     return -reward, {"pixel_reward": reward}

@@ -9,17 +9,20 @@ from dollar_jax.objectives.context import Context, Units, in_units
 from dollar_jax.sampling import path_of
 from dollar_jax.types import Latent, PerExample
 
-GRID = 50  # steps of the paper's teacher, whose first time ends a chain: a step to the clean sample has no density
+GRID = 50  # steps of the paper's teacher; its first time ends a chain, since a step to the clean sample has no density
 
 
 def path(times: Points, schedule: Schedule) -> Points:
-    """The times that a chain with log-probabilities visits: the student's that are above its end, then the end."""
+    """Times of a chain with log-probabilities, descending: the student's times above the end, then the end."""
     end = schedule.trailing(GRID)[0]
     return (*(time for time in sorted(times, reverse=True) if time > end), end)
 
 
 def log_probability(x: Latent, mean: Latent, deviation: Coefficient) -> PerExample:
-    """log N(x; mean, deviation^2) (Eq. 28), the sum over elements: only so is Eq. 26 the gradient of E[R]. [b]"""
+    """log N(x; mean, deviation^2), the sum over elements (Eq. 28). [b]
+
+    With a mean over elements, Eq. 26 would not be the gradient of E[R].
+    """
     logs = -0.5 * (((x - mean) / deviation) ** 2 + jnp.log(2 * jnp.pi * deviation**2))
     return jnp.sum(logs, axis=(1, 2, 3, 4))
 
@@ -27,27 +30,27 @@ def log_probability(x: Latent, mean: Latent, deviation: Coefficient) -> PerExamp
 def posterior(
     x0: Latent, eps: Latent, a: Coefficient, b: Coefficient, a_next: Coefficient, b_next: Coefficient
 ) -> tuple[Latent, Coefficient]:
-    """Mean and deviation of q(x_next | x_t, x0) (Eq. 27, corrected): an ancestral step without its noise."""
+    """Mean and deviation of q(x_next | x_t, x0) (Eq. 27, corrected); the mean is an ancestral step without noise."""
     deviation = diffusion.posterior_deviation(a, b, a_next, b_next)
     return diffusion.reverse_step(x0, eps, jnp.zeros_like(x0), a_next, b_next, deviation), deviation
 
 
 def policy_gradient(context: Context, *, steps: int = 2, units: Units = "raw") -> tuple[PerExample, dict]:
-    """-(R - baseline) sum_n log p_theta(x_{n+1} | x_n) over the trajectory's last transitions (Alg. 2, line 13). [b]
+    """-(R - baseline) sum_n log p_theta(x_{n+1} | x_n) over the last transitions of a trajectory (Alg. 2, line 13). [b]
 
-    Its gradient is -dE[R] / dtheta by these transitions, in the reward's units. The baseline, the running mean of the
-    prompt's rewards as in DDPO (arXiv 2305.13301), leaves that as it is and takes the prompts' differences out of its
-    noise.
+    Its gradient estimates -dE[R] / dtheta, through these transitions. The baseline is the running mean of the prompt's
+    rewards, as in DDPO (arXiv 2305.13301): it leaves the expected gradient unchanged and removes the differences
+    between prompts from its noise.
 
     Args:
-      steps: the paper's truncation N, how many transitions at most.
+      steps: largest number of transitions, the paper's truncation N.
       units: raw, or deviations of the reward.
 
     Raises:
-      UserError: less than one step, or other units.
+      UserError: `steps` is less than 1, or unknown units.
     """
     if steps < 1:
-        raise UserError(f"policy_gradient: steps={steps}, wanted 1 or more of the chain's transitions")
+        raise UserError(f"policy_gradient: steps={steps}, wanted 1 or more transitions")
     times, total = path(context.times, context.schedule), 0.0
     for index in range(max(len(times) - 1 - steps, 0), len(times) - 1):
         here, there = path_of(times[index : index + 2], len(context.latents))

@@ -9,27 +9,28 @@ from dollar_jax.objectives.context import Context
 from dollar_jax.sampling import draw_times, fold, normal
 from dollar_jax.types import Latent, PerExample
 
-NEAR = 1e-3  # x0 no further apart than this, for latents of about unit variance, are as good as equal
+NEAR = 1e-3  # mean |x - x0| below which they count as equal, for latents of about unit variance
 
 
 def kl_direction(x0_real: Latent, x0_fake: Latent) -> Latent:
-    """b^2 / a^2 times the gradient of KL(p_fake,t || p_real,t) in a sample x, where x_t = a x + b eps (Eq. 12, 13).
+    """Gradient of KL(p_fake,t || p_real,t) in a sample x, times b^2 / a^2, where x_t = a x + b eps (Eq. 12, 13).
 
-    The gradient is -(s_real - s_fake) a, the a from the chain rule through the noising. With s = -(x_t - a x0) / b^2 it
-    is a^2 / b^2 (x0_fake - x0_real); weighed so, it stays finite where there is no signal, or no noise.
+    The gradient is -(s_real - s_fake) a; the factor a comes from the chain rule through the noising. With
+    s = -(x_t - a x0) / b^2 it equals a^2 / b^2 (x0_fake - x0_real). The weight b^2 / a^2 keeps it finite without signal
+    and without noise.
     """
     return x0_fake - x0_real
 
 
 def normalized(gradient: Latent, x: Latent, x0_real: Latent) -> Latent:
-    """gradient / mean |x - x0_real|, each example by its own mean, as DMD does; by `NEAR` where that is less."""
+    """gradient / max(mean |x - x0_real|, NEAR), with a mean over each example, as in DMD."""
     return gradient / jnp.maximum(jnp.mean(jnp.abs(x - x0_real), axis=(1, 2, 3, 4), keepdims=True), NEAR)
 
 
 def follow(x: Latent, gradient: Latent) -> PerExample:
-    """A loss whose gradient in x is `gradient` over the number of elements, and whose value is half its mean square.
+    """A loss whose gradient in x is `gradient` / n for n elements; its value is half the mean of gradient^2. [b]
 
-    [b]. A mean, as every loss here, so that weights mean the same at every resolution.
+    Like all losses it is a mean over elements, so that weights do not depend on the resolution.
     """
     return 0.5 * jnp.mean((x - lax.stop_gradient(x - gradient)) ** 2, axis=(1, 2, 3, 4))
 
@@ -42,12 +43,12 @@ def variational_score(
     low: float = 0.02,
     high: float = 0.98,
 ) -> tuple[PerExample, dict]:
-    """Moves the generated x along `kl_direction` of the real and the fake score at a time of its own (Eq. 12). [b]
+    """Moves the generated x along `kl_direction` between the real and the fake score, at a random time (Eq. 12). [b]
 
     Args:
-      guidance: w of the real score; the fake score has none.
-      normalize: see `normalized`.
-      low, high: the times are uniform in `matched_times` between these fractions of all training times, see
+      guidance: w of the real score, the teacher; the fake score has no guidance.
+      normalize: whether to normalise the gradient, see `normalized`.
+      low, high: fractions of all training times; the time is uniform in `matched_times` between them, see
         `sampling.draw_times`.
 
     Raises:

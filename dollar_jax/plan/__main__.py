@@ -1,8 +1,9 @@
-"""python -m dollar_jax.plan --config=configs/dollar.py --topology=v5p:2x2x2: does it fit, how fast could it be?
+"""python -m dollar_jax.plan --config=configs/dollar.py --topology=v5p:2x2x2: memory and time of a distillation.
 
-The distillation of a config is compiled for machines that need not be there. TPUs (v5e:16x16, v5p:2x2x2, v6e:4x4):
-ahead of time, by the TPU's own compiler. GPUs (h200:8, h100:8, a100-80g:8, b200:8): an estimate, from a program for as
-many CPU devices and the data sheet. cpu:N: the cost of a run here. Any field of the config can be set, as in main.
+The distillation of a config is compiled for a machine that need not be present. TPUs (v5e:16x16, v5p:2x2x2, v6e:4x4):
+compiled ahead of time by the TPU compiler. GPUs (h200:8, h100:8, a100-80g:8, b200:8): estimated from a program for the
+same number of CPU devices and from the data sheet. cpu:N: the cost of a run on this machine. Any field of the config
+can be set, as in `dollar_jax.main`.
 """
 
 import json
@@ -16,13 +17,13 @@ from dollar_jax.files import write_atomically
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "v5p:2x2x2, v6e:4x4, v5e:16x16, h200:8, cpu:2, ...")
-_STUDENT = flags.DEFINE_string("student", None, "Of config.students; the last one if not given.")
+_STUDENT = flags.DEFINE_string("student", None, "Name of a student in config.students; default: the last one.")
 _TEACHER = flags.DEFINE_string(
     "teacher",
     "",
     "The public model to plan for, if the config names no teacher; a wrong name lists them. Default: the first.",
 )
-_OUT = flags.DEFINE_string("out", None, "A JSON file for all of it.")
+_OUT = flags.DEFINE_string("out", None, "JSON file for the complete plan.")
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     if student not in config.students:
         raise UserError(f"--student={student}: the config has {', '.join(config.students)}")
 
-    from dollar_jax.plan.plan import make_plan  # JAX starts here, after what can be refused without it
+    from dollar_jax.plan.plan import make_plan  # late: a wrong call is refused before JAX starts
     from dollar_jax.plan.report import tables
 
     plan, advice = make_plan(config, _TOPOLOGY.value, student, _TEACHER.value)

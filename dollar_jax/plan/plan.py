@@ -1,4 +1,4 @@
-"""From a config and the name of a machine to a plan."""
+"""Makes the plan of a distillation: the memory and time of a config on a machine."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from dollar_jax.stages.distill import student_config
 
 
 def make_plan(config: ConfigDict, topology: str, student: str, public: str) -> tuple[dict[str, Any], list[str]]:
-    """The plan (see `report.summarize`) of distilling this student of a config, and remedies where it does not fit.
+    """The plan for distilling one student of a config (see `report.summarize`), and remedies if it does not fit.
 
     Args:
-      topology: see `topology.parse`.
-      student: of `config.students`.
-      public: see `teachers.teacher_card`.
+      topology: name of the machine, see `topology.parse`.
+      student: name of the student in `config.students`.
+      public: name of a public teacher, see `teachers.teacher_card`.
     Raises:
-      UserError: no such machine, a mesh that is not of its size, or a config that cannot be built.
+      UserError: the machine is unknown, the mesh does not have its size, or a network of the config cannot be built.
     """
     chip, sides = parse(topology)
     devices = make_devices(topology)

@@ -1,4 +1,4 @@
-"""The programs of one iteration of a distillation, with abstract arguments: nothing here takes memory."""
+"""The jitted programs of one iteration of a distillation, with abstract arguments, which take no memory."""
 
 import math
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Program:
     """A jitted function of the iteration.
 
     Attributes:
-      name: of the part, see `steps.iteration`; with `: propose` or `: decode` behind it for what it scores.
-      times: how often an iteration calls it.
+      name: name of the part (see `steps.iteration`); `NAME: propose` and `NAME: decode` prepare its scored batch.
+      times: number of calls in an iteration.
       step: the jitted function.
       arguments: ShapeDtypeStructs with shardings.
     """
@@ -40,11 +40,11 @@ class Program:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration runs, and what lies in memory all the while.
+    """The programs of one iteration, and the arrays that stay in memory between them.
 
     Attributes:
-      programs: in their order.
-      resident: trees of ShapeDtypeStructs with shardings, by name.
+      programs: programs in their order.
+      resident: name -> tree of ShapeDtypeStructs with shardings: the arrays in memory.
       groups: names of the objectives.
     """
 
@@ -54,11 +54,14 @@ class Iteration:
 
 
 def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
-    """The programs of a student's config (see `stages.distill.student_config`) for the teacher of this card, under its
-    mesh. Under `jax.set_mesh(mesh)`, as a run is.
+    """The programs of one iteration. Call it under `jax.set_mesh(mesh)`, as in a run.
 
+    Args:
+      config: config of a student, see `stages.distill.student_config`.
+      card: card of the teacher.
+      mesh: mesh of the run.
     Raises:
-      UserError: the mesh cannot share the batches, or what building the networks raises.
+      UserError: the mesh does not divide the batches, or a network cannot be built.
     """
     generator, part = config.generator, card["transformer"]
     check_batch(generator.batch_size, mesh, generator.accumulate)
@@ -108,7 +111,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
 
 
 def device_bytes(tree: Any, memory: str = "device") -> int:
-    """Bytes of these ShapeDtypeStructs on each device, or in the host's memory ('pinned_host') for each device."""
+    """Bytes per device of these ShapeDtypeStructs: on the device, or in the host's memory ('pinned_host')."""
 
     def size(leaf):
         sharding = leaf.sharding
@@ -122,7 +125,7 @@ def device_bytes(tree: Any, memory: str = "device") -> int:
 
 
 def _batch(card: Card, size: int, sharding: NamedSharding) -> dict:
-    """An abstract batch of data: its condition is what the card's text encoder returns."""
+    """An abstract batch of data; the condition has the shapes of the card's text encoder."""
     part, tokens = card["text_encoder"], (size, card["tokenizer"]["length"])
     encoder = build(part["architecture"], part["config"])
     words = jax.ShapeDtypeStruct(tokens, jnp.int32), jax.ShapeDtypeStruct(tokens, bool)
@@ -133,7 +136,7 @@ def _batch(card: Card, size: int, sharding: NamedSharding) -> dict:
 
 
 def _decode(pipeline: Pipeline) -> Callable:
-    """(params, latents) -> the videos that the reward sees."""
+    """Jitted (params, latents) -> videos for the reward."""
 
     def decode(params, latents):
         with jax.named_scope("vae"):

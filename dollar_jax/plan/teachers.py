@@ -1,4 +1,4 @@
-"""The card of the teacher that a config will distil, before there is one."""
+"""The card of the teacher of a config, also before the teacher exists."""
 
 import copy
 
@@ -11,13 +11,14 @@ from dollar_jax.pipeline import at_size
 
 
 def teacher_card(config: ConfigDict, public: str) -> Card:
-    """The card of the teacher at `config.teacher.path`; else of the one that the config trains; else of a public model.
-    With the captions' length, and the latent shape of the config's videos.
+    """The card of the teacher, with the length of captions and the latent shape of the config's videos.
+
+    The teacher is the one at `config.teacher.path`, else the one that the config trains, else a public model.
 
     Args:
-      public: a model of a family in `dollar_jax.convert.families`; the first one if empty.
+      public: name of a public model of a family in `dollar_jax.convert.families`; '' is the first one.
     Raises:
-      UserError: no model at the path, no such public model, or a VAE that cannot take the videos.
+      UserError: there is no model at the path, the public model is unknown, or the VAE does not take the videos.
     """
     models = families.public_models()
     public = public or next(iter(models))

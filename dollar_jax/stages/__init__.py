@@ -1,3 +1,5 @@
-"""What a config's `stages` name, in order. A stage is `(config, workdir, mesh) -> None`; called again it goes on or, if
-it is complete, does nothing. `module:function` names one from outside the package.
+"""The stages of a run, `(config, workdir, mesh) -> None`. The field `stages` of a config names them in order.
+
+A second call of a stage resumes it, or does nothing if it is complete. `module:function` names a stage from outside the
+package.
 """

@@ -1,4 +1,4 @@
-"""What several stages need: the encoded data, and pictures of a model in training."""
+"""Data and sampling shared by several stages: sources of videos, encoded data, views of a model in training."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,27 +22,29 @@ from dollar_jax.pipeline import Pipeline, draw_noise, load
 from dollar_jax.sharding import check_batch, data_share, shard
 from dollar_jax.types import Condition
 
-HELD_OUT = 2**31 - 1  # a seed that no run takes
+HELD_OUT = 2**31 - 1  # a seed that no run has
 
 
 def video_source(config: ConfigDict):
     """Random access to {'video', 'caption'}: the dataset at `config.data.path`, or clips of the shapes world.
 
     Raises:
-      UserError: no dataset there, or videos of another size than the config's.
+      UserError: there is no dataset, or its videos have another size than the config's.
     """
     if config.data.path:
         dataset = open_dataset(config.data.path)
         for name in ("frames", "height", "width"):
             there, here = dataset.info.get(name), config.video[name]
             if there != here:
-                raise UserError(f"{config.data.path} has {name} {there}, config.video.{name} is {here}")
+                raise UserError(
+                    f"{config.data.path} has videos with {name} = {there}, but config.video.{name} is {here}"
+                )
         return dataset
     return _rendered(config, config.data.clips, config.seed, config.data.long_captions)
 
 
 def held_out_source(config: ConfigDict):
-    """Videos that nothing was trained on. A user's dataset has none set apart: there they are those of training."""
+    """Held-out videos of the shapes world. A user's dataset has no held-out part: there the training videos."""
     if config.data.path:
         return video_source(config)
     return _rendered(config, 2 * config.report.reference_clips, HELD_OUT, config.report.long_prompts)
@@ -53,10 +55,10 @@ def _rendered(config: ConfigDict, clips: int, seed: int, long_captions: bool) ->
 
 
 def real_clips(config: ConfigDict) -> list[dict]:
-    """Held-out clips to measure against, twice `config.report.reference_clips` or all there are, of one size."""
+    """Reference clips of one size from `held_out_source`, at most twice `config.report.reference_clips`."""
     source = held_out_source(config)
     clips = [source[i] for i in range(min(2 * config.report.reference_clips, len(source)))]
-    return [clip for clip in clips if _shape(clip) == _shape(clips[0])]  # a user's data may hold images too
+    return [clip for clip in clips if _shape(clip) == _shape(clips[0])]  # a user's dataset may also hold images
 
 
 def _shape(clip: dict) -> tuple[int, ...]:
@@ -64,7 +66,7 @@ def _shape(clip: dict) -> tuple[int, ...]:
 
 
 def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Frames, latents and captions of real clips; of those stored as latents the frames that these decode to."""
+    """Frames, latents and captions of real clips. Clips that are stored as latents are decoded to frames."""
     given, convert = ("latents", model.decode) if "latents" in clips[0] else ("video", model.encode_video)
     values = np.stack([clip[given] for clip in clips])
     made = np.concatenate([convert(values[i : i + 32]) for i in range(0, len(values), 32)])
@@ -73,7 +75,7 @@ def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np
 
 
 def prompts(config: ConfigDict) -> list[str]:
-    """Those of the shapes world, or the first `config.report.captions` different ones of the user's data."""
+    """Prompts of the shapes world, or the first `config.report.captions` different captions of the user's data."""
     if not config.data.path:
         return list(LONG_CAPTIONS if config.report.long_prompts else CAPTIONS)
     source = held_out_source(config)
@@ -81,49 +83,64 @@ def prompts(config: ConfigDict) -> list[str]:
 
 
 def encoded_source(config: ConfigDict, workdir: Path) -> Dataset:
-    """Random access to {'latents', 'caption'} and the columns of a condition (`data.encoding`): the data that this run
-    encoded, or `config.data.path` where `python -m dollar_jax.data --encode` wrote it.
+    """The encoded dataset: random access to {'latents', 'caption'} and the columns of a condition (`data.encoding`).
+
+    It was encoded by this run, or by `python -m dollar_jax.data --encode` at `config.data.path`.
     """
     encoded = workdir / "encoded" / "data"
     return open_dataset(encoded if encoded.exists() or not config.data.path else config.data.path)
 
 
 def network_options(config: ConfigDict) -> dict:
-    """How the large networks compute, for `build` and `load_component`."""
+    """Options of `build` and `load_component` for the large networks: dtype, rematerialisation, attention kernel."""
     return {"dtype": config.dtype, "remat": config.remat, "attention": config.attention or None}
 
 
 def host_batches(source, config: ConfigDict, seed: int, mesh: Mesh, parts: int = 1) -> grain.DatasetIterator:
-    """Endless batches of `parts` times `config.batch_size`: the rows for the devices of this process.
+    """Endless batches of `parts` x `config.batch_size` examples; each process gets the rows for its devices.
 
     Raises:
-      UserError: the devices cannot share such a batch equally.
+      UserError: the batch size is not divisible by the number of devices that share a batch.
     """
     check_batch(config.batch_size, mesh, config.accumulate)
     return iter(batches(source, parts * config.batch_size, seed, *data_share(mesh)))
 
 
 class View(NamedTuple):
-    """How a model in training is looked at."""
+    """Sampling from a model in training, see `open_view`.
 
-    pipeline: Pipeline  # samples and decodes; its transformer has no parameters of its own
-    show: Callable  # (state) -> (frames, captions): samples of its moving average for the log
-    negative: Condition  # of the card's negative prompt, and
-    empty: Condition  # of the empty caption, b = 1 each
-    condition: Condition  # of the captions asked for
+    Attributes:
+      pipeline: samples and decodes; its transformer has no parameters.
+      show: (state) -> (frames, captions), samples from the moving average for the log.
+      negative: condition (b = 1) of the card's negative prompt.
+      empty: condition (b = 1) of the empty caption.
+      condition: condition of the captions that `open_view` got.
+    """
+
+    pipeline: Pipeline
+    show: Callable
+    negative: Condition
+    empty: Condition
+    condition: Condition
 
 
 def open_view(
     folder: Path, card: Card, network: Network, config: ConfigDict, mesh: Mesh, captions: Sequence[str] = ()
 ) -> View:
-    """The view of a model that the card describes, whose parameters may not exist yet. `show` always starts from the
-    same noise; `captions` are encoded.
+    """Opens the view of a model whose parameters need not exist yet.
+
+    Args:
+      folder: folder of the model; the VAE and the text encoder are read from it.
+      card: card of the model.
+      network: the transformer.
+      captions: captions to encode for `View.condition`. (`show` uses `config.show_captions`, always with the same
+        noise.)
 
     Raises:
-      UserError: the transformer is from outside and does not keep the contract of its role.
+      UserError: the transformer is from outside and breaks the contract of its role.
     """
     shown = list(config.show_captions)
-    # Read once and dropped: the text encoder is the largest network of all.
+    # The text encoder is the largest network: it is loaded, used once and freed.
     told = load(folder, parts=("text_encoder",)).encode_text([*shown, card["negative_prompt"], "", *captions])
 
     def rows(start: int, stop: int | None) -> Condition:
@@ -139,7 +156,7 @@ def open_view(
     noise, keys = draw_noise(card, config.seed, count, 1)
 
     def show(state):
-        params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
+        params = jax.device_put(state.ema, shard(state.ema, mesh))  # `offload` keeps it in the host's memory
         made = pipeline.videos(rows(0, count), noise, keys, negative=negative, params=params, batch_size=count)
         return next(made)[1], shown
 

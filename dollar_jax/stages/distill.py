@@ -1,4 +1,4 @@
-"""Distils the teacher into the students that the config names, each into `workdir/{name}`."""
+"""Distils the teacher into the students of a config; student NAME goes to `workdir/NAME`."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -40,23 +40,28 @@ from dollar_jax.steps.reward import PROMPTS, Replay
 from dollar_jax.train import finished, initialize, place, train
 from dollar_jax.types import Condition
 
-ENOUGH = 8  # clips, to see whether a reward reads their captions
+ENOUGH = 8  # number of clips on which a reward is tested for reading captions
 
 
 def teacher_folder(config: ConfigDict, workdir: Path) -> Path:
-    """Where the teacher is: the user's own, or the one trained in this run."""
+    """Folder of the teacher: `config.teacher.path`, or the teacher that this run trains.
+
+    Raises:
+      UserError: the config has neither.
+    """
     if not config.teacher.path and "teacher" not in config.stages:
-        raise UserError("there is no teacher: set --config.teacher.path=FOLDER")
+        raise UserError("there is no teacher: set --config.teacher.path=FOLDER, or add the stage teacher")
     return Path(config.teacher.path) if config.teacher.path else workdir / "teacher"
 
 
 def student_config(config: ConfigDict, name: str) -> ConfigDict:
-    """The config with the student's own changes to `generator` and `reward`; the latent model learns from no more
-    captions than a batch has.
+    """The config with a student's changes of `generator` and `reward`.
+
+    `reward.batch_size`, the captions that the latent reward model learns from, is at most the generator's batch size.
     """
     config = config.copy_and_resolve_references()
     for free in (config.reward.options, config.reward.network):
-        free.unlock()  # other rewards have other fields; all other fields must exist
+        free.unlock()  # each reward has its own fields here; elsewhere a new field is a mistake
     for part in ("generator", "reward"):
         changes = dict(config.students[name].get(part, {}))
         set_named(config.generator.objectives, changes.pop("objectives", {}))
@@ -66,19 +71,22 @@ def student_config(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def distill(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """Alg. 1 for every student of `config.students`, in their order there."""
+    """Runs Alg. 1 for each student of `config.students` in order."""
     for name in config.students:
         _distill(name, student_config(config, name), workdir, mesh)
 
 
 def make_setup(config: ConfigDict, card: Card, network: Network, condition: Condition) -> dollar.Distillation:
-    """The fixed part of a distillation, from a student's config, the teacher's card and its network.
+    """Makes the fixed part of a distillation.
 
     Args:
-      card: the teacher's, with the latent shape of the config's videos.
-      condition: of one caption, b = 1; ShapeDtypeStructs are enough.
+      config: config of a student, see `student_config`.
+      card: card of the teacher, with the latent shape of the config's videos.
+      network: network of teacher and student.
+      condition: condition of one caption (b = 1), or its ShapeDtypeStructs.
     Raises:
-      UserError: times, a replay or a text width that do not fit, or what making the schedule and the networks raises.
+      UserError: the times, the size of the replay or the text width do not fit, or the schedule or a network cannot be
+        made.
     """
     reward, schedule = config.reward, diffusion.make_schedule(**card["schedule"])
     diffusion.check_prediction_type(card["prediction_type"], schedule)
@@ -132,10 +140,10 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     else:
         reward.pretrain = 0
     if not needs - {"fake_score"} or not config.held_out.videos_per_caption:
-        generator.guard.metric = ""  # no reward to go too far for, or nothing to see it by
+        generator.guard.metric = ""  # there is no reward to over-optimise, or no measurement
     loop = generator.copy_and_resolve_references()
     loop.iterations += reward.pretrain
-    loop.guard.patience += reward.pretrain // loop.save_every  # meanwhile the student cannot become better
+    loop.guard.patience += reward.pretrain // loop.save_every  # the student does not change during pretraining
     if finished(folder, loop):
         return
     teacher_card = read_card(source)
@@ -159,9 +167,9 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     setup = make_setup(config, teacher_card | {"latent_shape": card["latent_shape"]}, network, view.empty)
     learns = "reward_model" in needs
     if learns and not reward.reads_captions and _reads_captions(judge, config, view.pipeline):
-        raise UserError(f"reward {reward.name} reads captions, the latent model would not: set reward.reads_captions")
+        raise UserError(f"reward {reward.name} reads captions, the latent model does not: set reward.reads_captions")
     if "pixel_reward" in needs:
-        judge.prepare(config.show_captions[:1])  # refused now, not at the first step
+        judge.prepare(config.show_captions[:1])  # an error appears now, not at the first step
         setup = replace(setup, decode=view.pipeline.decoder, pixel_reward=judge.score)
         weights = jax.device_put(jax.tree.map(np.asarray, judge.params), shard(judge.params, mesh))
         frozen |= {"vae": view.pipeline.networks["vae"][1], "reward": weights}
@@ -170,7 +178,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     state = initialize(setup.init, mesh, teacher, jax.random.fold_in(key, 0), offload=config.offload)
     if start := config.students[name].start_from:
         state = _start_from(workdir / start, state)
-    # The frozen copy in the dtype of the computation: it would be cast to it at every use.
+    # The frozen copy is stored in the dtype of the computation, which saves a cast at every use.
     frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
     iteration = compiled(parts(setup), state, mesh)
     if is_main():
@@ -183,12 +191,12 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
 
 def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> bool:
-    """Whether the reward of real clips changes when their captions change places."""
+    """Whether the reward of real clips changes with the order of their captions; False for a random reward."""
     few = config.copy_and_resolve_references()
     few.report.reference_clips = ENOUGH // 2
     frames, _, captions = encode_clips(pipeline, real_clips(few))
     first, again, swapped = (judge(frames, order) for order in (captions, captions, captions[::-1]))
-    return np.array_equal(first, again) and not np.array_equal(first, swapped)  # one that is random does not tell
+    return np.array_equal(first, again) and not np.array_equal(first, swapped)
 
 
 def _make_update(
@@ -200,8 +208,9 @@ def _make_update(
     mesh: Mesh,
     key: jax.Array,
 ) -> Callable:
-    """Runs an iteration, for `train`: (state, batch, captions, number) -> (state, metrics). The batch holds all batches
-    that the iteration draws; the first is the generator's.
+    """Makes the update (state, batch, captions, number) -> (state, metrics) of `train`, which runs one iteration.
+
+    The batch holds all batches of the iteration; the first is the generator's.
     """
     size, few = setup.config.generator.batch_size, setup.config.reward.batch_size
     drawn = batches_drawn(setup.config, setup.needs)
@@ -213,7 +222,7 @@ def _make_update(
         for part in due(iteration, setup, number):
             for index in range(part.times):
                 rows = fresh.pop(0) if part.batch == "fresh" else first
-                # Every run draws from a stream of its own: all of them see the same `state.step`.
+                # Every run has its own key stream, because `state.step` is the same for all of them.
                 stream = part.key(key, number, index)
                 words = captions
                 if part.batch == "few":
@@ -229,27 +238,28 @@ def _make_update(
         return state, metrics
 
     def thin_batch(batch, captions):
-        """The rows that the reward model learns from; each caption twice, for its clip and its sample."""
+        """The rows for the reward model, and their captions, each twice: for the clip and for the sample."""
         shares = batch_shares(mesh)
         local = shares * len(captions) // size
         batch = jax.tree.map(lambda x: thin(x, shares, few), batch)
         return batch, np.repeat(thin(np.array(captions), local, few * local // shares), 2).tolist()
 
     def score(latents, captions):
-        """The true reward [b] on the mesh (line 17): each process decodes and scores its own devices' videos."""
+        """True reward [b] on the mesh (line 17); each process decodes and scores the videos on its own devices."""
         return place({"reward": judge(local_rows(view.decode_on_devices(latents)), captions)}, mesh)["reward"]
 
     return update
 
 
 def prompt_numbers(captions: Sequence[str]) -> np.ndarray:
-    """The number of each caption's row in `PromptMeans`."""
+    """The row of each caption in `PromptMeans`, [b]."""
     return np.array([zlib.crc32(caption.encode()) % PROMPTS for caption in captions], np.int32)
 
 
 def merged(metrics: dict, new: dict) -> dict:
-    """The metrics of an iteration with those of a step more: losses named `loss` add up, an update was skipped if one
-    of its kind was, and of the rest the latest is kept.
+    """Merges the metrics of another step into those of an iteration.
+
+    Losses named `loss` are added, `skipped/NETWORK` is the maximum, and of other metrics the new value is kept.
     """
     for name in metrics.keys() & new.keys():
         if name == "loss":
@@ -260,7 +270,7 @@ def merged(metrics: dict, new: dict) -> dict:
 
 
 def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
-    """The state with student and fake score of a student distilled before."""
+    """The state with student, average and fake score from the folder of another student."""
     part = read_card(folder)["transformer"]
     student, fake_score = (load_component(folder, part | {"item": item})[1] for item in ("ema", "fake_score"))
     place_like = partial(jax.tree.map, lambda old, new: jax.device_put(jnp.array(new), old.sharding))

@@ -1,4 +1,4 @@
-"""Encodes the videos once, into `workdir/encoded`: training then runs neither VAE nor text encoder."""
+"""Encodes the videos and captions once, into `workdir/encoded`: training runs neither VAE nor text encoder."""
 
 from collections import deque
 from pathlib import Path
@@ -24,15 +24,17 @@ BATCH_SIZE = 32
 
 
 def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """Writes latents and text embeddings of `config.data`, by the networks of the teacher if there is one already, else
-    by this run's VAE and a random text encoder for the words that the captions use.
+    """Writes latents and text embeddings of `config.data`.
+
+    The networks are those of the teacher at `config.teacher.path`; without it, the VAE of this run and a random text
+    encoder for the words in the captions.
     """
     del mesh  # the current one: all devices share every batch
     folder = workdir / "encoded"
     if (folder / "data").exists():
         return
     source = video_source(config)
-    if "latents" in source[0]:  # `python -m dollar_jax.data --encode` was here
+    if "latents" in source[0]:  # already encoded by `python -m dollar_jax.data --encode`
         return
     if config.teacher.path:
         card = bring(read_card(config.teacher.path), config.teacher.path, folder)
@@ -47,7 +49,7 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         progress = tqdm(examples, desc="encode", total=len(source), unit="video", disable=None, dynamic_ncols=True)
         write_dataset(folder / "data", iter(progress), config.video.to_dict())
     else:
-        deque(examples, maxlen=0)  # its devices are needed
+        deque(examples, maxlen=0)  # the devices of this process are needed for the encoding
     multihost_utils.sync_global_devices("encoded")
 
 

@@ -1,4 +1,4 @@
-"""Measures a student in training on prompts and noise that are always the same."""
+"""Measures a student during training on fixed prompts and noise."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,18 +27,21 @@ def make_measure(
     captions: Sequence[str],
     mesh: Mesh,
 ) -> tuple[Callable[[DollarState], dict[str, float]], list[str]]:
-    """(state) -> what the videos of the student's moving average are worth, by names with `held_out/` in front, and
-    what `collapse.measure` finds; and the names for the console.
+    """Makes the function (state) -> {name: value} that measures videos of the student's moving average.
 
-    reward               the true one, mean over videos
-    reward_chain         the same at the end of the chain that a policy gradient trains, where one does
-    reward_estimate      the latent reward model's, in the reward's units, where there is one, and
-    reward_correlation   between the two, over videos
-    and what `config.report.metrics` measures, which the reward does not see.
+    Names with `held_out/` in front:
+    reward               true reward, mean over videos; with `judge`
+    reward_chain         true reward at the end of the chain that a policy gradient trains; with a policy gradient
+    reward_estimate      estimate of the latent reward model in the reward's units, mean over videos; with such a model
+    reward_correlation   correlation of estimate and true reward over videos; with such a model
+    and the columns of `config.report.metrics`, which the reward does not see. The values of `collapse.measure` are
+    added under their own names.
 
     Args:
-      view: opened with these captions.
-      judge: the true reward, where there is one.
+      view: the view of the student, opened with `captions`.
+      judge: the true reward, or None.
+    Returns:
+      the function, and the names to print on the console.
     """
     pipeline, metrics = view.pipeline, Metrics(config.report.metrics.to_dict())
     frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
@@ -57,13 +60,13 @@ def make_measure(
         return constrain(setup.trajectory(params, {"latents": noise, "condition": condition}, keys)[1])
 
     def chain_ends(params):
-        """The videos in which the policy gradient's chains end."""
+        """Yields the videos at the ends of the policy gradient's chains, in batches."""
         for start in range(0, len(captions), size):
             rows = padded_rows((noise, view.condition, keys), start, size)
             yield pipeline.decode(np.asarray(chain(params, *rows)))
 
     def run(state: DollarState) -> dict[str, float]:
-        params = jax.device_put(state.ema, shard(state.ema, mesh))  # it may wait in the host's memory
+        params = jax.device_put(state.ema, shard(state.ema, mesh))  # `offload` keeps it in the host's memory
         made = pipeline.videos(view.condition, noise, keys, negative=view.negative, params=params, batch_size=size)
         latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
         frames = frames / np.float32(255)

@@ -1,4 +1,4 @@
-"""Samples teacher and students on the same prompts and noise, measures them and writes `workdir/report`."""
+"""Samples teacher and students from the same prompts and noise, measures them, and writes `workdir/report`."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ from dollar_jax.stages.distill import teacher_folder
 
 
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """`index.html` and `report.json`, with what `config.report.metrics` measures."""
+    """Writes the report with the metrics of `config.report.metrics`, if `report.json` is not there yet."""
     del mesh  # the current one: all devices share every batch
     folder, settings = workdir / "report", config.report
     if (folder / "report.json").exists():
@@ -105,7 +105,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
 
 def _entries(config: ConfigDict, workdir: Path) -> Iterator[tuple[str, Sampling]]:
-    """The teacher at its own steps and at a student's, the students at theirs, the first one at fewer too; by row."""
+    """Name and sampling of each row: the teacher, also at a student's steps; the students, the first also at fewer."""
     teacher = load(teacher_folder(config, workdir))
     students = {name: load(workdir / name) for name in config.students}
     yield TEACHER, _sampling(teacher, len(teacher.card["times"]))
@@ -123,7 +123,7 @@ def _sampling(model: Pipeline, steps: int) -> Sampling:
 
 
 def _balanced(clips: Sequence[dict], count: int) -> list[dict]:
-    """`count` clips of every caption that has so many; one of each where none has."""
+    """`count` clips of every caption with so many clips, or as many as the most frequent caption has."""
     groups = defaultdict(list)
     for clip in clips:
         groups[clip["caption"]].append(clip)

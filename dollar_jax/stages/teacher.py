@@ -18,7 +18,7 @@ from dollar_jax.train import initialize, train
 
 
 def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """Eq. 4 with caption dropout; its card says how to sample it and where the VAE and the text encoder are."""
+    """Trains on Eq. 4 with caption dropout; the card has the settings for sampling, the VAE and the text encoder."""
     folder, stage = workdir / "teacher", config.teacher
     schedule = diffusion.make_schedule(**stage.schedule)
     diffusion.check_prediction_type(stage.prediction_type, schedule)
@@ -49,7 +49,7 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     step = compile_step(make_step(network, stage.prediction_type, schedule, stage), state, mesh)
 
     def update(state, batch, captions, number):
-        del captions, number  # the captions' embeddings are in the batch
+        del captions, number  # the batch has the condition of the captions
         return step(state, {"empty": view.empty}, batch, jax.random.fold_in(key, 1))
 
     batches = host_batches(encoded_source(config, workdir), stage, config.seed, mesh)

@@ -17,12 +17,14 @@ from dollar_jax.steps.common import init_state
 from dollar_jax.steps.vae import make_step
 from dollar_jax.train import initialize, train
 
-MEASURED_CLIPS = 256  # enough for a standard deviation to 1 %
+MEASURED_CLIPS = 256  # enough for the standard deviation of latents to 1 %
 
 
 def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
-    """Reconstruction with a weak KL; at the end its average becomes the folder's VAE, and the card learns the
-    factors that bring latents to unit variance.
+    """Trains on reconstruction with a weak KL divergence.
+
+    At the end the average becomes the VAE of the folder, and the card gets the factors that normalise latents to unit
+    variance.
     """
     folder, stage = workdir / "vae", config.vae
     if (folder / "config.json").exists() and read_card(folder)["vae"]["scaling_factor"]:
@@ -32,7 +34,7 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         "vae": {
             "architecture": stage.architecture,
             "config": stage.network.to_dict(),
-            "scaling_factor": None,  # this and the shift are measured when training is over
+            "scaling_factor": None,  # this and the shift are measured after training
             "shift_factor": 0.0,
             "path": "checkpoints",
             "item": "ema",
@@ -72,7 +74,7 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
 
 def factors_of(latents: Latents, per_channel: bool) -> dict[str, float | list[float]]:
-    """The shift and scale that bring latents to unit variance: one scale for all, or each channel's own two."""
+    """Factors that normalise latents to unit variance: one scale, or shift and scale for each channel."""
     if not per_channel:
         return {"scaling_factor": float(1 / latents.std())}
     axes = tuple(range(latents.ndim - 1))

@@ -1,4 +1,4 @@
-"""What every step function is made of: states, optimisers, gradients in pieces, moving averages."""
+"""Parts of every step function: states, optimisers, accumulated gradients, moving averages."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from dollar_jax.types import Key, Leaf, Params
 
 @struct.dataclass
 class TrainState:
-    """One network in training (VAE, teacher)."""
+    """State of the training of one network (VAE, teacher)."""
 
     step: Leaf
     params: Params
@@ -26,19 +26,21 @@ class TrainState:
 
 
 def init_state(network: Network, config: ConfigDict, key: Key) -> TrainState:
-    """The state before the first step."""
+    """The initial state, before the first step."""
     params = network.init(key)
     optimizer = make_optimizer(config.optimizer, config.iterations)
     return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
 def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransformation:
-    """AdamW with a warm-up, a constant rate and a cosine to zero.
+    """AdamW whose learning rate has a linear warm-up, a constant part and a cosine decay to zero.
 
-    Fields: learning_rate; warmup, steps of linear warm-up; decay_from, the fraction of `iterations` where the cosine
-    begins (0: at once; 1: the rate stays); b1, b2, weight_decay; clip, the largest global norm of a gradient; moment,
-    the dtype in which the mean of gradients is kept. (Their mean square cannot be kept in bfloat16: with b2 = .999 it
-    changes by less than a bfloat16 resolves.)
+    Args:
+      config: learning_rate; warmup, number of warm-up steps; decay_from, the fraction of `iterations` at which the
+        decay begins (0: at once, 1: no decay); b1, b2, weight_decay; clip, the largest global norm of a gradient;
+        moment, the dtype of Adam's first moment. The second moment is always float32: with b2 = .999 its changes are
+        below the resolution of bfloat16.
+      iterations: number of updates.
     """
     decay_start = int(config.decay_from * iterations)
     pieces = [
@@ -57,20 +59,20 @@ def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransfo
 
 
 def example_keys(key: Key, step: jax.Array, batch_size: int) -> Keys:
-    """A key for each example of this step's batch: a resumed run repeats nothing and skips nothing."""
+    """Keys [batch_size] for this step's examples, from its number: a resumed run repeats and skips no draw."""
     return jax.random.split(jax.random.fold_in(key, step), batch_size)
 
 
 def mean_gradient(loss: Callable, params: Params, examples, pieces: int) -> tuple[Params, dict]:
-    """Gradient of the batch's mean loss, computed in `pieces` parts one after the other.
+    """Gradient of the mean loss of a batch, accumulated over `pieces` parts (gradient accumulation).
 
     Args:
       loss: (params, examples) -> ([b] loss, metrics as a dict of [b] or scalars).
-      examples: pytree of [batch, ...]; everything random in it is already drawn or keyed for each example, so that the
-        result does not depend on the number of pieces.
-      pieces: divides the batch; the memory of activations falls with it.
+      examples: pytree of [batch, ...]. Each example has its random draws or its own key, so that the result does not
+        depend on the number of pieces.
+      pieces: number of parts, a divisor of the batch; more parts need less memory for activations.
     Returns:
-      the gradient, and the metrics' means with the loss among them.
+      the gradient, and the means of the metrics and the loss.
     """
 
     def mean_loss(params, part):
@@ -81,7 +83,7 @@ def mean_gradient(loss: Callable, params: Params, examples, pieces: int) -> tupl
     differentiate = jax.grad(mean_loss, has_aux=True)
     if pieces == 1:
         return differentiate(params, examples)
-    # Every piece takes examples of every device: neighbours in the batch go to different pieces.
+    # Neighbours in the batch go to different pieces, so that each piece has examples on every device.
     parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), examples)
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts)))
 
@@ -100,11 +102,15 @@ def update(
     name: str,
     loss: Float[Array, ""],
 ) -> tuple[Params, optax.OptState, dict]:
-    """One optimiser step of the network `name`: new parameters, new optimiser state, norms for the log.
+    """One optimiser step of the network `name`.
 
-    Where the loss or the gradient is not finite everything stays as it is, and the log says `skipped/NAME` 1.
+    The step is skipped if the loss or the gradient is not finite.
+
+    Returns:
+      new parameters, new optimiser state, and metrics: norms of gradient, update and parameters, and `skipped/NAME`, 1
+      for a skipped step.
     """
-    state = jax.device_put(state, jax.memory.Space.Device)  # it may wait in the host's memory
+    state = jax.device_put(state, jax.memory.Space.Device)  # `offload` keeps it in the host's memory
     change, new_state = optimizer.update(gradient, state, params)
     norms = {
         f"norm/{name}_{kind}": optax.tree.norm(tree)
@@ -117,7 +123,7 @@ def update(
 
 
 def moving_average(average: Params, params: Params, decay: float, step: jax.Array) -> Params:
-    """EMA that starts as a plain mean: the decay is at most (1 + step) / (10 + step)."""
-    average = jax.device_put(average, jax.memory.Space.Device)  # it may wait in the host's memory
+    """Exponential moving average whose decay is at most (1 + step) / (10 + step): it starts like a plain mean."""
+    average = jax.device_put(average, jax.memory.Space.Device)  # `offload` keeps it in the host's memory
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)

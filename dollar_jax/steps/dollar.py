@@ -1,5 +1,6 @@
-"""DOLLAR distillation, Alg. 1: generator, fake score and objectives' own networks, a pure step function each. The
-latent reward model's is in `dollar_jax.steps.reward`, their order in `dollar_jax.steps.iteration`.
+"""DOLLAR distillation, Alg. 1: pure step functions of the generator, the fake score and the objectives' own networks.
+
+The latent reward model's step is in `dollar_jax.steps.reward`, the order of the steps in `dollar_jax.steps.iteration`.
 """
 
 import operator
@@ -42,10 +43,16 @@ from dollar_jax.types import Key, Latent, Leaf, Params, PerExample, Video
 
 @struct.dataclass
 class DollarState:
-    """Everything that training changes. Parameters are nested dicts; optimizers go by the networks' names.
+    """The state of a distillation: all arrays that training changes.
 
-    `own` holds the parameters of the networks that objectives bring along, by `Objective.key`, and `own_ema` the
-    averages that were asked for.
+    Attributes:
+      step: number of updates of the student.
+      student, ema, fake_score, reward_model: parameters, as nested dicts; `ema` is the student's average.
+      own, own_ema: parameters of the objectives' own networks by `Objective.key`, and the averages of those with one.
+      reward_statistics: running mean and deviation of the true reward.
+      prompt_means: baselines of the policy gradient.
+      replay: a `Replay`, or None.
+      optimizers: optimiser states by the networks' names.
     """
 
     step: Leaf
@@ -57,24 +64,24 @@ class DollarState:
     own_ema: dict[str, Params]
     reward_statistics: RewardStatistics
     prompt_means: PromptMeans
-    replay: Leaf  # a Replay, or None
+    replay: Leaf
     optimizers: dict[str, optax.OptState]
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """What stays fixed: the networks as pure functions and the numbers of the config.
+    """The fixed part of a distillation: networks as pure functions, and the config.
 
     Attributes:
-      network: of teacher, fake score and student alike.
+      network: the network of teacher, fake score and student.
       reward_network: the latent reward model.
-      prediction_type: of teacher and fake score.
-      schedule: a_t and b_t, and the times.
-      config: the fields `generator`, `fake_score` and `reward` of the config.
-      own: the networks that objectives bring along, by `Objective.key`.
-      empty_replay: () -> the replay that the reward model starts with, None for none.
-      decode: (the VAE's parameters, latents) -> videos 0..1, where an objective sees pixels.
-      pixel_reward: (videos 0..1, what the reward prepared of the captions) -> [b], likewise.
+      prediction_type: prediction type of teacher and fake score.
+      schedule: noise schedule.
+      config: a config with the fields `generator`, `fake_score` and `reward`.
+      own: the objectives' own networks, by `Objective.key`.
+      empty_replay: () -> the initial replay of the reward model, None for no replay.
+      decode: (parameters of the VAE, latents) -> videos in 0..1; None if no objective needs pixels.
+      pixel_reward: (videos in 0..1, captions prepared by the reward, parameters of the reward) -> [b]; None likewise.
     """
 
     network: Network
@@ -89,21 +96,21 @@ class Distillation:
 
     @cached_property
     def objectives(self) -> list[Objective]:
-        """The objectives that have a weight."""
+        """The objectives with a weight that is not 0."""
         return used(self.config.generator)
 
     @cached_property
     def needs(self) -> set[str]:
-        """All that an iteration does for them."""
+        """The union of the objectives' `needs`."""
         return needs_of(self.objectives)
 
     @property
     def student_prediction_type(self) -> PredictionType:
-        """The teacher's type (homogeneous), or x0 (heterogeneous)."""
+        """Prediction type of the student: the teacher's (homogeneous) or x0 (heterogeneous)."""
         return "x0" if self.config.generator.heterogeneous else self.prediction_type
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
-        """AdamW of 'generator', 'fake_score' or 'reward'; each counts its own updates."""
+        """AdamW of 'generator', 'fake_score' or 'reward', for the number of its updates in the run."""
         updates = {
             "generator": 2 if self.config.reward.step == "separate" else 1,
             "fake_score": self.config.fake_score.updates,
@@ -112,12 +119,12 @@ class Distillation:
         return make_optimizer(self.config[name].optimizer, self.config.generator.iterations * updates[name])
 
     def own_optimizer(self, objective: Objective) -> optax.GradientTransformation:
-        """AdamW of an objective's own network, with the fake score's settings where it has none."""
+        """AdamW of an objective's own network; by default with the settings of the fake score's."""
         settings = objective.settings.get("optimizer", self.config.fake_score.optimizer)
         return make_optimizer(settings, self.config.generator.iterations * objective.settings.get("updates", 1))
 
     def init(self, teacher: Params, key: Key) -> DollarState:
-        """Student, its average and the fake score start as copies of the teacher (Alg. 1, line 4)."""
+        """The initial state: student, its average and fake score are copies of the teacher (Alg. 1, line 4)."""
         student, ema, fake_score = (jax.tree.map(lambda x: jnp.array(x, jnp.float32), teacher) for _ in range(3))
         reward_model = self.reward_network.init(key)
         trained = {"generator": student, "fake_score": fake_score, "reward": reward_model}
@@ -143,8 +150,12 @@ class Distillation:
         )
 
     def generate(self, student: Params, batch: dict, keys: Keys) -> tuple[Latent, Span]:
-        """x^ = G(c, eps): the student's one-step x0 at one of its times (Alg. 1, line 8), and the span of times at
-        which it is compared with data. Only the last call has a gradient.
+        """Generates x^ = G(c, eps), the student's one-step x0 at one of its times (Alg. 1, line 8).
+
+        Only the last call of the network has a gradient.
+
+        Returns:
+          x^ [b f h w c], and the span of times at which it is compared with data.
         """
         generator = self.config.generator
         x_t, times = rollout(
@@ -161,12 +172,12 @@ class Distillation:
         return self.denoiser(student)(x_t, times, batch["condition"])[0], span
 
     def denoiser(self, student: Params) -> Denoiser:
-        """The student as (x_t, t, condition) -> (x0, eps)."""
+        """The student with these parameters as a denoiser (x_t, t, condition) -> (x0, eps)."""
         apply = jax.named_scope("student")(self.network.apply)
         return denoiser(apply, student, self.student_prediction_type, self.schedule)
 
     def sample(self, student: Params, batch: dict, keys: Keys, steps: int) -> Latent:
-        """The end of the student's whole chain from pure noise; its last `steps` calls have a gradient (DRaFT-K)."""
+        """Runs the student's whole chain from pure noise; the last `steps` calls have a gradient (DRaFT-K)."""
         generator, (size, *shape) = self.config.generator, batch["latents"].shape
         times = path_of([*sorted(generator.times, reverse=True), self.schedule.clean], size)
         cut = max(len(times) - 1 - steps, 0)
@@ -177,7 +188,7 @@ class Distillation:
         return x_t
 
     def trajectory(self, student: Params, batch: dict, keys: Keys) -> tuple[Float[Array, "b n f h w c"], Latent]:
-        """Every state of the student's chain by ancestral steps along `policy_gradient.path`, and the x0 it ends in."""
+        """All states of an ancestral chain of the student along `policy_gradient.path`, and the x0 at its end."""
         denoise, (size, *shape) = self.denoiser(student), batch["latents"].shape
         times = path_of(path(self.config.generator.times, self.schedule), size)
         noise = normal(fold(keys, 0), shape)
@@ -188,9 +199,9 @@ class Distillation:
     def context(
         self, state: DollarState, frozen: Params, part: dict, student: Params, statistics: RewardStatistics
     ) -> Context:
-        """The view of one update that all objectives share; its keys and `own` are still to be replaced.
+        """The context shared by all objectives; each objective replaces `keys` and `own`.
 
-        Calls of networks are named, so that a profile and the planner can tell whose they are.
+        Calls of networks have named scopes, so that profiles and the planner can attribute them.
         """
 
         def network(name, params, prediction_type, guidance=0.0):
@@ -231,23 +242,27 @@ class Distillation:
         )
 
     def own_network(self, objective: Objective, params: Params) -> Callable:
-        """An objective's own network as a function of its arguments."""
+        """An objective's own network with these parameters, as a function of its other arguments."""
         return partial(jax.named_scope("own")(self.own[objective.key].apply), params)
 
 
 def own_name(objective: Objective) -> str:
-    """The name of an objective's own network in the log and among the optimizers."""
+    """Name of an objective's own network in the log and in `DollarState.optimizers`."""
     return f"{objective.key}_own"
 
 
 def make_generator_step(setup: Distillation, names: Collection[str] | None = None) -> Callable:
-    """(state, frozen, batch, key) -> (state, metrics): the student and its average, Eq. 16.
+    """Makes the step (state, frozen, batch, key) -> (state, metrics) of the student and its average, Eq. 16.
 
-    frozen: {'teacher': params, 'negative', 'empty': conditions of b = 1}, and the VAE's params as 'vae' and the
-    reward's as 'reward' where an objective sees pixels.
-    batch: {'latents', 'condition'}; also {'prepared'}, what the reward made of the captions, for such an objective, and
-    {'trajectory', 'reward', 'prompt': number of the caption [b]} for a policy gradient. The objectives (those among
-    `names`, if given) are summed by weight: VSD + beta_CD CD + beta_FT FT in the paper.
+    The loss is the weighted sum of the objectives: VSD + beta_CD CD + beta_FT FT in the paper.
+
+    frozen: {'teacher': params, 'negative' and 'empty': conditions with b = 1}; for an objective on pixels also the
+      parameters of the VAE ('vae') and of the reward ('reward').
+    batch: {'latents', 'condition'}; for an objective on pixels also 'prepared', the captions prepared by the reward;
+      for a policy gradient also 'trajectory', 'reward' and 'prompt', the number of each caption [b].
+
+    Args:
+      names: names of the objectives to use; None: all.
     """
     generator = setup.config.generator
     objectives = [objective for objective in setup.objectives if names is None or objective.name in names]
@@ -258,7 +273,7 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
         if "reward" in batch:
             prompt, reward = batch["prompt"], batch["reward"]
             statistics = statistics.add(reward)
-            # The prompt's mean is of earlier videos; of the mean of all, a video's own reward is one of many.
+            # The prompt's mean excludes this batch. The mean of all rewards includes it, as a small part.
             batch = batch | {"advantage": reward - means.baseline(prompt, statistics.mean)}
             means = means.add(prompt, reward)
 
@@ -293,11 +308,11 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
 
 
 def make_fake_score_step(setup: Distillation) -> Callable:
-    """(state, frozen, batch, key) -> (state, metrics): the fake score, Eq. 4 on fresh samples of the student."""
+    """Makes the step (state, frozen, batch, key) -> (state, metrics) of the fake score: Eq. 4 on student samples."""
     optimizer = setup.optimizer("fake_score")
 
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
-        del frozen  # the fake score learns from the student alone
+        del frozen  # the fake score learns only from samples of the student
 
         def loss(fake_score, part):
             keys = part["keys"]
@@ -323,7 +338,7 @@ def make_fake_score_step(setup: Distillation) -> Callable:
 
 
 def make_own_step(setup: Distillation, objective: Objective) -> Callable:
-    """(state, frozen, batch, key) -> (state, metrics): an objective's own network, by its own loss."""
+    """Makes the step (state, frozen, batch, key) -> (state, metrics) of an objective's own network."""
     name, key_of, settings = own_name(objective), objective.key, objective.settings
     own_loss = partial(objective.own.loss, **settings.get("options", {}))
     optimizer, decay = setup.own_optimizer(objective), settings.get("ema", 0.0)
@@ -354,9 +369,10 @@ def make_own_step(setup: Distillation, objective: Objective) -> Callable:
 
 
 def make_proposal(setup: Distillation) -> Callable:
-    """(state, frozen, batch, key) -> {'latents', 'condition'} of 2 b rows for the reward model to learn on: x and x^ of
-    Alg. 1, line 16, each caption's clip and after it the student's sample. They are decoded and scored outside, by any
-    reward: 'scored' are their latents.
+    """Makes (state, frozen, batch, key) -> batch for the reward model, before scoring (Alg. 1, line 16).
+
+    The result has 2 b rows {'latents', 'condition', 'scored'}: the clip x of each caption, followed by the student's
+    sample x^ for it. The caller decodes the latents 'scored' and scores the videos with the true reward.
     """
 
     def propose(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
@@ -370,9 +386,10 @@ def make_proposal(setup: Distillation) -> Callable:
 
 
 def make_trajectory(setup: Distillation) -> Callable:
-    """(state, frozen, batch, key) -> the batch with {'trajectory': [b n f h w c], 'scored': [b f h w c]}: the states of
-    the student's chain for a policy gradient, and the x0 that it ends in, to be decoded and scored outside (Alg. 2,
-    lines 5-11).
+    """Makes (state, frozen, batch, key) -> batch for a policy gradient, before scoring (Alg. 2, lines 5-11).
+
+    It adds 'trajectory' [b n f h w c], the states of the student's chain, and 'scored' [b f h w c], the x0 at its end.
+    The caller decodes the latents 'scored' and scores the videos with the true reward.
     """
 
     def follow(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
@@ -385,11 +402,12 @@ def make_trajectory(setup: Distillation) -> Callable:
 
 
 def split_batch(batch: dict, parts: int) -> list[dict]:
-    """A batch of parts x b rows as so many batches of b: row i goes to the batch i mod parts. So each device splits its
-    own rows, and the batches are the same on every mesh.
+    """Splits a batch of parts x b rows into `parts` batches of b rows; row i goes to batch i mod parts.
+
+    So each device splits its own rows, and the batches are the same on every mesh.
     """
 
-    def rows(x):  # first by the batch to which they go, so that a part is a slice
+    def rows(x):  # the part is the first axis, so that a part is a slice
         return rearrange(x, "(b parts) ... -> parts b ...", parts=parts)
 
     split = jax.tree.map(rows, batch)

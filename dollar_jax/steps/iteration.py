@@ -2,11 +2,11 @@
 
 | part | step | how often | batch |
 |---|---|---|---|
-| generator | student and its average, Eq. 16 | once | data; after `trajectory` for a policy gradient |
-| fake_score | fake score, Eq. 4 | `fake_score.updates` | data of its own each time, as in DMD2 |
-| NAME_own | the network that objective NAME brings along | its `updates` | the generator's |
+| generator | student and its average, Eq. 16 | once | data; for a policy gradient with a scored trajectory |
+| fake_score | fake score, Eq. 4 | `fake_score.updates` | new data each time, as in DMD2 |
+| NAME_own | own network of the objective NAME | its `updates` | the generator's |
 | reward | latent reward model, Eq. 14 | once, if `concurrent` | clips and samples with their true reward |
-| finetune | student for the latent reward alone (Alg. 1, line 19) | once, if `separate` | the generator's |
+| finetune | student, on the latent reward alone (Alg. 1, line 19) | once, if `separate` | the generator's |
 """
 
 from collections.abc import Callable, Collection
@@ -23,9 +23,9 @@ from dollar_jax.steps.dollar import Distillation, DollarState
 from dollar_jax.steps.reward import make_reward_step
 from dollar_jax.types import Key
 
-TUNING = "latent_reward"  # the objective that takes a step of its own where the config wants that
+TUNING = "latent_reward"  # the objective that has its own step if reward.step is separate
 REWARD = "reward"  # the part that trains the latent reward model
-PROPOSALS = 2  # the stream of random keys of every `Part.propose`
+PROPOSALS = 2  # number of the key stream of every `Part.propose`
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class Part:
     Attributes:
       name: see the module's table.
       step: (state, frozen, batch, key) -> (state, metrics).
-      stream: the number of its stream of random keys.
-      times: how often an iteration runs it.
-      batch: generator: the generator's batch; fresh: another one each time; few: as many rows of the generator's as the
-        reward model learns from.
-      propose: (state, frozen, batch, key) -> the step's batch, whose latents 'scored' are decoded and scored by the
-        true reward in between; None for a step on the batch as it is.
-      prepared: whether the batch needs what a differentiable reward made of the captions.
+      stream: number of its stream of random keys.
+      times: number of runs in an iteration.
+      batch: "generator": the generator's batch; "fresh": a new batch for each run; "few": `reward.batch_size` rows of
+        the generator's batch.
+      propose: (state, frozen, batch, key) -> the step's batch with latents 'scored', which the caller decodes and
+        scores with the true reward before the step. None: the step takes the batch as it is.
+      prepared: whether the batch needs the captions prepared by a differentiable reward.
     """
 
     name: str
@@ -53,15 +53,17 @@ class Part:
     prepared: bool = False
 
     def key(self, key: Key, number: int, index: int = 0, stream: int | None = None) -> Key:
-        """The key of the run `index` of this part in iteration `number`. Steps fold in `state.step` themselves, which
-        stands still while the reward model is trained alone.
+        """The key of run `index` of this part in iteration `number`.
+
+        Steps fold in `state.step`. It does not change while the reward model is trained alone, so the reward model's
+        key folds in the number.
         """
         key = jax.random.fold_in(key, (self.stream if stream is None else stream) + index)
         return jax.random.fold_in(key, number) if self.name == REWARD else key
 
 
 def parts(setup: Distillation) -> list[Part]:
-    """The parts of an iteration, in their order, not compiled."""
+    """The parts of an iteration in their order, not compiled."""
     config, needs = setup.config, setup.needs
     learns, separate = "reward_model" in needs, config.reward.step == "separate"
     names = [objective.name for objective in setup.objectives if not (separate and objective.name == TUNING)]
@@ -89,8 +91,9 @@ def parts(setup: Distillation) -> list[Part]:
 
 
 def due(iteration: list[Part], setup: Distillation, number: int) -> list[Part]:
-    """The parts that iteration `number` runs: at first the reward model's alone, as many times as `reward.pretrain`
-    says; later it rests if it is not to learn concurrently.
+    """The parts that iteration `number` runs.
+
+    The first `reward.pretrain` iterations run the reward model's part alone; later ones run it if `reward.concurrent`.
     """
     reward = setup.config.reward
     if number < reward.pretrain:
@@ -99,7 +102,7 @@ def due(iteration: list[Part], setup: Distillation, number: int) -> list[Part]:
 
 
 def compiled(iteration: list[Part], state: DollarState, mesh: Mesh) -> list[Part]:
-    """The same, each function jitted once; `state` may be abstract."""
+    """The parts with their functions jitted, each once; `state` may be abstract."""
     spread = batch_sharding(mesh)
     return [
         replace(
@@ -112,12 +115,10 @@ def compiled(iteration: list[Part], state: DollarState, mesh: Mesh) -> list[Part
 
 
 def batches_drawn(config: ConfigDict, needs: Collection[str]) -> int:
-    """How many batches an iteration draws from the data: the generator's, and a fresh one for each update of the fake
-    score.
-    """
+    """Number of batches of data in an iteration: one for the generator and one for each update of the fake score."""
     return 1 + config.fake_score.updates * ("fake_score" in needs)
 
 
 def describe(iteration: list[Part]) -> str:
-    """The iteration in a line."""
+    """One line with the names of the parts and their numbers of runs."""
     return ", ".join(f"{part.name} x {part.times}" if part.times > 1 else part.name for part in iteration)

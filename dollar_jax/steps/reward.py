@@ -1,5 +1,6 @@
-"""The latent reward model learns from true rewards (Alg. 1, lines 16-18): statistics, replay and the step. A policy
-gradient's baselines.
+"""Training of the latent reward model on true rewards (Alg. 1, lines 16-18): statistics, replay, step function.
+
+Also the baselines of a policy gradient.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,17 @@ from dollar_jax.objectives.latent_reward import reward_regression
 from dollar_jax.steps.common import mean_gradient, update
 from dollar_jax.types import Condition, Key, Leaf, Params, PerExample
 
-PARTS = ("latents", "condition", "reward")  # of a scored batch
-PROMPTS = 2**16  # numbers of prompts; two prompts that share one share their baseline, which is one all the same
-MEMORY = 32  # videos of a prompt after which older ones fade: the student changes
+PARTS = ("latents", "condition", "reward")  # fields of a scored batch
+PROMPTS = 2**16  # rows of baselines; prompts that share a row share a baseline, which leaves the gradient unbiased
+MEMORY = 32  # number of videos that a prompt's mean covers; older ones fade, since the student changes
 
 
 @struct.dataclass
 class RewardStatistics:
-    """Running count, mean and sum of squared differences (Welford): the reward model learns (R - mean) / deviation."""
+    """Running count, mean and sum of squared deviations of the true reward (Welford's algorithm).
+
+    The reward model learns (R - mean) / deviation.
+    """
 
     count: Leaf
     mean: Leaf
@@ -31,11 +35,11 @@ class RewardStatistics:
 
     @property
     def deviation(self) -> jax.Array:
-        """The running deviation, a little above zero, also where nothing was added."""
+        """The running standard deviation; a little above zero even before the first reward."""
         return jnp.sqrt(self.squares / jnp.maximum(self.count, 1) + 1e-12)
 
     def normalize(self, reward: PerExample) -> PerExample:
-        """The reward in running deviations from its running mean."""
+        """(R - mean) / deviation [b]."""
         return (reward - self.mean) / self.deviation
 
     def restore(self, normalized: PerExample) -> PerExample:
@@ -43,7 +47,7 @@ class RewardStatistics:
         return normalized * self.deviation + self.mean
 
     def add(self, reward: PerExample) -> "RewardStatistics":
-        """With a batch more."""
+        """The statistics after another batch of rewards."""
         count = self.count + reward.shape[0]
         shift = reward.mean() - self.mean
         squares = self.squares + jnp.sum((reward - reward.mean()) ** 2)
@@ -53,23 +57,23 @@ class RewardStatistics:
 
 @struct.dataclass
 class PromptMeans:
-    """The mean reward of each prompt's last videos: the baseline of DDPO (arXiv 2305.13301)."""
+    """Mean reward of the last videos of each prompt, the baseline of DDPO (arXiv 2305.13301)."""
 
     count: Leaf  # [PROMPTS], at most about MEMORY
     mean: Leaf  # [PROMPTS]
 
     @classmethod
     def empty(cls) -> "PromptMeans":
-        """Before any video."""
+        """The means before the first video."""
         return cls(jnp.zeros(PROMPTS), jnp.zeros(PROMPTS))
 
     def baseline(self, prompts: Int[Array, " b"], mean: jax.Array) -> PerExample:
-        """Of these prompts' numbers [b]; `mean`, of all rewards, counts like one more video of each."""
+        """Baselines [b] of the prompts with these numbers; `mean` of all rewards counts as one more video of each."""
         count = self.count[prompts]
         return (count * self.mean[prompts] + mean) / (count + 1)
 
     def add(self, prompts: Int[Array, " b"], reward: PerExample) -> "PromptMeans":
-        """With a batch more."""
+        """The means after another batch of rewards."""
         new = jnp.zeros_like(self.count).at[prompts].add(1)
         total = jnp.zeros_like(self.mean).at[prompts].add(reward)
         kept = jnp.minimum(self.count, jnp.maximum(MEMORY - new, 0))
@@ -79,16 +83,22 @@ class PromptMeans:
 
 @struct.dataclass
 class Replay:
-    """The scored videos of the last batches, a ring of [n, ...] arrays: a reward that is slow to compute is learnt from
-    more than once, and the reward model does not forget what the student has just left.
+    """A ring buffer of scored latents from the last batches.
+
+    The reward model learns several times from a reward that is slow to compute, and does not forget samples that the
+    student no longer makes.
+
+    Attributes:
+      rows: arrays [n, ...] with the names `PARTS`.
+      count: number of rows that were ever added.
     """
 
-    rows: dict[str, Any]  # PARTS
-    count: Leaf  # that ever came in
+    rows: dict[str, Any]
+    count: Leaf
 
     @classmethod
     def empty(cls, size: int, latents: Leaf, condition: Condition) -> "Replay":
-        """Room for `size` videos like these: ShapeDtypeStructs of one example, b = 1."""
+        """An empty buffer for `size` rows; `latents` and `condition` are ShapeDtypeStructs with b = 1."""
         example = {"latents": latents, "condition": condition, "reward": jax.ShapeDtypeStruct((1,), jnp.float32)}
 
         def room(x):
@@ -98,7 +108,7 @@ class Replay:
         return cls(jax.tree.map(room, example), jnp.zeros((), jnp.int32))
 
     def add(self, batch: dict) -> "Replay":
-        """With a batch more in place of the oldest; its size divides the ring's."""
+        """The buffer with a batch in place of the oldest rows; the size of the batch divides that of the buffer."""
         size = batch["reward"].shape[0]
         start = self.count % self.rows["reward"].shape[0]
 
@@ -108,16 +118,16 @@ class Replay:
         return Replay(jax.tree.map(put, self.rows, batch), self.count + size)
 
     def draw(self, key: Key, size: int) -> dict:
-        """`size` rows of those that came in, uniform with repetition."""
+        """Draws `size` of the added rows, uniformly with replacement."""
         chosen = jax.random.randint(key, (size,), 0, jnp.minimum(self.count, self.rows["reward"].shape[0]))
         return jax.tree.map(lambda rows: rows[chosen], self.rows)
 
 
 def make_reward_step(network: Network, optimizer: optax.GradientTransformation) -> Callable:
-    """(state, frozen, batch, key) -> (state, metrics): the latent reward model, Eq. 14.
+    """Makes the step (state, frozen, batch, key) -> (state, metrics) of the latent reward model, Eq. 14.
 
-    batch: {'latents', 'condition', 'reward': [b]} of proposed latents with the true reward of their videos. As
-    many again come from the replay, where there is one.
+    batch: {'latents', 'condition', 'reward'}: latents and the true reward [b] of their videos. With a replay the step
+      also learns from b rows of it.
     """
 
     def step(state, frozen: Params, batch: dict, key: Key):
@@ -154,6 +164,6 @@ def make_reward_step(network: Network, optimizer: optax.GradientTransformation) 
 
 
 def correlation(x: PerExample, y: PerExample) -> jax.Array:
-    """Pearson's, 0 where one of them is constant."""
+    """Pearson's correlation of two [b]; 0 if one is constant."""
     x, y = x - x.mean(), y - y.mean()
     return (x * y).sum() / jnp.maximum(jnp.sqrt((x**2).sum() * (y**2).sum()), 1e-12)

@@ -14,7 +14,7 @@ from dollar_jax.types import Key, Params
 
 
 def make_step(network: Network, prediction_type: PredictionType, schedule: Schedule, config: ConfigDict):
-    """(state, frozen, batch, key) -> (state, metrics).
+    """Makes the step (state, frozen, batch, key) -> (state, metrics) of a teacher.
 
     frozen: {'empty': condition of the empty caption, b = 1}. batch: {'latents': [b f h w c], 'condition'}.
     """
@@ -25,7 +25,7 @@ def make_step(network: Network, prediction_type: PredictionType, schedule: Sched
         size = batch["latents"].shape[0]
         key = jax.random.fold_in(key, state.step)
         time_key, drop_key, noise_key = jax.random.split(key, 3)
-        # Stratified: each example draws from its own slice of the times, which lowers the variance of the loss.
+        # Stratified draws: each example has its own slice of the times, which lowers the variance of the loss.
         slices = jnp.arange(size) + jax.random.uniform(time_key, (size,))
         dropped = jax.random.bernoulli(drop_key, config.caption_dropout, (size, 1, 1))[:, 0, 0]
         examples = {

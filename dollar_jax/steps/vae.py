@@ -11,7 +11,7 @@ from dollar_jax.types import Key, Params
 
 
 def make_step(network: Network, config: ConfigDict):
-    """(state, frozen, batch, key) -> (state, metrics). batch: {'video': uint8 [b F H W 3]}; nothing is frozen."""
+    """Makes the step (state, {}, batch, key) -> (state, metrics) of the VAE; batch: {'video': uint8 [b F H W 3]}."""
     optimizer = make_optimizer(config.optimizer, config.iterations)
 
     def step(state: TrainState, frozen: Params, batch: dict, key: Key) -> tuple[TrainState, dict]:

@@ -53,9 +53,9 @@ def test_networks_that_do_not():
     refused("transformer", lambda p, x, t, text: x + text.mean(), "no attribute 'mean'", LATENTS, CONDITION)
     video = SHAPE((1, 5, 8, 8, 3), jnp.float32)
     refused("vae", lambda p, x: x, "unexpected keyword argument 'method'", video)
-    refused("vae", lambda p, x, method: x, r"encode\(video\) is to return mean and log variance", video)
+    refused("vae", lambda p, x, method: x, r"encode\(video\) must return mean and log variance", video)
     halves = {"encode": lambda x: (x[:, :, ::2], x[:, :, ::2]), "decode": lambda x: x}
-    refused("vae", lambda p, x, method: halves[method](x), r"decode\(latents\) is to return an array of shape", video)
+    refused("vae", lambda p, x, method: halves[method](x), r"decode\(latents\) must return an array of shape", video)
     refused("text_encoder", lambda p, tokens: tokens, "positional argument", *WORDS)
     refused("text_encoder", lambda p, tokens, mask: tokens[..., None] * 1.0, "a dollar_jax.types Condition", *WORDS)
     refused("reward_model", lambda p, x, condition: x.mean(), r"array of shape \(1,\), not \(\)", LATENTS, CONDITION)
