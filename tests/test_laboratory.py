@@ -10,8 +10,9 @@ from configs.laboratory import EXPERIMENTS, get_config
 from dollar_jax import laboratory
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate import report_runs
+from dollar_jax.objectives import used
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.stages.distill import needs_of, student_config
+from dollar_jax.stages.distill import student_config
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -20,7 +21,7 @@ def test_every_student_of_an_experiment_can_be_made(experiment):
     config = get_config(experiment)
     for name in config.students:
         own = student_config(config, name)
-        needs_of(own.generator)
+        assert used(own.generator)
         Judge(own.reward)
 
 

@@ -75,6 +75,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
     """The fixed part of a distillation, from a student's config, the teacher's card and its network.
 
     Args:
+      card: the teacher's, with the latent shape of the config's videos.
       condition: of one caption, b = 1; ShapeDtypeStructs are enough.
     Raises:
       UserError: times, a replay or a text width that do not fit, or what making the schedule and the networks raises.
@@ -85,8 +86,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
     if "text_width" in reward.network:
         raise UserError("reward.network.text_width is the teacher's: leave it out, and set reward.reads_captions")
     text_width = {"text_width": condition.embedding.shape[-1]} if reward.reads_captions else {}
-    latent_shape = at_size(card, config.video.to_dict())["latent_shape"]
-    example = jax.ShapeDtypeStruct((1, *latent_shape), jnp.float32), _shapes(condition)
+    example = jax.ShapeDtypeStruct((1, *card["latent_shape"]), jnp.float32), _shapes(condition)
 
     def empty_replay():
         if not reward.replay:
@@ -156,7 +156,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     write_card(folder, card)
     view = open_view(folder, card, network, config, mesh, captions)
     frozen = {"teacher": teacher, "negative": view.negative, "empty": view.empty}
-    setup = make_setup(config, teacher_card, network, view.empty)
+    setup = make_setup(config, teacher_card | {"latent_shape": card["latent_shape"]}, network, view.empty)
     learns = "reward_model" in needs
     if learns and not reward.reads_captions and _reads_captions(judge, config, view.pipeline):
         raise UserError(f"reward {reward.name} reads captions, the latent model would not: set reward.reads_captions")

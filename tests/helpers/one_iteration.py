@@ -35,8 +35,8 @@ SIZES = {
     "num_layers": 2,
     "use_rotary_positional_embeddings": True,
 }
-CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}}
 BATCH_SIZE, FRAMES, TEXT_TOKENS = 8, 3, 5  # 5 + 3 x 2 x 2 tokens
+CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}, "latent_shape": [FRAMES, 4, 4, 4]}
 
 
 def get_setup():
