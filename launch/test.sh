@@ -21,4 +21,4 @@ export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-$(setting find-links)}}
 
 "$environment/bin/ruff" check
 "$environment/bin/ruff" format --check
-"$python" -m pytest -n auto --dist loadfile "$@"
+"$python" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

@@ -28,6 +28,29 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 jax.config.update("jax_numpy_rank_promotion", "raise")
 trust(["toy_pipeline", "test_tuning"])  # their models' cards name networks of theirs
 
+# The longest files, which begin first, so that no worker of pytest is left alone with one at the end.
+LONGEST = [
+    "test_end_to_end.py",
+    "test_convert.py",
+    "test_sharding.py",
+    "test_tuning.py",
+    "test_toy_family.py",
+    "test_plan.py",
+    "test_cogvideox_vae.py",
+    "test_dollar.py",
+    "test_checkpoint.py",
+    "test_tiling.py",
+    "test_attention.py",
+    "test_human_browser.py",
+    "test_configs.py",
+    "test_inception.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -122,22 +122,36 @@ def held_out(log):
     return [line for line in log if "held_out/reward" in line]
 
 
-def test_every_way_to_tune_for_a_reward(folder):
-    logs = tune(
-        folder,
+WAYS = {
+    "joint": ({"objectives": ALONE | {"variational_score": 1.0, "latent_reward": 1.0}}, {}),
+    "separate": ({"objectives": ALONE | {"latent_reward": 1.0}}, {"pretrain": 2, "step": "separate", "replay": 8}),
+    "fixed": ({"objectives": ALONE | {"latent_reward": 1.0}}, {"pretrain": 2, "concurrent": False}),
+    "ddpo": (
         {
-            "joint": ({"objectives": ALONE | {"variational_score": 1.0, "latent_reward": 1.0}}, {}),
-            "separate": (
-                {"objectives": ALONE | {"latent_reward": 1.0}},
-                {"pretrain": 2, "step": "separate", "replay": 8},
-            ),
-            "fixed": ({"objectives": ALONE | {"latent_reward": 1.0}}, {"pretrain": 2, "concurrent": False}),
-            "ddpo": ({"objectives": ALONE | {"policy_gradient": 1.0}}, {}),
-            "refl": ({"objectives": ALONE | {"refl": 1.0}}, {}),
-            "draft": ({"objectives": ALONE | {"draft": {"weight": 1.0, "steps": 2}}}, {}),
+            "objectives": ALONE | {"policy_gradient": 1.0},
+            "optimizer": {"learning_rate": 0.01, "warmup": 0, "decay_from": 1.0},
         },
-        stages=(distill,),
-    )
+        {},
+    ),
+    "refl": ({"objectives": ALONE | {"refl": 1.0}}, {}),
+    "draft": ({"objectives": ALONE | {"draft": {"weight": 1.0, "steps": 2}}}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def logs(folder):
+    """The log of a student of each way, which is in `folder`."""
+    return tune(folder, WAYS, stages=(distill,))
+
+
+def copied(folder, workdir, name):
+    """A student of `folder` without its last checkpoint, in a workdir of its own."""
+    (workdir / "encoded").symlink_to(folder / "encoded")
+    shutil.copytree(folder / name, workdir / name)
+    shutil.rmtree(workdir / name / "checkpoints/4")
+
+
+def test_every_way_to_tune_for_a_reward(logs):
     for name, log in logs.items():
         ends = [-1, 1, 3, 5] if name in ("separate", "fixed") else [-1, 1, 3]
         assert [line["step"] for line in held_out(log)] == ends
@@ -317,20 +331,14 @@ def test_the_fake_score_sees_batches_of_its_own(folder, tmp_path, monkeypatch):
     assert len(set(rows)) == len(rows) == 16
 
 
-def test_a_policy_gradient_goes_on_where_it_stopped(folder, tmp_path):
+def test_a_policy_gradient_goes_on_where_it_stopped(folder, logs, tmp_path):
     """Its baselines and the position in the data are in the checkpoint: to the bit the same student."""
-    optimizer = {"learning_rate": 0.01, "warmup": 0, "decay_from": 1.0}
-    generator = {"objectives": ALONE | {"variational_score": 1.0, "policy_gradient": 1.0}, "optimizer": optimizer}
+    copied(folder, tmp_path, "ddpo")
+    again = tune(folder, {"ddpo": WAYS["ddpo"]}, stages=(distill,), workdir=tmp_path)["ddpo"]
     states = []
-    for name, stops in {"once": [4], "twice": [2, 4]}.items():
-        workdir = tmp_path / name
-        workdir.mkdir()
-        (workdir / "encoded").symlink_to(folder / "encoded")
-        for iterations in stops:
-            student = {"student": (generator | {"iterations": iterations}, {})}
-            tune(folder, student, stages=(distill,), workdir=workdir)
-        _, params = load(workdir / "student", parts=("transformer",)).networks["transformer"]
-        lines = [line for line in metrics.read(workdir / "student") if line["step"] == 3]
+    for workdir, log in ((folder, logs["ddpo"]), (tmp_path, again)):
+        _, params = load(workdir / "ddpo", parts=("transformer",)).networks["transformer"]
+        lines = [line for line in log if line["step"] == 3]
         states.append((params["mix"].tolist(), [line.get("reward_trajectory") for line in lines]))
     assert states[0] == states[1]
 
@@ -356,16 +364,13 @@ def test_a_student_of_no_updates_is_its_start(folder, tmp_path):
     np.testing.assert_array_equal(params["mix"], teacher["mix"])
 
 
-def test_a_finished_student_is_passed_over(folder, tmp_path, monkeypatch):
+def test_a_finished_student_is_passed_over(folder, logs, tmp_path, monkeypatch):
     """The same command again does not compile its steps again."""
-    (tmp_path / "encoded").symlink_to(folder / "encoded")
-    student = {"student": ({"objectives": ALONE | {"consistency": 1.0}, "iterations": 2}, {})}
-    tune(folder, student, stages=(distill,), workdir=tmp_path)
     monkeypatch.delattr("dollar_jax.stages.distill.compiled")
-    tune(folder, student, stages=(distill,), workdir=tmp_path)
-    shutil.rmtree(tmp_path / "student/checkpoints/2")
+    tune(folder, {"refl": WAYS["refl"]}, stages=(distill,))
+    copied(folder, tmp_path, "refl")
     with pytest.raises(NameError, match="compiled"):
-        tune(folder, student, stages=(distill,), workdir=tmp_path)
+        tune(folder, {"refl": WAYS["refl"]}, stages=(distill,), workdir=tmp_path)
 
 
 REWARD = """
