@@ -219,7 +219,7 @@ def refused(workdir, words, other):
         ({"columns__0__key": "a b"}, r"columns\.0\.key"),
         ({"columns__0__key": "steps"}, "'steps' is a key of several columns, or reserved"),
         ({"columns__1__key": "frechet"}, "'frechet' is a key of several columns, or reserved"),
-        ({"columns__0__key": "model"}, "'model' is no key"),
+        ({"columns__0__key": "model"}, "'model' is a key of several"),
         ({"columns__0__better": "best"}, r"columns\.0\.better"),
         ({"columns__0__ideal": "0"}, r"columns\.0\.ideal"),
         ({"columns__0__shown": 1}, r"columns\.0\.shown"),
