@@ -73,27 +73,27 @@ def median_seconds(call) -> float:
 
 def measure(work, rate: float) -> None:
     """Every program on random numbers, REPEATS times; then one profile of the first."""
-    state, frozen, batch, key = (materialize(part) for part in work.programs[0].arguments)
-    rest = {program.name: program.arguments for program in work.programs}
+    state, frozen, first, key = (materialize(part) for part in work.programs[0].arguments)
     total, arithmetic = 0.0, 0
 
     def runner(program):
-        if program.name in ("generator", "fake_score", "reward"):
-            given = {"generator": (frozen, batch, key), "fake_score": ({}, batch, key)}
-            arguments = given.get(program.name) or tuple(materialize(part) for part in rest[program.name][1:])
+        if program.name.endswith(": decode"):
+            arguments = tuple(materialize(part) for part in program.arguments)
+            return lambda: program.step(*arguments)
+        # Steps with a batch like the first one's share it, for memory's sake.
+        like_first = program.arguments[2] == work.programs[0].arguments[2]
+        batch = first if like_first else materialize(program.arguments[2])
+        if program.name.endswith(": propose"):
+            return lambda: program.step(state, frozen, batch, key)
 
-            def call():
-                nonlocal state
-                state, metrics = program.step(state, *arguments)
-                return metrics
+        def call():
+            nonlocal state
+            state, metrics = program.step(state, frozen, batch, key)
+            return metrics
 
-            return call
-        arguments = tuple(materialize(part) for part in rest[program.name])
-        if program.name == "propose":
-            return lambda: program.step(state, *arguments[1:])
-        return lambda: program.step(*arguments)
+        return call
 
-    print(f"{'program':12}{'times':>6}{'s':>10}{'TFLOP':>10}{'TFLOP/s':>10}{'of products':>13}{'compiled in s':>15}")
+    print(f"{'program':20}{'times':>6}{'s':>10}{'TFLOP':>10}{'TFLOP/s':>10}{'of products':>13}{'compiled in s':>15}")
     for program in work.programs:
         count = (
             flops.count(program.step.trace(*program.arguments).jaxpr, lambda path: "all")["all"] / jax.device_count()
@@ -105,7 +105,7 @@ def measure(work, rate: float) -> None:
         seconds = median_seconds(call)
         total, arithmetic = total + program.times * seconds, arithmetic + program.times * count
         print(
-            f"{program.name:12}{program.times:6}{seconds:10.3f}{count / 1e12:10.2f}{count / seconds / 1e12:10.1f}"
+            f"{program.name:20}{program.times:6}{seconds:10.3f}{count / 1e12:10.2f}{count / seconds / 1e12:10.1f}"
             f"{count / seconds / rate:12.0%}{compiled:15.1f}",
             flush=True,
         )

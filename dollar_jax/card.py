@@ -99,7 +99,7 @@ SCHEMA = _object(
     times={"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
     sampler={"enum": ["ddim", "ancestral", "renoise"]},
     guidance=_number(-1, 1000),
-    negative_prompt={"type": "string", "maxLength": 10_000},
+    negative_prompt={"type": "string", "maxLength": 10_000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"},
     video=_object(
         ("frames", "height", "width", "fps", "independent_chunk"),
         frames=_integer(1, 100_000),

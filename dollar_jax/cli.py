@@ -6,8 +6,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -86,11 +86,22 @@ def required(*needed: flags.FlagHolder) -> None:
             raise UserError(f"--{flag.name} is missing; see --help")
 
 
+@contextmanager
+def _argv(words: list[str]) -> Iterator[None]:
+    """These words as the command line, for a while."""
+    before, sys.argv = sys.argv, words
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
 def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
     logging.set_verbosity(logging.FATAL)  # libraries also raise the errors that they log
     try:
         words, named = take_named(argv) if "config" in flags.FLAGS else (argv, [])
-        rest = flags.FLAGS(words)[1:]
+        with _argv(words):  # there config_flags looks for the fields that are set
+            rest = flags.FLAGS(words)[1:]
         for name, flag in flags.FLAGS.flag_values_dict().items():
             if isinstance(flag, float) and not math.isfinite(flag):
                 raise UserError(f"--{name}={flag} is not a finite number")

@@ -25,7 +25,12 @@ from dollar_jax.sharding import batch_sharding, shard
 from dollar_jax.watch import Heartbeat
 
 Update = Callable[[Any, dict, list[str], int], tuple[Any, dict]]
-RARELY_USED = ("ema", "optimizer", "optimizers")  # fields of a state that `offload` keeps in the host's memory
+RARELY_USED = (
+    "ema",
+    "own_ema",
+    "optimizer",
+    "optimizers",
+)  # fields of a state that `offload` keeps in the host's memory
 SKIPS = 10  # number of non-finite updates in a row that ends a run
 
 

@@ -7,10 +7,13 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,21 +24,22 @@ from dollar_jax.data.shapes import ShapesWorld
 from dollar_jax.data.video import read_video, write_video
 
 ROOT = Path(__file__).parents[1]
-TRAINED = ["vae", "teacher", "vsd_cd", "vsd_cd_lrm"]
+LAST = {"vae": 8, "teacher": 8, "vsd_cd": 8, "vsd_cd_lrm": 6}  # iterations of each stage
+TRAINED = list(LAST)
 SMALL = {
     "vae.network.block_out_channels": "(16,)",
     "teacher.network.num_layers": 1,
     "teacher.network.num_attention_heads": 2,
     "teacher.network.attention_head_dim": 16,
     "fake_score.updates": 1,
-    "students.vsd_cd_lrm.generator.iterations": 4,
+    "students.vsd_cd_lrm.generator.iterations": 6,
     "stages": "('vae','encode','teacher','distill')",
     "students.vsd_cd_lrm.generator.save_every": 2,
     "held_out.videos_per_caption": 0,
     **{
         f"{stage}.{field}": value
         for stage in ("vae", "teacher", "generator")
-        for field, value in {"iterations": 6, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 6}.items()
+        for field, value in {"iterations": 8, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 8}.items()
     },
 }
 
@@ -142,7 +146,7 @@ def test_given_noise_decides_the_video(workdir, environment, tmp_path):
 
 
 def test_a_run_leaves_logs_cards_and_counts(workdir):
-    for stage, total in (("vae", 6), ("teacher", 6), ("vsd_cd", 6), ("vsd_cd_lrm", 4)):
+    for stage, total in LAST.items():
         lines = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
         assert lines[-1]["step"] == total - 1
         assert "loss" in lines[-1]
@@ -175,20 +179,69 @@ def test_a_report_on_files_that_were_encoded_before(workdir, dataset, environmen
     assert [row["videos"] for row in rows[1:]] == [4] * 5
 
 
-def start(workdir, dataset, environment, *flags):
-    """A run in the background that has begun to save a checkpoint of a stage chosen at random."""
-    stage = random.choice(TRAINED)
-    print(f"stopped in {stage}")  # shown if the test fails
-    command = [*train(workdir, dataset), *flags]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while process.poll() is None and not list((workdir / stage).glob("checkpoints/*")):
-        time.sleep(0.01)
-    return process
+# How a run is cut short in each stage: by which signal, and --stop_status of that run.
+CUTS = {"vae": ("SIGKILL", 0), "teacher": ("SIGTERM", 0), "vsd_cd": ("SIGTERM", 75), "vsd_cd_lrm": ("SIGKILL", 0)}
+FOLDERS = ["vae", "encoded", "teacher", "vsd_cd", "vsd_cd_lrm"]  # in the order in which they are made
 
 
-def ends_alike(workdir, other):
+class End(NamedTuple):
+    status: int
+    output: str
+    errors: str
+    seconds: float  # from the signal on
+    saved: dict[str, list[int]]  # stage -> steps of its checkpoints
+    half: list[Path]  # checkpoints under their final names that are not complete
+
+
+def end_of(process, folder):
+    asked = time.monotonic()
+    output, errors = process.communicate()
+    found = [path for path in folder.glob("*/checkpoints/*") if path.name.isdigit()]
+    saved = {stage: sorted(int(path.name) for path in found if path.parts[-3] == stage) for stage in TRAINED}
+    half = [path for path in found if not (path / "_CHECKPOINT_METADATA").exists()]
+    return End(process.returncode, output, errors, time.monotonic() - asked, saved, half)
+
+
+def begin(command, environment):
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=PIPE)
+
+
+def cut(folder, dataset, environment, stage):
+    """The end of a run by a signal at its first checkpoint of a stage: when it begins to be saved, or, to kill, after
+    that. Again, from the stage before, if the run was faster than the signal.
+    """
+    kind, status = CUTS[stage]
+    wanted, delay = ("2", random.Random(stage).uniform(0, 0.05)) if kind == "SIGKILL" else ("*", 0)
+    for _ in range(5):
+        process = begin([*train(folder, dataset), f"--stop_status={status}"], environment)
+        while process.poll() is None and not list((folder / stage / "checkpoints").glob(wanted)):
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.send_signal(signal.Signals[kind])
+        end = end_of(process, folder)
+        if LAST[stage] not in end.saved[stage]:
+            break
+        for name in FOLDERS[FOLDERS.index(stage) :]:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    return end
+
+
+@pytest.fixture(scope="module")
+def interrupted(dataset, environment, tmp_path_factory):
+    """The run, by the same command again and again: cut short in every stage, then by a full disk, then to its end."""
+    folder = tmp_path_factory.mktemp("interrupted") / "W"
+    ends = {stage: cut(folder, dataset, environment, stage) for stage in TRAINED}
+    # No file may grow beyond 20 kB: that is a disk which fills up while a checkpoint is being written.
+    limited = ["bash", "-c", f"ulimit -f 20; {shlex.join(train(folder, dataset))}"]
+    ends["full disk"] = end_of(begin(limited, environment), folder)
+    result = run(train(folder, dataset), environment)
+    assert result.returncode == 0, result.stderr
+    return folder, ends
+
+
+def ends_alike(workdir, other, stages=TRAINED):
     """The final states are equal to the bit, and so are the steps in the logs."""
-    for name in TRAINED:
+    for name in stages:
         np.testing.assert_equal(final_state(other, name), final_state(workdir, name))
         steps = [
             [json.loads(line)["step"] for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
@@ -197,14 +250,20 @@ def ends_alike(workdir, other):
         assert steps[0] == steps[1]
 
 
-def test_a_killed_run_ends_as_one_left_alone(workdir, dataset, environment, tmp_path):
-    process = start(tmp_path / "W", dataset, environment)
-    time.sleep(random.random())
-    process.kill()
-    process.communicate()
-    result = run(train(tmp_path / "W", dataset), environment)
-    assert result.returncode == 0, result.stderr
-    ends_alike(workdir, tmp_path / "W")
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_stage_that_was_cut_short_ends_as_one_left_alone(stage, workdir, interrupted):
+    folder, ends = interrupted
+    assert 0 < max(ends[stage].saved[stage]) < LAST[stage]  # from there it went on
+    ends_alike(workdir, folder, [stage])
+
+
+@pytest.mark.parametrize("stage", [stage for stage, (kind, _) in CUTS.items() if kind == "SIGTERM"])
+def test_a_run_asked_to_stop_saves(stage, interrupted):
+    end = interrupted[1][stage]
+    assert end.status == CUTS[stage][1], end
+    assert end.seconds < 60  # 10 where nothing else runs
+    assert re.search(r"saved at step \d+ and stopped; the same command goes on", end.output), end
+    assert not end.half
 
 
 @pytest.mark.slow  # ten minutes
@@ -214,7 +273,7 @@ def test_a_run_killed_twenty_times_ends_as_one_left_alone(workdir, dataset, envi
     often = train(folder, dataset, **{f"{stage}.save_every": 1 for stage in ("vae", "teacher", "generator")})
     while kills < 20:
         before = set(folder.glob("*/checkpoints/*"))
-        process = subprocess.Popen(often, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(often, cwd=ROOT, env=environment, stdout=PIPE, stderr=subprocess.STDOUT)
         while process.poll() is None and not set(folder.glob("*/checkpoints/*")) - before:
             time.sleep(0.001)
         time.sleep(random.uniform(0, 0.5))
@@ -230,36 +289,17 @@ def test_a_run_killed_twenty_times_ends_as_one_left_alone(workdir, dataset, envi
     ends_alike(workdir, folder)
 
 
-@pytest.mark.parametrize("status", [0, 75])
-def test_a_run_asked_to_stop_saves_and_goes_on_later(status, workdir, dataset, environment, tmp_path):
-    process = start(tmp_path / "W", dataset, environment, f"--stop_status={status}")
-    process.terminate()
-    asked = time.monotonic()
-    output = process.communicate()[0].decode()
-    assert process.returncode == status, output
-    assert time.monotonic() - asked < 60  # 10 where nothing else runs
-    assert re.search(r"(saved at step \d+ and )?stopped; the same command goes on", output), output
-    for stage in TRAINED:  # none is half-written
-        assert all((path / "_CHECKPOINT_METADATA").exists() for path in tmp_path.glob(f"W/{stage}/checkpoints/*"))
-    result = run(train(tmp_path / "W", dataset), environment)
-    assert result.returncode == 0, result.stderr
-    ends_alike(workdir, tmp_path / "W")
-
-
 @pytest.mark.parametrize(
     ("first", "then", "last"),
     [((1, 2), (2, 1), 9), pytest.param((1, 8), (2, 2), 26, marks=pytest.mark.slow)],  # eight minutes
 )
 def test_a_run_goes_on_on_another_mesh(first, then, last, workdir, dataset, environment, tmp_path):
     """From the checkpoint at 6 to the last iteration."""
-    fields = {"stages": "('encode','distill')", "teacher.path": workdir / "teacher"}
+    fields = {"stages": "('distill',)", "teacher.path": workdir / "teacher"}
     fields |= {"generator.iterations": last, "generator.keep": 9, "generator.batch_size": 8}
-    fields |= {
-        "generator.save_every": 6,
-        "generator.log_every": 1,
-        "generator.show_every": 0,
-        "students.vsd_cd_lrm.generator.iterations": 1,
-    }
+    fields |= {"generator.save_every": 6, "generator.log_every": 1, "generator.show_every": 0}
+    for name in ("encoded", "vsd_cd_lrm"):  # the other student is finished
+        shutil.copytree(workdir / name, tmp_path / "one" / name)
 
     def losses(folder, mesh):
         flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={mesh[0] * mesh[1]}"
@@ -274,7 +314,6 @@ def test_a_run_goes_on_on_another_mesh(first, then, last, workdir, dataset, envi
     for path in (tmp_path / "other/vsd_cd/checkpoints").iterdir():
         if path.name != "6":
             shutil.rmtree(path)
-    shutil.rmtree(tmp_path / "other/vsd_cd_lrm")
     got = losses(tmp_path / "other", then)
     assert len(got) == last
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
@@ -293,21 +332,16 @@ def test_another_config_is_refused_and_the_same_one_does_nothing(workdir, datase
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("checkpoints/*/state/manifest.ocdbt")}
 
 
-def test_a_full_disk_is_one_line_and_the_run_can_go_on(workdir, dataset, environment, tmp_path):
-    shutil.copytree(workdir, tmp_path / "W")
-    shutil.rmtree(tmp_path / "W/vsd_cd_lrm")
-
-    # No file may grow beyond 20 kB: that is a disk which fills up while a checkpoint is being written.
-    limited = ["bash", "-c", f"ulimit -f 20; {shlex.join(train(tmp_path / 'W', dataset))}"]
-    result = run(limited, environment)
-    assert result.returncode == 2
-    assert "disk is full" in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.splitlines()) < 5, result.stderr
-    assert not [path for path in (tmp_path / "W/vsd_cd_lrm/checkpoints").iterdir() if path.name.isdigit()]
-    result = run(train(tmp_path / "W", dataset), environment)
-    assert result.returncode == 0, result.stderr
-    np.testing.assert_equal(final_state(tmp_path / "W", "vsd_cd_lrm"), final_state(workdir, "vsd_cd_lrm"))
+def test_a_full_disk_is_one_line_and_keeps_what_was_saved(interrupted):
+    """The run goes on from there: its last stage ends as one left alone."""
+    _, ends = interrupted
+    end = ends["full disk"]
+    assert end.status == 2
+    assert "disk is full" in end.errors.splitlines()[-1]
+    assert "Traceback" not in end.errors
+    assert len(end.errors.splitlines()) < 5, end.errors
+    assert end.saved == ends["vsd_cd_lrm"].saved
+    assert not end.half
 
 
 @pytest.mark.parametrize(

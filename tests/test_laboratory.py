@@ -1,13 +1,18 @@
 import json
+import subprocess
 from types import SimpleNamespace
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
-from configs.laboratory import EXPERIMENTS, PARENTS, get_config
+from configs.laboratory import EXPERIMENTS, get_config
 from dollar_jax import laboratory
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate import report_runs
+from dollar_jax.objectives import used
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.stages.distill import needs_of, student_config
+from dollar_jax.stages.distill import student_config
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -16,31 +21,52 @@ def test_every_student_of_an_experiment_can_be_made(experiment):
     config = get_config(experiment)
     for name in config.students:
         own = student_config(config, name)
-        needs_of(own.generator)
+        assert used(own.generator)
         Judge(own.reward)
 
 
-def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatch):
-    commands = []
+def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatch, capsys):
+    commands, reports = [], []
 
     def succeed(command, stdout):
         commands.append(command)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(laboratory.subprocess, "run", succeed)
-    monkeypatch.setattr(laboratory, "_JOBS", SimpleNamespace(value=1))
-    monkeypatch.setattr(laboratory, "_SET", SimpleNamespace(value=[]))
-    monkeypatch.setattr(laboratory, "_CONFIG", SimpleNamespace(value="configs/laboratory.py"))
+    def combine(runs, folder, words):
+        reports.append([run for _, run in runs])
+        folder.mkdir()
+        (folder / "report.md").write_text(f"table of {folder.parent.name}")
+
+    monkeypatch.setattr(subprocess, "run", succeed)
+    monkeypatch.setattr(report_runs, "combine", combine)
     for experiment in "objectives", "short_prompts":
-        laboratory._run(tmp_path, laboratory.plan_of(experiment, PARENTS), "3")
+        with flagsaver.flagsaver():
+            flags.FLAGS(["laboratory", f"--experiment={experiment}", f"--out={tmp_path}", "--seeds=3", "--set=a=1"])
+            laboratory.main()
     names = [next(part for part in line if part.startswith("--config=")).partition(":")[2] for line in commands]
     teachers = [[part for part in line if "teacher.path" in part] for line in commands]
     assert names == ["base", "objectives", "long_prompts", "short_prompts"]
     flag = "--config.teacher.path={}/{}/3/teacher".format
     assert teachers == [[], [flag(tmp_path, "base")], [], [flag(tmp_path, "long_prompts")]]
+    for name, line in zip(names, commands, strict=True):
+        assert line[1:3] == ["-m", "dollar_jax.main"]
+        assert {f"--workdir={tmp_path / name / '3'}", "--config.seed=3", "--config.a=1"} <= set(line)
     for link, target in {"parent": ".", "encoded": "encoded"}.items():
         assert (tmp_path / "short_prompts/3" / link).readlink() == tmp_path / "long_prompts/3" / target
     assert not list((tmp_path / "long_prompts/3").iterdir())
+    assert reports == [[tmp_path / "objectives/3"], [tmp_path / "short_prompts/3"]]
+    assert [line for line in capsys.readouterr().out.splitlines() if "table" in line] == [
+        "table of objectives",
+        "table of short_prompts",
+    ]
+
+
+def test_the_failure_of_a_run_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda command, stdout: SimpleNamespace(returncode=1))
+    with flagsaver.flagsaver():
+        flags.FLAGS(["laboratory", "--experiment=objectives", f"--out={tmp_path}", "--seeds=3"])
+        with pytest.raises(UserError, match=r"base, seed 3: the run failed, .*; the same command goes on"):
+            laboratory.main()
 
 
 def test_experiments_come_from_the_file_that_is_given(tmp_path):

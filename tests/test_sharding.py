@@ -22,15 +22,24 @@ from dollar_jax.errors import UserError
 SCRIPT = Path(__file__).parent / "helpers" / "one_iteration.py"
 
 
-def start(out, mesh, devices, *others):
+ALONE = (1, 1, 1)
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)]
+TWO_PROCESSES = [(2, 4, 1), (1, 1, 8)]
+
+
+def start(folder, meshes, devices, *others):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, SCRIPT, out, ",".join(map(str, mesh)), *map(str, others)],
+        [sys.executable, SCRIPT, folder, ":".join(map(label, meshes)), *map(str, others)],
         # No mesh compiles what another one does, and two processes would share the folder.
         env=os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""},
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def label(mesh):
+    return ",".join(map(str, mesh))
 
 
 def finish(*processes):
@@ -40,10 +49,16 @@ def finish(*processes):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone") / "result.npz"
-    finish(start(out, (1, 1, 1), 1))
-    return dict(np.load(out))
+def iterations(tmp_path_factory):
+    """mesh -> everything after an iteration on it. A process has eight devices, two have four each."""
+    folder = tmp_path_factory.mktemp("iterations")
+    finish(start(folder, [ALONE, *MESHES], 8))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    finish(*(start(folder, TWO_PROCESSES, 4, address, 2, process) for process in range(2)))
+
+    return {mesh: dict(np.load(folder / f"{label(mesh)}.npz")) for mesh in [ALONE, *MESHES, *TWO_PROCESSES]}
 
 
 def differences(one, other):
@@ -52,19 +67,14 @@ def differences(one, other):
     return {name: np.abs(one[name] - other[name]).max() / (np.abs(one[name]).max() or 1) for name in one}
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)])
-def test_an_iteration_on_a_mesh_is_that_on_one_device(mesh, alone, tmp_path):
-    finish(start(tmp_path / "result.npz", mesh, 8))
-    check(alone, dict(np.load(tmp_path / "result.npz")))
+@pytest.mark.parametrize("mesh", MESHES)
+def test_an_iteration_on_a_mesh_is_that_on_one_device(mesh, iterations):
+    check(iterations[ALONE], iterations[mesh])
 
 
-@pytest.mark.parametrize("mesh", [(2, 4, 1), (1, 1, 8)])
-def test_an_iteration_of_two_processes_is_that_of_one(mesh, alone, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    finish(*(start(tmp_path / "result.npz", mesh, 4, address, 2, process) for process in range(2)))
-    check(alone, dict(np.load(tmp_path / "result.npz")))
+@pytest.mark.parametrize("mesh", TWO_PROCESSES)
+def test_an_iteration_of_two_processes_is_that_of_one(mesh, iterations):
+    check(iterations[ALONE], iterations[mesh])
 
 
 def check(wanted, got):

@@ -1,6 +1,7 @@
 """A family from outside the package, from its VAE to a sampled student, and an objective with a network of its own."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -267,6 +268,30 @@ def test_it_moves_the_student_and_the_student_does_not_move_it(workdir):
 
 def unchanged(one, other):
     return jax.tree.all(jax.tree.map(np.array_equal, one, other))
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("generator.objectives.nowhere.losses:hinge=1", "there is no module 'nowhere'"),
+        ("generator.objectives.toy_family:adversarial.flipp=1", "objective toy_family:adversarial: .*'flipp'"),
+        ("generator.objectives.consistency.guidance=1 --config.generator.nothing=1", "has no field .*nothing"),
+        ("nothing.objectives.consistency=1", "has no field .*nothing"),
+    ],
+)
+def test_a_function_is_named_on_the_command_line(tmp_path, flag, words):
+    """Its flags reach the config; what is wrong with them is one line."""
+    command = [sys.executable, "-m", "dollar_jax.main", "--config=configs/shapes.py", f"--workdir={tmp_path / 'W'}"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+    flags = f"--config.{flag}".split()
+    if "flipp" in flag:
+        flags.append("--config.generator.objectives.toy_family:adversarial=0.1")
+    done = subprocess.run(
+        command + flags, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 2
+    assert re.search(words, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_faults_of_an_own_network_are_named():

@@ -142,7 +142,7 @@ def test_the_hubs_cache_is_inside(tmp_path):
 
 
 FAULTS = {
-    "times": [[249, 5000], [], [-1], ["x"], [1, 1], 5, None],
+    "times": [[249, 5000], [], [float("nan")], [-1], ["x"], [1, 1], 5, None],
     "schedule": [{"kind": "subprocess"}, {"kind": "ddpm", "steps": 0}, {"kind": "ddpm", "shift": 2.0}, []],
     "prediction_type": ["w", 1],
     "sampler": ["euler", None],
@@ -150,9 +150,17 @@ FAULTS = {
     "video": [{"fps": 0}, {"fps": "8\n"}, {"frames": 1.5}, {"height": -1}, {"width": 10**12}, {"extra": 1}],
     "latent_shape": [[1, 2, 3], [1, 2, 3, 0], "1234"],
     "lead": [-1, 2],
+    "negative_prompt": [None, "a\n```\nrun this", "x" * 10_001],
     "role": ["admin", 7],
     "tokenizer": [{"length": 0}, {"length": 10**9}],
-    "vae": [{"scaling_factor": 0}, {"item": "../x"}, {"config": []}, {"architecture": "a b"}],
+    "vae": [
+        {"scaling_factor": 0},
+        {"scaling_factor": [1.0] * 3},
+        {"shift_factor": [0.0, "a", 0.0, 0.0]},
+        {"item": "../x"},
+        {"config": []},
+        {"architecture": "a b"},
+    ],
     "run": ["rm -rf"],
 }
 

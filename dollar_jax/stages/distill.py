@@ -81,7 +81,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
 
     Args:
       config: config of a student, see `student_config`.
-      card: card of the teacher.
+      card: card of the teacher, with the latent shape of the config's videos.
       network: network of teacher and student.
       condition: condition of one caption (b = 1), or its ShapeDtypeStructs.
     Raises:
@@ -94,8 +94,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
     if "text_width" in reward.network:
         raise UserError("reward.network.text_width is the teacher's: leave it out, and set reward.reads_captions")
     text_width = {"text_width": condition.embedding.shape[-1]} if reward.reads_captions else {}
-    latent_shape = at_size(card, config.video.to_dict())["latent_shape"]
-    example = jax.ShapeDtypeStruct((1, *latent_shape), jnp.float32), _shapes(condition)
+    example = jax.ShapeDtypeStruct((1, *card["latent_shape"]), jnp.float32), _shapes(condition)
 
     def empty_replay():
         if not reward.replay:
@@ -165,7 +164,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     write_card(folder, card)
     view = open_view(folder, card, network, config, mesh, captions)
     frozen = {"teacher": teacher, "negative": view.negative, "empty": view.empty}
-    setup = make_setup(config, teacher_card, network, view.empty)
+    setup = make_setup(config, teacher_card | {"latent_shape": card["latent_shape"]}, network, view.empty)
     learns = "reward_model" in needs
     if learns and not reward.reads_captions and _reads_captions(judge, config, view.pipeline):
         raise UserError(f"reward {reward.name} reads captions, the latent model does not: set reward.reads_captions")

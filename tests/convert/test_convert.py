@@ -23,10 +23,7 @@ from dollar_jax.convert.to_torch import to_torch
 from dollar_jax.errors import UserError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
-FOLDERS = {
-    "float32": {},
-    "bfloat16, sharded": {"dtype": torch.bfloat16, "shard": "20KB", "transformer": stock.ROTARY},
-}
+SHARDED = {"dtype": torch.bfloat16, "shard": "20KB", "transformer": stock.ROTARY}
 PROMPTS = ["a cat asleep on a piano", "a red ring"]
 
 pytestmark = [
@@ -35,20 +32,15 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def folders(request, tmp_path_factory) -> tuple[Path, Path]:
+@pytest.fixture(scope="module", params=["float32", "bfloat16, sharded"])
+def folders(request, plain, tmp_path_factory) -> tuple[Path, Path]:
     """A stock pipeline and what we make of it."""
-    folder = tmp_path_factory.mktemp("convert")
-    stock.make_pipeline(folder / "stock", **FOLDERS[request.param])
-    from_torch(folder / "stock", folder / "ours")
-    return folder / "stock", folder / "ours"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("plain") / "stock"
-    stock.make_pipeline(folder)
-    return folder
+    folder, source = tmp_path_factory.mktemp("convert"), plain
+    if request.param != "float32":
+        source = folder / "stock"
+        stock.make_pipeline(source, **SHARDED)
+    from_torch(source, folder / "ours")
+    return source, folder / "ours"
 
 
 def assert_same_tensors(ours: Path, theirs: Path) -> None:

@@ -5,7 +5,6 @@ import json
 import shutil
 
 import pytest
-import stock
 
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.to_torch import to_torch
@@ -13,11 +12,10 @@ from dollar_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    stock.make_pipeline(folder / "stock")
-    from_torch(folder / "stock", folder / "teacher")
-    return folder / "teacher"
+def converted(plain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "teacher"
+    from_torch(plain, folder)
+    return folder
 
 
 @pytest.fixture

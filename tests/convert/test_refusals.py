@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stock
 import torch
 from safetensors.numpy import load_file, save_file
 
@@ -20,13 +19,6 @@ from dollar_jax.errors import UserError
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"
 KEY = "transformer_blocks.1.attn1.to_q.weight"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("plain") / "stock"
-    stock.make_pipeline(folder)
-    return folder
 
 
 def change_tensors(folder: Path, **changes) -> None:

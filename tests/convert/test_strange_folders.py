@@ -25,13 +25,6 @@ TRANSFORMER, VAE, T5, SCHEDULER = (
 )
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("plain") / "stock"
-    stock.make_pipeline(folder)
-    return folder
-
-
 @pytest.fixture
 def source(plain, tmp_path, monkeypatch) -> Path:
     """A pipeline, and the same one outside of it."""

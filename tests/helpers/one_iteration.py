@@ -1,9 +1,9 @@
-"""One iteration of the full DOLLAR step on a mesh, in a process of its own.
+"""One iteration of the full DOLLAR step on each of several meshes, one after the other.
 
-    python one_iteration.py OUT.npz DATA,FSDP,CONTEXT [COORDINATOR PROCESSES PROCESS]
+    python one_iteration.py FOLDER DATA,FSDP,CONTEXT:... [COORDINATOR PROCESSES PROCESS]
 
-Everything that training changes, and the metrics, are written by path. The networks are small; no context axis divides
-the tokens.
+Everything that training changes, and the metrics, are written by path into FOLDER/DATA,FSDP,CONTEXT.npz. A mesh takes
+the first devices that there are. The networks are small; no context axis divides the tokens.
 """
 
 import sys
@@ -35,8 +35,8 @@ SIZES = {
     "num_layers": 2,
     "use_rotary_positional_embeddings": True,
 }
-CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}}
 BATCH_SIZE, FRAMES, TEXT_TOKENS = 8, 3, 5  # 5 + 3 x 2 x 2 tokens
+CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}, "latent_shape": [FRAMES, 4, 4, 4]}
 
 
 def get_setup():
@@ -103,16 +103,18 @@ def iterate(mesh) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    out, sizes, *others = sys.argv[1:]
+    folder, meshes, *others = sys.argv[1:]
     if others:
         from dollar_jax.distributed import start
 
         start(others[0], int(others[1]), int(others[2]))
-    sizes = dict(zip(("data", "fsdp", "context"), map(int, sizes.split(",")), strict=True))
-    mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
-    with jax.set_mesh(mesh):
-        result = iterate(mesh)
-    if jax.process_index() == 0:
-        np.savez(out, **result)
+    for name in meshes.split(":"):
+        sizes = dict(zip(("data", "fsdp", "context"), map(int, name.split(",")), strict=True))
+        mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+        with jax.set_mesh(mesh):
+            result = iterate(mesh)
+        if jax.process_index() == 0:
+            np.savez(Path(folder) / f"{name}.npz", **result)
+        jax.clear_caches()
     if others:
         multihost_utils.sync_global_devices("written")

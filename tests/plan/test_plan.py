@@ -122,7 +122,7 @@ def test_flops_by_part(planned):
         ("consistency", "student"),
         ("latent_reward", "reward_model"),
     }
-    assert [row["part"] for row in program(plan, "decode")["flops"]] == ["vae"]
+    assert [row["part"] for row in program(plan, "reward: decode")["flops"]] == ["vae"]
     assert not any(one["unbounded"] for one in plan["programs"])
     text = tables(*planned)
     assert "no bound on the time" in text
@@ -174,7 +174,7 @@ def test_programs_for_a_public_teacher(monkeypatch):
     config = dollar_config()
     card = teacher_card(config, "2b")
     card["vae"]["config"] = shapes_config().vae.network.to_dict()
-    config.generator.objectives.latent_reward = 0.0
+    config.generator.objectives.latent_reward.weight = 0.0
     mesh = make_mesh(config.mesh, jax.devices())
     with jax.set_mesh(mesh):
         work = iteration(config, card, mesh)
