@@ -1,8 +1,8 @@
-"""Collapse, told in plain words: do the videos of a student in training still have structure, move, and differ?
+"""Alarms for a collapse: whether the videos of a student in training lose their structure, motion or variety.
 
-A student that lost its way makes one video, still ones, one colour, or noise, while its losses tell nothing. What it
-makes is compared with what it made before its first update, when it was as its teacher; its sharpness with data's,
-since first samples in few steps are too smooth.
+A collapsed student makes the same video again and again, still videos, one colour, or noise, and its losses do not show
+it. Its videos are compared with those before the first update, when it equals the teacher; their sharpness is compared
+with data, since first samples in few steps are too smooth.
 """
 
 import math
@@ -15,14 +15,14 @@ from jaxtyping import Float
 from dollar_jax.evaluate.vendi import vendi
 
 PREFIX = "collapse/"
-CELLS = 4  # a thumbnail's side
-LEAST, MOST = 0.4, 2.5  # of what there was at the start, of what data have
+CELLS = 4  # height and width of a thumbnail
+LEAST, MOST = 0.4, 2.5  # bounds relative to the value at the start, and to the sharpness of data
 
 Videos = Float[np.ndarray, "n F H W 3"]
 
 
 class Symptom(NamedTuple):
-    """Something that has nearly gone."""
+    """A value that falls in a collapse, and the words of its alarm."""
 
     name: str
     words: str
@@ -37,22 +37,27 @@ SYMPTOMS = (
 
 
 def sharpness(frames: Videos) -> float:
-    """The mean difference between a pixel and its four neighbours' mean, of videos 0..1: high in noise, 0 in a blur."""
+    """Mean |pixel - mean of its four neighbours| of videos in 0..1: large for noise, 0 for one colour."""
     neighbours = frames[:, :, :-2, 1:-1] + frames[:, :, 2:, 1:-1] + frames[:, :, 1:-1, :-2] + frames[:, :, 1:-1, 2:]
     return float(np.abs(frames[:, :, 1:-1, 1:-1] - neighbours / 4).mean())
 
 
 def measure(frames: Videos, captions: Sequence[str], data_sharpness: float) -> dict[str, float]:
-    """What tells a collapse, from videos 0..1, as many for each caption, those of a caption side by side.
+    """Measures signs of a collapse.
 
+    Args:
+      frames: videos in 0..1, ordered by caption, with the same number of videos for each caption.
+      captions: caption of each video.
+      data_sharpness: `sharpness` of real videos.
     Returns:
-      contrast   deviation of the pixels of a frame, mean over frames
-      change     mean difference of neighbouring frames; not for single ones
-      variance   over all videos, mean over the pixels of their thumbnails: CELLS x CELLS, the mean over frames, so that
-                 noise is not taken for variety
-      vendi      Eq. 17 on these thumbnails, less 1, mean over captions: 0 where all are the same; not for one video a
+      values with names after `PREFIX`:
+      contrast   standard deviation of the pixels of a frame, mean over frames
+      change     mean absolute difference of neighbouring frames; absent for videos of one frame
+      variance   variance over all videos of their thumbnails, mean over pixels. A thumbnail has CELLS x CELLS means
+                 over space and time, so that noise does not count
+      vendi      Eq. 17 on these thumbnails minus 1, mean over captions: 0 if all are equal; absent with one video per
                  caption
-      sharpness  relative to `data_sharpness`, the `sharpness` of real videos
+      sharpness  `sharpness` divided by `data_sharpness`
     """
     n, _, height, width, _ = frames.shape
     rows, columns = (side - side % CELLS for side in (height, width))
@@ -69,10 +74,10 @@ def measure(frames: Videos, captions: Sequence[str], data_sharpness: float) -> d
 
 
 def alarms(start: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is wrong, in words; [] of a healthy student.
+    """The alarms in words; [] for a healthy student.
 
     Args:
-      start, now: values of `measure`, None where one is not finite, and anything else.
+      start, now: lines of a log with the values of `measure`; None is a value that is not finite.
     """
     found = []
     for name, words in SYMPTOMS:

@@ -1,4 +1,4 @@
-"""The metrics that a config names, made once, compared with real clips and called with a model's."""
+"""Metrics of a config: constructed once, fitted to real clips, and applied to the clips of models."""
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,7 +13,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.importing import resolve
 
 BETTER = ("higher", "lower", "near", "")
-# Keys that a row of a report, or the log, has beside those of metrics.
+# Reserved keys: rows of a report, or the log, have them beside those of metrics.
 TAKEN = {
     *("model", "objectives", "steps", "calls", "videos", "variant", "seeds", "std", "score"),
     *("reward", "reward_standard_error", "reward_chain", "reward_estimate", "reward_correlation"),
@@ -23,18 +23,18 @@ TAKEN = {
 
 @dataclass(frozen=True)
 class Column:
-    """A number that a metric measures, and how people are shown it.
+    """A value of a metric, and its presentation.
 
     Attributes:
-      key: its name in report.json, and in the log behind `held_out/`.
-      label: its heading.
-      meaning: a sentence or two for somebody who has not read the paper.
-      better: "higher", "lower", "near" for nearness to `ideal`, "" for none of them.
-      unit: "%" for a share in 0..1, "s", "dB", or another word to stand behind the number.
-      ideal: the best value. None: real data's, where "near" is better; else there is no best.
-      shown: whether tables, page and console line have it; all others have it anyway.
+      key: name in report.json, and in the log after `held_out/`.
+      label: heading in tables and on the page.
+      meaning: a sentence or two for readers who do not know the paper.
+      better: direction: "higher", "lower", "near" (close to `ideal`), or "" for none.
+      unit: "%" for a share in 0..1, "s", "dB", or another unit to print after the number.
+      ideal: the best value. None: the value of real data if `better` is "near", else there is no best value.
+      shown: whether tables, page and console have the column; log and report.json always have it.
     Raises:
-      UserError: a key that is no name, or no such direction.
+      UserError: `key` is no identifier, or `better` has another value.
     """
 
     key: str
@@ -53,7 +53,7 @@ class Column:
 
     @property
     def good(self) -> str:
-        """Which numbers are, in two words; "" if none are."""
+        """The direction in words for people, "" without one."""
         if self.better == "near":
             return "near data" if self.ideal is None else f"near {self.ideal:g}"
         return f"{self.better} is better" if self.better else ""
@@ -61,7 +61,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Clips:
-    """Videos, real ones or a model's, as metrics see them: frames in 0..1, latents and captions."""
+    """The input of metrics, real videos or a model's: frames in 0..1, latents and captions."""
 
     frames: Float[np.ndarray, "n F H W 3"]
     latents: Float[np.ndarray, "n f h w c"]
@@ -69,31 +69,31 @@ class Clips:
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, function: Callable, *options: Hashable) -> Any:
-        """function(clips, *options), computed for the first metric that asks, and kept for the others."""
+        """Returns function(clips, *options), computed at the first call and cached for other metrics."""
         if (function, options) not in self._made:
             self._made[function, options] = function(self, *options)
         return self._made[function, options]
 
 
-Value = float | Mapping[str, float]  # of the only column, or of all by their keys
+Value = float | Mapping[str, float]  # value of the only column, or values of all columns by key
 
 
 class _Metric(NamedTuple):
     columns: Sequence[Column]
-    least_clips: int  # real ones to compare with
+    least_clips: int  # smallest number of real clips
     fit: Callable[[Clips], Callable[[Clips], Value]]
 
 
 class Metrics:
-    """Metrics by import path, as `dollar_jax.evaluate.metrics` describes them.
+    """The metrics of a config, see `dollar_jax.evaluate.metrics`.
 
     Args:
       named: import path -> options.
     Attributes:
-      columns: of all metrics, in their order.
-      least_clips: import path -> how many real clips the metric compares with at least.
+      columns: columns of all metrics, in order.
+      least_clips: import path -> smallest number of real clips that the metric needs.
     Raises:
-      UserError: there is no such metric, or not with these options; it declares no columns; two have the same key.
+      UserError: a metric does not exist, does not take its options or declares no columns; two columns have one key.
     """
 
     def __init__(self, named: Mapping[str, Mapping[str, Any]]):
@@ -109,10 +109,10 @@ class Metrics:
                 owners[column.key] = name
 
     def fit(self, data: Clips) -> Callable[[Clips], dict[str, float]]:
-        """(a model's clips) -> the value of every column by its key, compared with real clips.
+        """Fits all metrics to real clips. Returns the function (clips of a model) -> {key: value} of all columns.
 
         Raises:
-          UserError: when called, where a metric returns other than its columns.
+          UserError: when the function is called, if a metric does not return the values of its columns.
         """
         fitted = {name: metric.fit(data) for name, metric in self._metrics.items()}
 

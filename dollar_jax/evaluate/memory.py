@@ -1,16 +1,16 @@
-"""What tuning by a reward takes of memory: latent reward models beside a reward of pixels (Tab. 1 and Tab. 10).
+"""Memory for tuning with a reward: latent reward models beside a reward on pixels (Tab. 1 and Tab. 10).
 
-The programs are compiled for one video of the paper and never run; parameters are shapes.
+The programs are compiled for one video of the paper's size and never run; parameters are abstract.
 
   forward     R(x)
-  backward    R(x) and its gradient with respect to x, the parameters frozen: what Eq. 15 asks for
+  backward    R(x) and its gradient in x, with frozen parameters, as in Eq. 15
 
-x is the latents, or the frames that CLIP-H reads. Its text embedding is given, and frames are there: so the paper
-counts, which leaves out text tower and decoder. With the decoder, x is the latents again: CogVideoX's turns 5 latent
-frames into 16 frames at a time. A gradient's memory depends on what becomes of the activations until it comes:
+x is the latents of a latent reward model, or the frames for CLIP-H. As in the paper, the frames and the text embedding
+are given: text tower and decoder are not counted. With the decoder x is the latents; CogVideoX's decoder turns 5 latent
+frames into 16 frames at a time. The memory of a gradient depends on the activations:
 
-  kept          all stay; those of CLIP-H in one batch: the paper's way
-  recomputed    a loop makes those of one frame, or of one chunk of the decoder, again when they are needed
+  kept          all activations are kept; CLIP-H sees all frames in one batch, as in the paper
+  recomputed    a loop recomputes the activations of one frame, or of one chunk of the decoder, for the gradient
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,9 +31,9 @@ from dollar_jax.sharding import AXES, make_mesh, replicated
 from dollar_jax.types import Params
 
 FRAMES, HEIGHT, WIDTH = 128, 192, 320
-LATENT_FRAMES, *LATENT = 40, 24, 40, 12  # f, and h w c, of these videos
-CHUNK = 5  # latent frames that the decoder sees at a time
-TEXT = (256, 4096)  # tokens and width of what the text-image model reads
+LATENT_FRAMES, *LATENT = 40, 24, 40, 12  # f, h w c of the latents of these videos
+CHUNK = 5  # latent frames in a call of the decoder
+TEXT = (256, 4096)  # tokens and width of the text embeddings for the text-image model
 CLIP_H = {
     "projection_dim": 1024,
     "vision_config": {
@@ -47,7 +47,7 @@ CLIP_H = {
 }
 IMAGE, TEXT_IMAGE, PIXELS, DECODED = "image LRM", "text-image LRM", "CLIP-H", "decoder + CLIP-H"
 KEPT, RECOMPUTED = "kept", "recomputed"
-# What is printed there: Tab. 1 for all frames, Tab. 10 for fewer.
+# The paper's values: Tab. 1 for all frames, Tab. 10 for fewer.
 PAPER = {
     (IMAGE, 128): {"parameters": "189,441", "forward": "8.998 MB", "backward": "17.772 MB"},
     (TEXT_IMAGE, 128): {"parameters": "763,009", "forward": "15.500 MB", "backward": "26.277 MB"},
@@ -62,12 +62,12 @@ class Reward(NamedTuple):
     """A reward of one video.
 
     Attributes:
-      name: what it is of.
-      frames: how many it reads.
+      name: kind of the reward.
+      frames: number of frames that it reads.
       activations: `KEPT` or `RECOMPUTED`.
-      parameters: how many it uses.
-      score: (params, x, *given) -> the reward.
-      arguments: ShapeDtypeStructs of these.
+      parameters: number of parameters that it uses.
+      score: (params, x, *given) -> reward.
+      arguments: ShapeDtypeStructs of the arguments of `score`.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Reward(NamedTuple):
 
 
 def latent_rewards() -> Iterator[Reward]:
-    """The models of Tab. 12 and Tab. 13, averaged over the latent frames, in float32."""
+    """Yields the latent reward models of Tab. 12 and Tab. 13, averaged over the latent frames, in float32."""
     for name, width, given in ((IMAGE, None, ()), (TEXT_IMAGE, TEXT[1], (_shape(1, *TEXT),))):
         network = latent_reward.build(channels=LATENT[-1], text_width=width)
         params = _params(network)
@@ -88,7 +88,7 @@ def latent_rewards() -> Iterator[Reward]:
 
 
 def pixel_rewards(frames: Sequence[int], dtype: str, config: dict = CLIP_H) -> Iterator[Reward]:
-    """HPSv2's score, cos(image, text) of the CLIP of this config, averaged over so many frames."""
+    """Yields HPSv2's score, cos(image, text) of a CLIP, averaged over each of these numbers of frames."""
     network = clip.build(dtype=dtype, **config)
     params, text = _params(network, dtype), _shape(config["projection_dim"])
     size = config["vision_config"]["image_size"]
@@ -105,7 +105,7 @@ def pixel_rewards(frames: Sequence[int], dtype: str, config: dict = CLIP_H) -> I
 
 
 def decoded_rewards(dtype: str, config: dict = CLIP_H, vae: dict | None = None) -> Iterator[Reward]:
-    """The same of all frames, from the latents; `vae` are fields of `cogvideox_vae.build`."""
+    """Yields HPSv2's score of all frames, decoded from latents; `vae` are fields of `cogvideox_vae.build`."""
     networks = {
         "vae": cogvideox_vae.build(dtype=dtype, latent_channels=LATENT[-1], **(vae or {})),
         "clip": clip.build(dtype=dtype, **config),
@@ -128,26 +128,26 @@ def decoded_rewards(dtype: str, config: dict = CLIP_H, vae: dict | None = None) 
 def clip_score(
     network: Network, params: Params, frames: Float[Array, "n h w 3"], text: Float[Array, " e"], size: int
 ) -> Float[Array, " n"]:
-    """cos(image, text) of every frame, 0..1, for a unit embedding of the text."""
+    """cos(image, text) of frames with pixels in 0..1; `text` is an embedding of norm 1."""
     x = network.apply(params, letterboxed(frames, size), method="encode_image")
     return x @ text / jnp.linalg.norm(x, axis=-1)
 
 
 def over_parts(part: Callable[..., Float[Array, " n"]], activations: str) -> Callable[..., Float[Array, ""]]:
-    """(params, parts, text) -> the mean of part(params, parts[i], text), in a loop."""
+    """Makes (params, parts, text) -> mean over i of part(params, parts[i], text), computed in a loop."""
 
     def score(params, parts, text):
         def one(x):
             return part(params, x, text)
 
-        # A loop keeps the activations of all its rounds; of a checkpoint only what it reads.
+        # The loop keeps the activations of all rounds; with a checkpoint it keeps only the inputs of a round.
         return lax.map(jax.checkpoint(one, prevent_cse=False) if activations == RECOMPUTED else one, parts).mean()
 
     return score
 
 
 def measure(reward: Reward, device: jax.Device) -> dict[str, Any]:
-    """A row of the table: forward and backward in bytes, of programs compiled for one device."""
+    """A row for `table`: bytes of the forward and the backward program, compiled for one device."""
     backward = jax.value_and_grad(reward.score, argnums=1)
     row = {name: getattr(reward, name) for name in ("name", "frames", "activations", "parameters")}
     mesh = make_mesh(ConfigDict(dict.fromkeys(AXES, 1)), [device])
@@ -162,14 +162,14 @@ def measure(reward: Reward, device: jax.Device) -> dict[str, Any]:
 
 
 def needed(compiled: Compiled) -> int:
-    """Bytes of arguments, results and temporaries at their peak; of arguments, those that the program reads."""
+    """Peak bytes of arguments, results and temporaries; arguments that the program does not read are not counted."""
     memory = compiled.memory_analysis()
     outside = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return outside + memory.temp_size_in_bytes
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `measure`, each number beside the paper's."""
+    """A text table of rows of `measure`, each value beside the paper's."""
     lines = [("reward", "activations", "frames", "parameters", "paper", "forward", "paper", "backward", "paper")]
     for row in rows:
         paper = row["paper"]
@@ -187,7 +187,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _bytes(size: int) -> str:
-    """In the units, and to the digits, of the paper."""
+    """Bytes with the paper's units and number of digits."""
     return f"{size / 1e9:.3f} GB" if size >= 1e9 else f"{size / 1e6:.3f} MB"
 
 
@@ -200,5 +200,5 @@ def _shape(*sides: int) -> jax.ShapeDtypeStruct:
 
 
 def _params(network: Network, dtype: str = "float32") -> Params:
-    """Shapes of the parameters, stored in `dtype`."""
+    """ShapeDtypeStructs of the parameters, stored in `dtype`."""
     return jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), jax.eval_shape(network.init, jax.random.key(0)))

@@ -1,4 +1,4 @@
-"""The report of a run, or of several: a self-contained page, report.md for people and report.json for programs."""
+"""Writes the report of one run or several: a self-contained page, report.md, and report.json for programs."""
 
 import json
 import os
@@ -25,21 +25,21 @@ def write_report(
     curves: Mapping[str, Sequence[Mapping]],
     meta: Mapping,
 ) -> None:
-    """Writes the report of a run, and its clips in `folder/clips`, from which reports of several runs are made.
+    """Writes the report of a run. Reports of several runs read its clips from `folder/clips`.
 
     Args:
-      rows: a dict for each model: "model" (a name of its own; "teacher" is one, "data" may be), "videos", but for data
-        "objectives", "steps" and "calls" of the network a video, and numbers of the columns by their keys. More
-        keys go to report.json. None and nan are unknown.
-      columns: of the metrics, and what else was measured of the models.
-      clips: model -> its videos of n prompts, the same prompts and noise for every model.
-      curves: stage -> the lines of its log (`metrics.read`).
-      meta: "title"; "student", the model that the page presents; "captions" of the n prompts; "fps"; "command" that
-        repeats the run; "machine" that the times were taken on; "configs", name -> the text of a configuration.
+      rows: one dict per model with the keys "model", a unique name ("teacher" must exist, "data" may); "videos"; except
+        for data "objectives", "steps" and "calls", the network calls for a video; and the values of the columns by
+        their keys. Other keys go to report.json. None and nan are unknown values.
+      columns: columns of the metrics, and of other values in the rows.
+      clips: model -> its videos of n prompts, with the same prompts and noise for every model.
+      curves: stage -> lines of its log (`metrics.read`).
+      meta: "title"; "student", name of the model that the page presents; "captions" of the n prompts; "fps"; "command",
+        which repeats the run; "machine", on which times were measured; "configs", name -> text of a config.
 
     Raises:
-      ValueError: a model with clips and two rows or none, no clips of the teacher or the student, or not one clip of
-        every caption.
+      ValueError: a model with clips has no row or several, the teacher or the student has no clips, or a model does not
+        have one clip for each caption.
     """
     names = [row["model"] for row in rows]
     lacking = [*(set(clips) - set(names)), *({TEACHER, meta["student"]} - set(clips))]
@@ -63,19 +63,20 @@ def write(
     curves: Curves,
     meta: Mapping,
 ) -> None:
-    """Writes `folder/index.html`, which needs no network, `folder/report.md` and `folder/report.json`.
+    """Writes `folder/index.html`, `folder/report.md` and `folder/report.json`.
 
     Args:
-      rows: as in `write_report`, and where there are several variants "variant"; of several runs "std" and "seeds".
+      rows: as in `write_report`; for several variants with the key "variant", for several runs with "std" and "seeds".
       columns: as in `write_report`.
       clips: `label` of a row -> its clips.
-      meta: as in `write_report`, and "look" of the clips; "students", variant -> the model that the page presents;
-        "runs", a dict of "variant", "seed" and "workdir" each where there are several, and then "differences",
-        field of the config -> variant -> value.
+      curves: for each run, the name of its variant and its curves as in `write_report`.
+      meta: as in `write_report`, and "look", the `Look` of the clips; "students", variant -> model that the page
+        presents; "runs", for several runs a list of dicts with "variant", "seed" and "workdir", else []; with several
+        runs also "differences", field of the config -> variant -> value.
     """
     clips = {label(row): clips[label(row)] for row in rows if label(row) in clips}
-    # All are made before one is written: a mistake in `meta` leaves the old report whole. report.json is the mark that
-    # a run has its report, and comes last.
+    # All contents are made before the first file is written: a mistake in `meta` leaves the old report complete.
+    # report.json is written last: it marks the report as complete.
     numbers = {"rows": rows, "columns": [asdict(column) for column in columns], "meta": meta}
     contents = {
         "index.html": make_page(rows, columns, clips, curves, meta),

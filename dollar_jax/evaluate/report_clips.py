@@ -1,4 +1,4 @@
-"""The clips of a report as files that its page can hold: strips of all frames, or for larger clips films and grids."""
+"""The clips of a report as files: a strip of all frames, or a film and a strip of a few frames for larger clips."""
 
 import base64
 import io
@@ -15,18 +15,18 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.reading import inside
 
-PIXELATED = 64  # frames up to this height are shown as they are, every pixel a square
-HEIGHT = 192  # of larger ones on the page, at most: the paper's
-GRID = range(0, 121, 30)  # the frames that the paper shows
+PIXELATED = 64  # largest height of frames that are shown without loss, each pixel as a square
+HEIGHT = 192  # largest height of other frames on the page, as in the paper
+GRID = range(0, 121, 30)  # frames shown in the paper
 
 
 class Look(NamedTuple):
-    """What all clips of a report have in common.
+    """Size of the videos, the same for all clips of a report.
 
     Attributes:
-      frames: of the video.
-      height, width: of the video, pixels.
-      fps: frames a second.
+      frames: number of frames.
+      height, width: height and width in pixels.
+      fps: frames per second.
     """
 
     frames: int
@@ -36,12 +36,12 @@ class Look(NamedTuple):
 
     @property
     def small(self) -> bool:
-        """Whether every frame is on the page, each pixel a square; else there are a film and a grid."""
+        """Whether the page shows every frame without loss; else it shows a film and a grid."""
         return self.height <= PIXELATED
 
     @property
     def grid(self) -> list[int]:
-        """Which frames a grid shows: those of the paper where the video is long enough, else as many of it."""
+        """Indices of the frames of a grid: those in the paper, or as many evenly spaced ones for a shorter video."""
         return list(GRID) if self.frames > GRID[-1] else pictures.evenly(self.frames, len(GRID)).tolist()
 
 
@@ -49,8 +49,8 @@ class Clip(NamedTuple):
     """A clip on the page.
 
     Attributes:
-      moving: a PNG of all frames from left to right if the look is small, else an mp4.
-      grid: a JPEG of the frames `Look.grid` from left to right; empty if the look is small.
+      moving: a PNG with all frames from left to right if the look is small, else an mp4.
+      grid: a JPEG with the frames `Look.grid` from left to right; empty if the look is small.
     """
 
     moving: bytes
@@ -58,7 +58,7 @@ class Clip(NamedTuple):
 
 
 def make_clip(video: UInt8[np.ndarray, "f h w 3"], fps: float | int) -> Clip:
-    """The clip of a video."""
+    """Encodes a video as a clip."""
     look = Look(*video.shape[:3], fps)
     if look.small:
         return Clip(pictures.strip(video), b"")
@@ -67,7 +67,7 @@ def make_clip(video: UInt8[np.ndarray, "f h w 3"], fps: float | int) -> Clip:
 
 
 def write_clips(folder: Path, clips: list[Clip]) -> None:
-    """`folder/0.png`, ... or `folder/0.mp4` and `folder/0.jpg`, ..."""
+    """Writes clips to `folder/0.png`, .. if the look is small, else to `folder/0.mp4` and `folder/0.jpg`, .."""
     for i, clip in enumerate(clips):
         write_atomically(folder / f"{i}.{'mp4' if clip.grid else 'png'}", clip.moving)
         if clip.grid:
@@ -75,10 +75,10 @@ def write_clips(folder: Path, clips: list[Clip]) -> None:
 
 
 def read_clips(folder: Path, count: int, small: bool) -> list[Clip]:
-    """What `write_clips` wrote.
+    """Reads clips that `write_clips` wrote.
 
     Raises:
-      UserError: a file is missing, or a link leads out of the folder: the page would show what lies there.
+      UserError: a file is missing, or is a link out of the folder, whose target the page would show.
     """
     if small:
         return [Clip(_read(folder, f"{i}.png"), b"") for i in range(count)]
@@ -93,12 +93,12 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def data_url(data: bytes, kind: str) -> str:
-    """The bytes as an address that needs no network; `kind` as in image/png."""
+    """A data URL with these bytes; `kind` is the media type, as in image/png."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _film(frames: UInt8[np.ndarray, "f h w 3"], fps: float | int) -> bytes:
-    """H.264 of a quality for looking at; an odd row or column at the edge is left out, which 4:2:0 does not have."""
+    """Encodes frames as H.264 in an mp4. The last row or column is dropped if odd: 4:2:0 needs even sizes."""
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:

@@ -1,4 +1,4 @@
-"""What a report.json holds, checked in one place: runs may come from strangers, and their reports are read again."""
+"""The schema of report.json: reports of several runs read it, and runs may come from strangers."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from dollar_jax.reading import require_schema
 
 _TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
 _COUNT, _SIZE = ({"type": "integer", "minimum": least, "maximum": 10**9} for least in (0, 1))
-LARGEST = 1e100  # beyond it sums and squares are infinite
+LARGEST = 1e100  # larger numbers have infinite sums and squares
 _NUMBER = {"type": ["number", "null"], "minimum": -LARGEST, "maximum": LARGEST}
 _POSITIVE = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": LARGEST}
 _FPS = _POSITIVE | {"type": "number"}
@@ -57,32 +57,32 @@ _REMEDY = "remove the report and run dollar_jax.main again"
 
 
 def check(report: Mapping, path: Path) -> None:
-    """Raises UserError if `report`, the content of `path`, is not what `report.write_report` writes of one run."""
+    """Raises UserError if `report`, the content of `path`, is no report of one run by `report.write_report`."""
     require_schema(report, _SCHEMA, path, _REMEDY)
     keys = [column["key"] for column in report["columns"]]
     if strange := [key for key in keys if keys.count(key) > 1 or key in TAKEN - {REWARD.key, SECONDS.key}]:
-        raise UserError(f"{path}: {strange[0][:80]!r} is no key of one column alone; {_REMEDY}")
+        raise UserError(f"{path}: {strange[0][:80]!r} is a key of several columns, or reserved; {_REMEDY}")
     check_numbers(report, keys, path)
     if fault := _contradiction(report):
         raise UserError(f"{path}: {fault}; {_REMEDY}")
 
 
 def check_numbers(report: Mapping, keys: Iterable[str], path: Path) -> None:
-    """Raises UserError if a row of `report`, the content of `path`, has other than a number or null by one of these."""
+    """Raises UserError if a row of `report`, the content of `path`, has a value at one of `keys` that is no number."""
     require_schema(
         report, {"properties": {"rows": {"items": {"properties": dict.fromkeys(keys, _NUMBER)}}}}, path, _REMEDY
     )
 
 
 def _contradiction(report: Mapping) -> str:
-    """In what its rows and its meta do not fit together, "" if they do."""
+    """The first contradiction between rows and meta of a report; "" if there is none."""
     rows = {row["model"]: row for row in report["rows"]}
     meta, student = report["meta"], report["meta"]["student"]
     if meta["runs"] or any(row.keys() & {"variant", "std", "seeds"} for row in report["rows"]):
-        return "it is the report of several runs, no run's own"
+        return "it is the report of several runs, not of one"
     if len(rows) < len(report["rows"]):
         names = [row["model"] for row in report["rows"]]
-        return f"there are two rows of the name {max(names, key=names.count)[:80]!r}"
+        return f"there are two rows with the name {max(names, key=names.count)[:80]!r}"
     for who, name in (("teacher", TEACHER), ("student", student)):
         if name not in rows:
             return f"there is no row of the {who}"

@@ -1,4 +1,4 @@
-"""The page of a report: where its dots and curves lie."""
+"""The page of a report: computes positions of dots and curves, and renders the template."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from dollar_jax.evaluate.report_clips import Clip, Look, data_url
 from dollar_jax.evaluate.report_rows import DATA, SHORT, TEACHER, known, label, show, shown
 from dollar_jax.evaluate.timing import speed_up
 
-POINTS = 240  # of a curve
+POINTS = 240  # largest number of points of a curve
 
-Curves = Sequence[tuple[str, Mapping[str, Sequence[Mapping]]]]  # variant, and the lines that each stage of a run logged
+Curves = Sequence[tuple[str, Mapping[str, Sequence[Mapping]]]]  # for each run: variant, and stage -> lines of its log
 
 
 def make_page(
@@ -25,7 +25,7 @@ def make_page(
     curves: Curves,
     meta: Mapping,
 ) -> str:
-    """The page, which needs no network. See `report.write` for the arguments."""
+    """The page as HTML; it makes no request. See `report.write` for the arguments."""
     look = Look(*meta["look"])
     variants = list(dict.fromkeys(row.get("variant", "") for row in rows))
     teachers = {row.get("variant", ""): row for row in rows if row["model"] == TEACHER}
@@ -58,9 +58,7 @@ def _moving(clip: Clip) -> str:
 
 
 def _scale(column: Column, rows: Sequence[Mapping]) -> dict:
-    """Where each model's value lies on the column's axis, 0..100, with the ends of its spread, and where the best
-    value does.
-    """
+    """Positions (0..100) on a column's axis: each model's value, both ends of its spread, and the best value."""
     values = {label(row): row[column.key] for row in rows if known(row.get(column.key))}
     ideal = next((values[label(row)] for row in rows if row["model"] == DATA and label(row) in values), column.ideal)
     marks = [*values.values(), *([] if ideal is None else [ideal])]
@@ -83,7 +81,7 @@ def _scale(column: Column, rows: Sequence[Mapping]) -> dict:
 
 
 def _panels(curves: Curves, variants: Sequence[str]) -> list[dict]:
-    """What the stages of the runs logged: a box of 100 x 100 for each name, a curve for each run."""
+    """Panels with the curves of the logs: one panel of 100 x 100 for each stage and name, one curve for each run."""
     panels = []
     for stage in dict.fromkeys(stage for _, stages in curves for stage in stages):
         logs = [(variants.index(variant), stages[stage]) for variant, stages in curves if stage in stages]
@@ -96,7 +94,7 @@ def _panels(curves: Curves, variants: Sequence[str]) -> list[dict]:
 
 
 def _panel(points: Sequence[tuple[int, Float[np.ndarray, "2 n"]]]) -> dict:
-    """Curves of one box, from the number of the variant and the steps and values of each."""
+    """One panel, from (number of the variant, [steps, values]) of each curve."""
     steps, values = (np.concatenate([made[axis] for _, made in points]) for axis in (0, 1))
     logarithmic = bool(values.min() > 0 and values.max() > 20 * values.min())
     transform = np.log if logarithmic else np.asarray
@@ -118,7 +116,7 @@ def _panel(points: Sequence[tuple[int, Float[np.ndarray, "2 n"]]]) -> dict:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Moving average over about a twentieth of the curve; at the ends over what there is of it."""
+    """Moving average over a twentieth of the curve; the window is cut at the ends."""
     width = max(1, len(values) // 20) | 1
     box = np.ones(width)
     return np.convolve(values, box, "same") / np.convolve(np.ones(len(values)), box, "same")

@@ -1,4 +1,4 @@
-"""The rows of a report: what is measured of each model, over one run or several, and how it is written for people."""
+"""The rows of a report, one for each model: merged over seeds, and formatted for people."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,38 +7,38 @@ import numpy as np
 
 from dollar_jax.evaluate.measure import Column
 
-TEACHER, DATA = "teacher", "data"  # the models that every other row is compared with
+TEACHER, DATA = "teacher", "data"  # models with which all others are compared
 SHORT = {"variational_score": "VSD", "consistency": "CD", "latent_reward": "LRM", "policy_gradient": "DDPO"}
 
 
-# What a report measures beside the metrics of its config.
+# Columns of every report, beside the metrics of its config.
 REWARD = Column(
     "reward",
     "Reward",
-    "What fine-tuning asks for. Bought with Fréchet distance or spread, it is over-optimised.",
+    "The reward that tuning maximises. If Fréchet distance or spread get worse, it is over-optimised.",
     better="higher",
 )
 SECONDS = Column(
     "diffusion_seconds_per_video",
     "Time a video",
-    "Denoising alone, without text encoder and decoder, waited for to the end.",
+    "Time of the diffusion alone, without text encoder and decoder, measured to the end of the computation.",
     better="lower",
     unit="s",
 )
 
 
 def label(row: Mapping) -> str:
-    """What a row is called where those of several variants stand together."""
+    """Name of a row: VARIANT: MODEL in a report of several variants, else MODEL."""
     return f"{row['variant']}: {row['model']}" if "variant" in row else row["model"]
 
 
 def shown(columns: Sequence[Column], rows: Sequence[Mapping]) -> list[Column]:
-    """The columns that people are shown, of which some row has a number."""
+    """The columns for people (`Column.shown`) with a value in some row."""
     return [column for column in columns if column.shown and any(known(row.get(column.key)) for row in rows)]
 
 
 def show(value: float | None, unit: str, spread: float | None = None) -> str:
-    """A number as people read it: 0.993 % is 99.3 %, 0.0471 s is 47.1 ms; with a spread 99.3 ± 0.2 %."""
+    """Formats a value for people: 0.993 with unit % is 99.3 %, 0.0471 s is 47.1 ms; with a spread 99.3 ± 0.2 %."""
     if not known(value):
         return "\N{EN DASH}"
     match unit:
@@ -56,10 +56,10 @@ def show(value: float | None, unit: str, spread: float | None = None) -> str:
 
 
 def over_seeds(runs: Sequence[Sequence[Mapping]], columns: Sequence[Column]) -> list[dict]:
-    """One row for each model of several runs, in the order of the first that has it.
+    """Merges the rows of several runs into one row for each model, in the order of their first occurrence.
 
-    Numbers of the columns become their mean over the runs where they are known; "std" holds their standard deviations
-    (n - 1) by key, where two runs or more know them, and "seeds" counts the runs. The rest is that of the first.
+    Values of the columns become means over the runs that know them. "std" has standard deviations (n - 1) by key, for
+    values that two or more runs know. "seeds" is the number of runs. Other keys are those of the first run.
     """
     models = dict.fromkeys(row["model"] for rows in runs for row in rows)
     keys = [column.key for column in columns]
@@ -76,12 +76,12 @@ def _over_seeds(rows: Sequence[Mapping], keys: Sequence[str]) -> dict:
 
 
 def known(value: float | None) -> bool:
-    """Whether there is a number."""
+    """Whether the value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
 def finite(tree):
-    """The tree with null for what JSON has no number for."""
+    """The tree with None in place of nan and infinity, which JSON does not have."""
     if isinstance(tree, Mapping):
         return {name: finite(value) for name, value in tree.items()}
     if isinstance(tree, Sequence) and not isinstance(tree, str):

@@ -1,4 +1,4 @@
-"""One report of several finished runs: seeds become mean and spread, variants stand side by side."""
+"""The report of several finished runs: mean and spread over seeds, variants side by side."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,38 +17,45 @@ from dollar_jax.evaluate.report_rows import label, over_seeds
 from dollar_jax.evaluate.report_text import plain
 from dollar_jax.reading import inside, read_json
 
-SEEDS = ("seed", "teacher.path")  # fields in which seeds of one experiment differ: each may have a teacher of its own
-MACHINE = ("mesh", "remat", "attention", "offload")  # how it was computed, not what
+SEEDS = ("seed", "teacher.path")  # fields in which seeds of one experiment may differ: each may have its own teacher
+MACHINE = ("mesh", "remat", "attention", "offload")  # fields that do not change the result
 
 
 class Run(NamedTuple):
-    """A finished run."""
+    """A finished run.
+
+    Attributes:
+      variant: name of its variant.
+      workdir: folder of the run.
+      report: content of report.json.
+      fields: fields of the config by dotted name, without those in `MACHINE`.
+    """
 
     variant: str
     workdir: Path
-    report: Mapping  # report.json
-    fields: Mapping[str, object]  # of the config, dotted name -> value; without the machine's
+    report: Mapping
+    fields: Mapping[str, object]
 
 
 def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> None:
-    """Writes `folder/index.html`, `report.md` and `report.json` from what each run left in its workdir.
+    """Writes `folder/index.html`, `report.md` and `report.json` from the reports, clips and logs in the workdirs.
 
     Args:
-      runs: name of the variant and workdir. Runs of one name are seeds of it.
-      command: that makes this report.
+      runs: (name of the variant, workdir) of each run. Runs with one name are seeds of one variant.
+      folder: folder of the new report.
+      command: command that makes this report.
     Raises:
-      UserError: a run without a report, or with a damaged one; runs of the name "" whose configs differ in more than
-        the seed; runs with other captions, videos of another size or columns in other units or directions; `folder` is
-        the report of one of several runs.
+      UserError: a run has no report or a damaged one; configs of runs without a name differ in more than the seed;
+        captions, size of videos, or unit or direction of a column differ; or `folder` is the report of one of the runs.
     """
     if len(runs) > 1 and folder.resolve() in [(workdir / "report").resolve() for _, workdir in runs]:
-        raise UserError(f"{folder} is the report of one of them: choose another --out")
+        raise UserError(f"{folder} is the report of one of the runs: choose another --out")
     read = [_read(variant, workdir) for variant, workdir in runs]
     first = read[0]
     for run in read[1:]:
         _check(first, run)
     columns = _columns(read)
-    for run in read:  # a column of one may be a key that another has not declared
+    for run in read:  # a run may have a key that only another run declares as a column
         report_format.check_numbers(
             run.report, [column.key for column in columns], run.workdir / "report" / "report.json"
         )
@@ -79,11 +86,11 @@ def _read(variant: str, workdir: Path) -> Run:
 def _read_json(workdir: Path, name: str) -> dict:
     path = workdir / name
     if not path.is_file():
-        raise UserError(f"{workdir} has no report ({path} is missing): finish it by python -m dollar_jax.main")
+        raise UserError(f"{workdir} has no report ({path} is missing): finish the run with python -m dollar_jax.main")
     content = read_json(path)
     try:
         json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:  # "\ud800", half of a character, which no page can hold
+    except UnicodeEncodeError as error:  # a lone surrogate such as "\ud800", which UTF-8 cannot encode
         raise UserError(f"{path} has a string that is no text: {error.reason}") from error
     return content
 
@@ -99,31 +106,31 @@ def _check(first: Run, run: Run) -> None:
     for what in ("captions", "look"):
         if first.report["meta"][what] != run.report["meta"][what]:
             name = {"captions": "captions", "look": "frames, height, width or fps"}[what]
-            raise UserError(f"{first.workdir} and {run.workdir} have other {name}: make a report of each")
+            raise UserError(f"{first.workdir} and {run.workdir} differ in {name}: make one report for each")
 
 
 def _columns(runs: Sequence[Run]) -> list[Column]:
-    """The columns of all runs, each as the first run that has it declares it."""
+    """The columns of all runs; each is declared by the first run that has it."""
     owners = {}
     for run in runs:
         for column in (Column(**fields) for fields in run.report["columns"]):
             owner, first = owners.setdefault(column.key, (run, column))
             if (column.unit, column.better) != (first.unit, first.better):
                 raise UserError(
-                    f"{owner.workdir} and {run.workdir} differ in unit or direction of {column.key}: make a report of"
-                    " each"
+                    f"{owner.workdir} and {run.workdir} differ in unit or direction of {column.key}: make one"
+                    " report for each"
                 )
     return [column for _, column in owners.values()]
 
 
 def _changed(runs: Sequence[Run]) -> list[str]:
-    """The fields, those of seeds aside, that are not the same in all these runs."""
+    """Names of the config fields that differ between these runs, without `SEEDS`."""
     names = sorted({name for run in runs for name in run.fields} - set(SEEDS))
     return [name for name in names if len({str(run.fields.get(name)) for run in runs}) > 1]
 
 
 def _behind(groups: Mapping[str, Sequence[Run]]) -> dict:
-    """The part of `meta` that says what the numbers of several runs come from."""
+    """The part of `meta` on the origin of the numbers: students, runs, differences and configs."""
     runs = [run for group in groups.values() for run in group]
     firsts = {variant: group[0] for variant, group in groups.items()}
     return {

@@ -1,4 +1,4 @@
-"""The report in Markdown: its numbers, without pictures."""
+"""The report in Markdown, without pictures."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from dollar_jax.evaluate.timing import speed_up
 
 
 def make_text(rows: Sequence[Mapping], columns: Sequence[Column], meta: Mapping) -> str:
-    """A table of all rows, what its columns mean, and what is behind it. See `report.write` for the arguments."""
+    """The report: table of rows, meaning of columns, runs and differences. See `report.write` for the arguments."""
     columns = shown(columns, rows)
     teachers = {row.get("variant", ""): row for row in rows if row["model"] == TEACHER}
     seeds = any("seeds" in row for row in rows)
@@ -25,7 +25,7 @@ def make_text(rows: Sequence[Mapping], columns: Sequence[Column], meta: Mapping)
     if seeds:
         lines += ["± is the standard deviation over seeds.", ""]
     lines += [f"- {', '.join(filter(None, (column.label, column.good)))}: {column.meaning}" for column in columns]
-    lines += ["- Bound: the teacher's calls of the network over the model's own, the most that a speed-up can be.", ""]
+    lines += ["- Bound: the teacher's network calls divided by the model's, the largest possible speed-up.", ""]
     if meta["runs"]:
         lines += ["## Runs", "", *map(_line, [["Variant", "Seed", "Workdir"], ["---", "---:", "---"]])]
         lines += [_line([run["variant"], run["seed"], f"`{run['workdir']}`"]) for run in meta["runs"]]
@@ -36,7 +36,7 @@ def make_text(rows: Sequence[Mapping], columns: Sequence[Column], meta: Mapping)
 
 
 def plain(text: str) -> str:
-    """The text on one line, without what a terminal takes for a command."""
+    """The text with spaces in place of line breaks and control characters, which could be terminal commands."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -45,13 +45,13 @@ def _harmless(line: str) -> str:
 
 
 def _differences(meta: Mapping) -> list[str]:
-    """In what the configs of the variants differ."""
+    """The section with the fields in which the configs of the variants differ."""
     if not meta["differences"]:
         return []
     variants = list(meta["students"])
     lines = [["Field", *variants], ["---"] * (len(variants) + 1)]
     lines += [[f"`{field}`", *(values.get(v, "") for v in variants)] for field, values in meta["differences"].items()]
-    return ["## What differs", "", *map(_line, lines), ""]
+    return ["## Differences", "", *map(_line, lines), ""]
 
 
 def _speed_up(teacher: Mapping, row: Mapping) -> str:

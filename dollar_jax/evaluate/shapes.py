@@ -1,9 +1,9 @@
-"""What clips of the shapes world show, read once for all metrics."""
+"""Reads shape, colour and motion from clips of the shapes world, once for all metrics."""
 
 from dollar_jax.evaluate.measure import Clips
 from dollar_jax.rewards import shapes
 
 
 def reading(clips: Clips) -> shapes.Reading:
-    """For `Clips.once`."""
+    """The reading of clips, a function for `Clips.once`."""
     return shapes.read(clips.frames)

@@ -1,7 +1,7 @@
-"""Seconds a video, measured with a barrier, beside what the number of network calls allows.
+"""Time for a video, and the bound of a student's speed-up: network calls of the teacher over those of the student.
 
-A launch on an accelerator returns before the work is done: timed without waiting, a student looks faster than its
-network calls can be (Tab. 4 of the paper). The bound is calls of the teacher over calls of the student.
+A call on an accelerator returns before its work is done. So every measurement waits for the result; without the wait a
+student looks faster than its network calls allow (Tab. 4 of the paper).
 """
 
 import time
@@ -24,10 +24,10 @@ class Timing(NamedTuple):
 
 
 def time_in_turns(calls: Mapping[str, Callable[[], object]], videos: int, repeats: int = 10) -> dict[str, Timing]:
-    """Times functions that each work on `videos` videos a call; what they return is waited for.
+    """Times functions, each of which processes `videos` videos per call; a call ends when its result is ready.
 
-    They take turns within each repeat, so that a machine that slows down slows them all; compare the medians. One call
-    of each comes first and is not counted: it compiles.
+    In each repeat the functions take turns, so that a slower machine affects all of them; compare medians. The first
+    call of each function compiles and is not counted.
     """
     for call in calls.values():
         jax.block_until_ready(call())
@@ -41,21 +41,27 @@ def time_in_turns(calls: Mapping[str, Callable[[], object]], videos: int, repeat
 
 
 class Sampling(NamedTuple):
-    """A way to make a video."""
+    """A model with settings for sampling.
+
+    Attributes:
+      pipeline: the model.
+      steps: number of steps.
+      guidance: the paper's w.
+    """
 
     pipeline: Pipeline
     steps: int
-    guidance: float  # the paper's w
+    guidance: float
 
     @property
     def calls(self) -> int:
-        """Of the network for a video: guidance (Eq. 9) evaluates it twice a step."""
+        """Number of network calls for a video; guidance (Eq. 9) needs two calls per step."""
         return self.steps * (2 if self.guidance else 1)
 
     def diffusion(
         self, condition: Condition, negative: Condition, noise: Latents, keys: jax.Array
     ) -> Callable[[], jax.Array]:
-        """() -> latents of one batch, whose inputs lie ready on the device."""
+        """A function () -> latents of one batch; the inputs are on the device before it is called."""
         inputs = jax.device_put((noise, condition, negative))
         params = jax.device_put(self.pipeline.networks["transformer"][1])
         options = {"times": self.pipeline.times(self.steps), "guidance": self.guidance}
@@ -63,8 +69,9 @@ class Sampling(NamedTuple):
 
 
 def time_parts(samplings: Mapping[str, Sampling], caption: str, videos: int, repeats: int) -> dict[str, Timing]:
-    """The diffusion of each sampling, by its name, and what the first one's text encoder and decoder add to all of
-    them: "text" and "decoding". `videos` of one caption are made at a time. No other text encoder is needed.
+    """Times the diffusion of each sampling, and "text" and "decoding", text encoder and decoder of the first one.
+
+    The batch has `videos` videos of one caption. The other samplings need no text encoder.
     """
     first = next(iter(samplings.values())).pipeline
     captions = [caption] * videos
@@ -76,9 +83,10 @@ def time_parts(samplings: Mapping[str, Sampling], caption: str, videos: int, rep
 
 
 def speed_up(teacher: Mapping, student: Mapping) -> tuple[float | None, float]:
-    """How many times faster the student is, and the bound: the teacher's calls of the network over the student's.
+    """The speed-up of a student, None if it or the teacher was not timed, and its bound, the ratio of network calls.
 
-    Both are rows of the report. The first is None where one of them was not timed.
+    Args:
+      teacher, student: rows of the report.
     """
     seconds = [row.get("diffusion_seconds_per_video") for row in (teacher, student)]
     return seconds[0] / seconds[1] if all(seconds) else None, teacher["calls"] / student["calls"]

@@ -1,4 +1,7 @@
-"""Networks without I/O, one architecture per module. Each module has a function `build(**config) -> Network`."""
+"""Networks without I/O. Each module is an architecture and has a function `build(**config) -> Network`.
+
+No other package of dollar_jax but `convert` names an architecture.
+"""
 
 import inspect
 import pkgutil

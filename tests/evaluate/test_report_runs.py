@@ -117,14 +117,14 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
         UserError, match=r"b is no seed of .*a: rollout is simulate there, data here; name the variants"
     ):
         combine([first, ("", finish(tmp_path / "b", rollout="data"))], tmp_path / "out", "")
-    with pytest.raises(UserError, match="have other captions: make a report of each"):
+    with pytest.raises(UserError, match="differ in captions: make one report for each"):
         combine([first, ("", finish(tmp_path / "c", captions=("x", "y")))], tmp_path / "out", "")
-    with pytest.raises(UserError, match="have other frames, height, width or fps"):
+    with pytest.raises(UserError, match="differ in frames, height, width or fps"):
         combine([first, ("", finish(tmp_path / "d", shape=(5, 16, 16)))], tmp_path / "out", "")
     with pytest.raises(UserError, match=r"none has no report .*report\.json is missing"):
         combine([first, ("", tmp_path / "none")], tmp_path / "out", "")
     change(finish(tmp_path / "e", seed=1), columns__0__unit="dB")
-    with pytest.raises(UserError, match=r"a and .*e differ in unit or direction of frechet: make a report of each"):
+    with pytest.raises(UserError, match=r"a and .*e differ in unit or direction of frechet: make one report for each"):
         combine([first, ("", tmp_path / "e")], tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
 
@@ -204,7 +204,7 @@ def refused(workdir, words, other):
         ({"rows__1__model": None}, r"rows\.1: 'model' is a required property"),
         ({"rows__1__model": ["teacher"]}, r"rows\.1\.model"),
         ({"rows__1__model": "somebody"}, "no row of the teacher"),
-        ({"rows__2__model": "teacher"}, "two rows of the name 'teacher'"),
+        ({"rows__2__model": "teacher"}, "two rows with the name 'teacher'"),
         ({"rows__1__calls": 0}, r"rows\.1\.calls"),
         ({"rows__1__calls": "many"}, r"rows\.1\.calls"),
         ({"rows__1__calls": None}, "no calls"),
@@ -217,9 +217,9 @@ def refused(workdir, words, other):
         ({"rows__2__diffusion_seconds_per_video": -1.0}, r"rows\.2\.diffusion_seconds_per_video"),
         ({"columns": None}, "'columns' is a required property"),
         ({"columns__0__key": "a b"}, r"columns\.0\.key"),
-        ({"columns__0__key": "steps"}, "'steps' is no key of one column alone"),
-        ({"columns__1__key": "frechet"}, "'frechet' is no key of one column alone"),
-        ({"columns__0__key": "model"}, "'model' is no key"),
+        ({"columns__0__key": "steps"}, "'steps' is a key of several columns, or reserved"),
+        ({"columns__1__key": "frechet"}, "'frechet' is a key of several columns, or reserved"),
+        ({"columns__0__key": "model"}, "'model' is a key of several"),
         ({"columns__0__better": "best"}, r"columns\.0\.better"),
         ({"columns__0__ideal": "0"}, r"columns\.0\.ideal"),
         ({"columns__0__shown": 1}, r"columns\.0\.shown"),
@@ -322,7 +322,7 @@ def test_a_report_of_several_runs_never_takes_the_place_of_a_run_s_own(tmp_path)
     before = outcome(tmp_path / "a" / "report")
     (tmp_path / "link").symlink_to(tmp_path / "a" / "report")
     for folder in (tmp_path / "a" / "report", tmp_path / "link"):
-        with pytest.raises(UserError, match="is the report of one of them: choose another --out"):
+        with pytest.raises(UserError, match="is the report of one of the runs: choose another --out"):
             combine(runs, folder, "python -m x")
     assert outcome(tmp_path / "a" / "report") == before
     combine(runs[:1], tmp_path / "a" / "report", "python -m x")

@@ -1,13 +1,13 @@
-"""What reports and logs measure of videos: one file a metric, named in `config.report.metrics` with its options.
+"""Metrics of videos for reports and logs, one file each. `config.report.metrics` names them with their options.
 
-A metric is a class, made with its options before a run begins:
+A metric is a class, constructed with its options before a run, with a method
 
-    fit(data: Clips) -> ((clips: Clips) -> float | {key: float})    data are real clips, clips a model's
+    fit(data: Clips) -> ((clips: Clips) -> float | {key: float})    data: real clips, clips: clips of a model
 
-or a function (clips, **options) or (clips, data, **options), whose real clips stay in memory.
+or a function (clips, **options) or (clips, data, **options); the latter keeps the real clips in memory. Attributes:
 
-columns      a `Column` for each number that it returns
-least_clips  real clips that it compares with at least; 1 where the attribute is absent
+columns      a `Column` for each value that it returns
+least_clips  smallest number of real clips that it needs, by default 1
 
-`module:name` names one from outside the package.
+`module:name` names a metric from outside the package.
 """

@@ -1,4 +1,4 @@
-"""Whether clips of the shapes world show what their captions say."""
+"""Text alignment: agreement of clips of the shapes world with their captions."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ from dollar_jax.rewards.shapes import agreement
 
 
 def alignment(clips: Clips) -> dict[str, float]:
-    """The share of clips that show all their captions say, and colour, shape, motion and background alone.
+    """Share of clips that agree with their caption in all attributes, and shares for each attribute.
 
     Raises:
-      UserError: a caption that is not of the shapes world.
+      UserError: a caption is not from the shapes world.
     """
     shares = {name: float(np.mean(right)) for name, right in agreement(clips.once(reading), clips.captions).items()}
     return {"alignment": shares.pop("all"), **shares}
@@ -21,7 +21,7 @@ alignment.columns = (
     Column(
         "alignment",
         "Alignment",
-        "Clips that show all that their caption says.",
+        "Share of clips that show everything their caption says.",
         better="higher",
         unit="%",
         ideal=1.0,
@@ -30,7 +30,7 @@ alignment.columns = (
         Column(
             attribute,
             attribute.capitalize(),
-            f"Clips that show the {attribute} of their caption.",
+            f"Share of clips that show the {attribute} of their caption.",
             better="higher",
             unit="%",
             ideal=1.0,

@@ -1,4 +1,4 @@
-"""How clean clips of the shapes world are."""
+"""Cleanness: PSNR of clips of the shapes world to the nearest valid rendering."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from dollar_jax.evaluate.shapes import reading
 
 
 def clean_db(clips: Clips) -> float:
-    """PSNR in dB to the nearest valid rendering, mean over clips; blur costs little."""
+    """PSNR in dB to the nearest valid rendering, mean over clips; blur lowers it little."""
     return float(np.mean(clips.once(reading).clean_db))
 
 
@@ -15,7 +15,7 @@ clean_db.columns = (
     Column(
         "clean_db",
         "Cleanness",
-        "How close each clip is to a perfect drawing of what it shows. Noise lowers it, blur hardly does: see detail.",
+        "Closeness of each clip to a perfect drawing of its shape. Noise lowers it, blur hardly does: see detail.",
         better="near",
         unit="dB",
     ),

@@ -1,4 +1,4 @@
-"""How much of what real latents hardly have a model's have."""
+"""Detail: energy of latents outside the principal space of real latents."""
 
 from collections.abc import Callable
 
@@ -7,17 +7,17 @@ from dollar_jax.evaluate.measure import Clips, Column
 
 
 class Detail:
-    """Energy off the principal space of real latents, relative to theirs, see `distribution.detail`.
+    """Energy outside the principal space of real latents, relative to real latents, see `distribution.detail`.
 
     Args:
-      components: as of `frechet`.
+      components: as for `frechet`.
     """
 
     columns = (
         Column(
             "hf",
             "Detail",
-            "Energy where real clips hardly vary, relative to theirs. Below 1 is too smooth, above 1 is noise.",
+            "Energy in directions where real clips hardly vary, relative to them. Below 1: too smooth; above 1: noise.",
             better="near",
             ideal=1.0,
         ),

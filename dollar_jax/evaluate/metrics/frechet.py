@@ -1,4 +1,4 @@
-"""How far a model's latents are, as a distribution, from data's."""
+"""Fréchet distance between the distributions of a model's latents and of real latents."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,15 @@ class Frechet:
     """Fréchet distance in the principal space of real latents, see `distribution.frechet`.
 
     Args:
-      components: of the space; 0: 32, or of fewer than 128 clips a quarter as many as there are clips.
+      components: dimensions of the space; 0: a quarter of the number of real clips, at most 32.
     """
 
     columns = (
         Column(
             "frechet",
             "Fréchet distance",
-            "How far the clips as a whole lie from real ones: 0 is the same distribution, 100 one average clip"
-            " repeated.",
+            "Distance between the distributions of the clips and of real clips: 0 if they are the same, 100 for one"
+            " average clip repeated.",
             better="lower",
             ideal=0.0,
         ),

@@ -1,4 +1,4 @@
-"""How much clips of one caption of the shapes world differ in what it leaves open."""
+"""Spread: variation of background and position among clips of one caption of the shapes world."""
 
 from collections.abc import Callable
 
@@ -10,31 +10,31 @@ from dollar_jax.evaluate.shapes import reading
 
 
 class Spread:
-    """Deviations within captions relative to those of real clips, their mean: 1 is data, 0 a collapse.
+    """Standard deviations within captions, divided by those of real clips: 1 is data, 0 is a collapse.
 
-    Of the background, grey in 0..1, and of the middle of the path in x and y, pixels; both among the clips that show a
-    shape at all.
+    The value is the mean of two ratios: for the background (grey in 0..1), and for the middle of the path in x and y
+    (pixels). Only clips that show a shape are used.
     """
 
     columns = (
         Column(
             "spread",
             "Spread",
-            "How much clips of one caption differ in what it leaves open, relative to real ones. 0 is a collapse.",
+            "Variation of clips of one caption in background and position, relative to real clips. 0 is a collapse.",
             better="near",
             ideal=1.0,
         ),
         Column(
             "background_std",
             "Spread of backgrounds",
-            "Deviation of the grey, 0..1, within captions.",
+            "Standard deviation of the grey (0..1) within captions.",
             better="near",
             shown=False,
         ),
         Column(
             "position_std",
             "Spread of positions",
-            "Deviation of the middle of the path within captions.",
+            "Standard deviation of the middle of the path within captions.",
             better="near",
             unit="px",
             shown=False,
@@ -56,7 +56,7 @@ class Spread:
 
 
 def deviations(clips: Clips) -> tuple[float, float]:
-    """Of background and position, within captions."""
+    """Standard deviations of background and position within captions."""
     read = clips.once(reading)
     groups = np.asarray(clips.captions)[read.found].tolist()
     values = read.background[read.found, None], read.position[read.found]

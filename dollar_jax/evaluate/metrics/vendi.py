@@ -1,4 +1,4 @@
-"""How many different videos there are of a caption."""
+"""Vendi score: the effective number of different videos of a caption."""
 
 from functools import partial
 
@@ -14,18 +14,19 @@ class Vendi:
     """Eq. 17, mean and standard deviation over captions.
 
     Args:
-      key_frames: evenly spread, the first and the last frame among them.
-      features: import path of what frames are compared by, bare in `dollar_jax.evaluate.features`.
-      weights: the features' file, "" for none.
+      key_frames: number of frames to compare, evenly spaced from the first to the last.
+      features: import path of the function that computes features of frames; a plain name is in
+        `dollar_jax.evaluate.features`.
+      weights: file with the weights of the features, "" for none.
     Raises:
-      UserError: fewer than 2 key frames, no such features, or not with these weights.
+      UserError: fewer than 2 key frames, unknown features, or weights that do not fit.
     """
 
     columns = (
         Column(
             "vendi",
             "Vendi score",
-            "How many different videos there are among those of one prompt. Noise counts as different too: see detail.",
+            "Effective number of different videos of one prompt. Noise counts as a difference too: see detail.",
             better="near",
         ),
         Column(
@@ -43,17 +44,19 @@ class Vendi:
         self._embed = partial(embed, weights=weights) if weights else embed
         self._key_frames, self._exact = key_frames, features == "pixels"
         if not self._exact:
-            self._embed(np.zeros((1, 8, 8, 3), np.uint8))  # refused now, not after the first training
+            self._embed(np.zeros((1, 8, 8, 3), np.uint8))  # an error appears now, not after the first training
 
     def fit(self, data: Clips):
-        """Nothing to compare with: data are measured as a model is."""
+        """Ignores real clips: the score of a model needs no reference."""
         del data
         return self._measure
 
     def _measure(self, clips: Clips) -> dict[str, float]:
         names, index, counts = np.unique(np.asarray(clips.captions), return_inverse=True, return_counts=True)
         if len(set(counts)) > 1:
-            raise UserError(f"Vendi needs as many videos of each prompt, not {counts.min()} to {counts.max()}")
+            raise UserError(
+                f"Vendi needs the same number of videos for each prompt, not {counts.min()} to {counts.max()}"
+            )
         frames = clips.frames if self._exact else np.rint(clips.frames * 255).astype(np.uint8)
         by_caption = frames[np.argsort(index, kind="stable")].reshape(len(names), -1, *frames.shape[1:])
         spacing = max(1, (frames.shape[1] - 1) // (self._key_frames - 1))
