@@ -126,7 +126,7 @@ def _run(out: Path, plan: Sequence[tuple[str, str | None]], seed: str) -> str:
         command += [f"--workdir={folder}", f"--config.seed={seed}", *(f"--config.{change}" for change in _SET.value)]
         result = subprocess.run(command, stdout=None if _JOBS.value == 1 else subprocess.DEVNULL)
         if result.returncode:
-            raise UserError(f"{name}, seed {seed}: the run failed, see above; the same command resumes it")
+            raise UserError(f"{name}, seed {seed}: the run failed, see above; the same command goes on with it")
     return seed
 
 
