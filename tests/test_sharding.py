@@ -138,6 +138,7 @@ def test_parameters_and_what_follows_them_are_split():
     mesh = mesh_of(2, 4, 2)
     params = {
         "blocks": {"expand": {"kernel": jnp.ones((3, 8, 5)), "bias": jnp.ones((3, 8))}},
+        "both": {"kernel": jnp.ones((8, 4))},
         "odd": {"kernel": jnp.ones((6, 8))},
         "none": {"kernel": jnp.ones((6, 6))},
         "convolution": {"kernel": jnp.ones((3, 3, 8, 8))},
@@ -147,6 +148,7 @@ def test_parameters_and_what_follows_them_are_split():
     specs = jax.tree.map(lambda x: x.spec, sharding.shard(specs, mesh))
     for tree in (specs["params"], specs["optimizer"][0]):
         assert tree["blocks"]["expand"] == {"kernel": P(None, "fsdp", None), "bias": P()}
+        assert tree["both"]["kernel"] == P("fsdp", None)  # the first of two that it divides
         assert tree["odd"]["kernel"] == P(None, "fsdp")  # 4 does not divide 6
         assert tree["none"]["kernel"] == P(None, None)
         assert tree["convolution"]["kernel"] == P()
