@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as in dollar_jax.data.text, which may be imported too late
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands have to flush what they print by themselves
 # Most of the time of these small programs is compilation: unoptimised, by XLA's older emitters, it takes a third.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")

@@ -155,7 +155,7 @@ FAULTS = {
     "kind": ({"model_index.json": {"_class_name": ["a\nb"]}}, r"holds a \['a\\nb'\]"),
     "steps": ({SCHEDULER: {"num_train_timesteps": 10**12}}, "num_train_timesteps: 1000000000000 is greater"),
     "words for steps": ({SCHEDULER: {"num_train_timesteps": "1000"}}, "num_train_timesteps: '1000' is not"),
-    "few steps": ({SCHEDULER: {"num_train_timesteps": 7}}, "50 steps: the schedule has 1 to 7"),
+    "few steps": ({SCHEDULER: {"num_train_timesteps": 7}}, "50 steps: the schedule has 7 training times"),
     "noise": ({SCHEDULER: {"beta_end": 12.0}}, "beta_end: 12.0 is greater"),
     "no noise": ({SCHEDULER: {"beta_start": None}}, "beta_start: None is not"),
     "shift": ({SCHEDULER: {"snr_shift_scale": -1}}, "snr_shift_scale: -1 is less"),

@@ -77,7 +77,7 @@ def test_wrong_captions_and_noise_are_seen_where_they_should(measure, clips):
 
 def test_prompts_need_as_many_videos_each(measure, clips):
     frames, captions = clips
-    with pytest.raises(UserError, match="as many videos of each prompt, not 2 to 3"):
+    with pytest.raises(UserError, match="the same number of videos for each prompt, not 2 to 3"):
         measure(frames[1:], captions[1:])
 
 
