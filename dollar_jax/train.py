@@ -62,7 +62,8 @@ def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 def finished(folder: Path, config: ConfigDict) -> bool:
     """Whether `train` has nothing left to do: the last checkpoint is saved, and no guard may prefer another one."""
-    return (folder / "checkpoints" / str(config.iterations)).exists() and not config.guard.metric
+    guarded = "guard" in config and config.guard.metric
+    return (folder / "checkpoints" / str(config.iterations)).exists() and not guarded
 
 
 def train(

@@ -14,12 +14,14 @@ from dollar_jax.sharding import compile_step
 from dollar_jax.stages.common import encoded_source, host_batches, network_options, open_view
 from dollar_jax.steps.common import init_state
 from dollar_jax.steps.teacher import make_step
-from dollar_jax.train import initialize, train
+from dollar_jax.train import finished, initialize, train
 
 
 def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Trains on Eq. 4 with caption dropout; the card has the settings for sampling, the VAE and the text encoder."""
     folder, stage = workdir / "teacher", config.teacher
+    if finished(folder, stage):
+        return
     schedule = diffusion.make_schedule(**stage.schedule)
     diffusion.check_prediction_type(stage.prediction_type, schedule)
     encoded = read_card(workdir / "encoded")
