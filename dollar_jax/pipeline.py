@@ -161,9 +161,10 @@ class Pipeline:
         if negative is None and guidance:
             negative = self.negative
         params = self.networks["transformer"][1] if params is None else params
+        times = self.times(steps)
         for start in range(0, len(noise), batch_size):
             x_t, told, row_keys = padded_rows((noise, condition, keys), start, batch_size)
-            latents = np.asarray(self.sampler(params, x_t, told, negative, row_keys, self.times(steps), guidance))
+            latents = np.asarray(self.sampler(params, x_t, told, negative, row_keys, times, guidance))
             count = min(batch_size, len(noise) - start)
             yield latents[:count], self.decode(latents)[:count]
 
@@ -202,16 +203,16 @@ def padded_rows(tree: Any, start: int, count: int) -> Any:
 
 def normalize(vae: Mapping[str, Any], latents: Array | np.ndarray) -> Array | np.ndarray:
     """Normalises the VAE's latents to about unit variance: (z - shift) scale, both one number or one per channel."""
-    return (latents - _factor(vae, "shift_factor")) * _factor(vae, "scaling_factor")
+    return (latents - _factor(vae.get("shift_factor", 0.0))) * _factor(vae["scaling_factor"])
 
 
 def restore(vae: Mapping[str, Any], latents: Array | np.ndarray) -> Array | np.ndarray:
     """The inverse of `normalize`."""
-    return latents / _factor(vae, "scaling_factor") + _factor(vae, "shift_factor")
+    return latents / _factor(vae["scaling_factor"]) + _factor(vae.get("shift_factor", 0.0))
 
 
-def _factor(vae: Mapping[str, Any], name: str) -> np.ndarray:
-    factor = np.asarray(vae.get(name, 0.0), np.float32)  # only the shift may be absent
+def _factor(value: float | list[float]) -> np.ndarray:
+    factor = np.asarray(value, np.float32)
     return factor.reshape(1, 1, 1, 1, -1) if factor.ndim else factor
 
 

@@ -156,24 +156,38 @@ def same_state(one, other, step=6):
     return one.keys() == other.keys() and jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
-def test_a_stopped_run_goes_on_to_the_bit(workdir, tmp_path):
-    """Student, fake score, reward model, replay and optimisers."""
+def borrow(source, target):
+    """The finished stages before the student, as links."""
     for name in ("vae", "encoded", "teacher"):
-        (tmp_path / name).symlink_to(workdir / name)
-    shutil.copytree(workdir / "student", tmp_path / "student")
+        (target / name).symlink_to((source / name).resolve())
+
+
+def resume(config, whole, folder):
+    """Runs the student of `whole` again in `folder`, from its first checkpoint on."""
+    borrow(whole, folder)
+    shutil.copytree(whole / "student", folder / "student")
     for step in (4, 6):
-        shutil.rmtree(tmp_path / "student" / "checkpoints" / str(step))
-    run(make_config(), tmp_path, ("distill",))
-    assert same_state(workdir, tmp_path)
+        shutil.rmtree(folder / "student" / "checkpoints" / str(step))
+    run(config, folder, ("distill",))
 
 
-def test_a_plan_has_it(workdir):
-    config = make_config()
+def planned(config, workdir):
+    """The planner's iteration for the student of a config."""
     config.teacher.path = str(workdir / "teacher")
     config = student_config(config, "student")
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        work = iteration(config, teacher_card(config, ""), mesh)
+        return iteration(config, teacher_card(config, ""), mesh)
+
+
+def test_a_stopped_run_goes_on_to_the_bit(workdir, tmp_path):
+    """Student, fake score, reward model, replay and optimisers."""
+    resume(make_config(), workdir, tmp_path)
+    assert same_state(workdir, tmp_path)
+
+
+def test_a_plan_has_it(workdir):
+    work = planned(make_config(), workdir)
     names = [program.name for program in work.programs]
     assert names == ["generator", "fake_score", "reward: propose", "reward: decode", "reward"]
     assert work.resident["batch"]["condition"].extra["pooled"].shape == (3 * 4, 3)
@@ -196,8 +210,7 @@ def adversarial_config():
 @pytest.fixture(scope="module")
 def played(workdir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adversarial")
-    for name in ("vae", "encoded", "teacher"):
-        (folder / name).symlink_to(workdir / name)
+    borrow(workdir, folder)
     run(adversarial_config(), folder, ("distill",))
     return folder
 
@@ -217,22 +230,12 @@ def test_an_objectives_own_network_learns_beside_the_others(played):
 
 
 def test_it_goes_on_to_the_bit_too(played, tmp_path):
-    for name in ("vae", "encoded", "teacher"):
-        (tmp_path / name).symlink_to((played / name).resolve())
-    shutil.copytree(played / "student", tmp_path / "student")
-    for step in (4, 6):
-        shutil.rmtree(tmp_path / "student" / "checkpoints" / str(step))
-    run(adversarial_config(), tmp_path, ("distill",))
+    resume(adversarial_config(), played, tmp_path)
     assert same_state(played, tmp_path)
 
 
 def test_a_plan_counts_it(workdir):
-    config = adversarial_config()
-    config.teacher.path = str(workdir / "teacher")
-    config = student_config(config, "student")
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        work = iteration(config, teacher_card(config, ""), mesh)
+    work = planned(adversarial_config(), workdir)
     assert [(program.name, program.times) for program in work.programs] == [
         ("generator", 1),
         ("fake_score", 2),
