@@ -18,9 +18,9 @@ that it came with.
 """
 
 import os
-from typing import Any
+from typing import Any, get_args
 
-from dollar_jax import diffusion
+from dollar_jax import diffusion, sampling, unipc
 from dollar_jax.errors import UserError
 from dollar_jax.reading import read_json, require_schema
 
@@ -87,7 +87,13 @@ _SCHEDULES = [
         zero_snr={"type": "boolean"},
         snr_shift=_POSITIVE,
     ),
-    _object(("kind",), kind={"const": "flow"}, steps=_integer(1, 100_000), shift=_POSITIVE),
+    _object(
+        ("kind",),
+        kind={"const": "flow"},
+        steps=_integer(1, 100_000),
+        shift=_POSITIVE,
+        spacing={"enum": list(get_args(diffusion.Spacing))},
+    ),
 ]
 SCHEMA = _object(
     ("role",),
@@ -97,7 +103,7 @@ SCHEMA = _object(
     prediction_type={"enum": ["conjugate", "v", "eps", "flow", "x0"]},
     schedule={"type": "object", "required": ["kind"], "oneOf": _SCHEDULES},
     times={"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
-    sampler={"enum": ["ddim", "ancestral", "renoise"]},
+    sampler={"enum": [*get_args(sampling.Sampler), *unipc.ORDER]},
     guidance=_number(-1, 1000),
     negative_prompt={"type": "string", "maxLength": 10_000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"},
     video=_object(
@@ -130,6 +136,8 @@ def check(card: Any, place: str | os.PathLike) -> None:
     require_schema(card, SCHEMA, place, "see dollar_jax/card.py")
     if {"times", "schedule"} <= card.keys():
         diffusion.make_schedule(**card["schedule"]).require(card["times"], f"{place}: times")
+        if card.get("sampler") in unipc.ORDER and card["schedule"]["kind"] != "flow":
+            raise UserError(f"{place}: sampler: {card['sampler']} is for a schedule of kind flow")
     for name in ("scaling_factor", "shift_factor"):
         factors, channels = card.get("vae", {}).get(name), card.get("latent_shape", [0])[-1]
         if isinstance(factors, list) and channels and len(factors) != channels:

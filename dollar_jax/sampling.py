@@ -15,8 +15,17 @@ from dollar_jax.errors import UserError
 from dollar_jax.types import Condition, Latent, Params, Times
 
 Denoiser = Callable[[Latent, Times, Condition], tuple[Latent, Latent]]  # (x_t, t, condition) -> (x0, eps)
-Sampler = Literal["ddim", "ancestral", "renoise"]
+Sampler = Literal["ddim", "ancestral", "renoise"]  # with one step of memory; a teacher may also have a `unipc.Solver`
 Keys = Key[Array, " b"]
+
+
+def timed(apply: Callable, schedule: Schedule) -> Callable:
+    """`apply` with the schedule's times as its argument: the network gets `Schedule.network_times` of them."""
+
+    def run(params, x_t, times, condition):
+        return apply(params, x_t, schedule.network_times(times), condition)
+
+    return run
 
 
 def denoiser(
@@ -37,6 +46,7 @@ def denoiser(
       guidance: the paper's w. If it is not 0, the network gets one batch of 2 b: each example and its copy with the
         negative condition are neighbours, so that both are on one device.
     """
+    apply = timed(apply, schedule)
 
     def denoise(x_t, times, condition):
         if guidance:

@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
         **parts,
         "prediction_type": "conjugate",
         "schedule": {"kind": "ddpm"},
-        "times": diffusion.ddpm_schedule().trailing(50),
+        "times": diffusion.ddpm_schedule().spaced(50),
         "sampler": "ddim",
         "guidance": 0.0,
         "negative_prompt": "",

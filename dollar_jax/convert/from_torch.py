@@ -59,9 +59,7 @@ def _pipeline(source: Path, folder: Path) -> Card:
             " its networks alone name their folders"
         )
     parts = (*COMPONENTS, "tokenizer", "scheduler")
-    for name, value in index.items():
-        if not name.startswith("_") and name not in parts and value not in (None, [None, None], family.index.get(name)):
-            raise UserError(f"{source}/model_index.json has {word(name)} = {value!r:.100}, which is not supported")
+    more = {name: value for name, value in index.items() if not name.startswith("_") and name not in parts}
     _refuse_lora(source)
     path = within(source, "scheduler/scheduler_config.json")
     scheduler = read_json(path)
@@ -79,7 +77,13 @@ def _pipeline(source: Path, folder: Path) -> Card:
     copy_tokenizer(inside(source, "tokenizer"), folder / "tokenizer")
     with describing(source / "transformer" / "config.json"):
         card["tokenizer"] = {"path": "tokenizer", "length": family.text_length(card)}
-        return family.at_own_size(card)
+        card["tokenizer"] |= {"clean": True} if family.clean else {}
+        card = family.at_own_size(card)
+    known = family.index(card)
+    for name, value in more.items():
+        if value not in (None, [None, None], known.get(name)):
+            raise UserError(f"{source}/model_index.json has {word(name)} = {value!r:.100}, which is not supported")
+    return card
 
 
 def _component(source: Path, name: str, folder: Path) -> tuple[Card, Architecture]:

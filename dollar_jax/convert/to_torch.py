@@ -56,7 +56,7 @@ def to_torch(source: Path, target: Path, item: str = "") -> None:
         index["tokenizer"] = ["transformers", _tokenizer_class(folder / "tokenizer")]
         stock = family.write_scheduler(card)
         index["scheduler"] = _scheduler(*(stock or own_scheduler(card)), folder / "scheduler", own=not stock)
-        _write_json(folder / "model_index.json", index | dict(family.index))
+        _write_json(folder / "model_index.json", index | family.index(card))
         (folder / "README.md").write_text(_readme(family, card, target, own_scheduler=not stock))
 
 

@@ -1,7 +1,7 @@
 """The description of a family of text-to-video models: its form. Each module beside this one fills it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from dollar_jax.card import Card
@@ -66,8 +66,9 @@ class Family:
     Attributes:
       pipeline: its class in diffusers, as model_index.json names it.
       components: its transformer, VAE and text encoder.
-      index: entries of model_index.json beside components, tokenizer and scheduler. A folder in which they differ, or
-        which has more, is refused.
+      index: card -> entries of model_index.json beside components, tokenizer and scheduler. A folder in which they
+        differ, or which has more, is refused.
+      clean: whether captions pass `data.text.clean_caption`.
       public: the cards of public models by name, as far as a plan needs them: networks, text length, prediction type
         and schedule. No two families share a name.
       guidance: the paper's w that the public models are sampled with.
@@ -94,7 +95,8 @@ class Family:
     call: Callable[[Card], dict[str, Any]]
     unscaled: str
     negative_prompt: str = ""
-    index: Mapping[str, Any] = field(default_factory=dict)
+    index: Callable[[Card], dict[str, Any]] = lambda card: {}
+    clean: bool = False
 
     def component(self, name: str) -> Architecture:
         """Its transformer, vae or text_encoder."""
