@@ -4,7 +4,8 @@
   transformer, vae, text_encoder, clip, aesthetic    {architecture, config, path, item}: a network and its parameters,
                 the entry `item` of the checkpoint at `path`; `path` = checkpoints means the newest. The vae also has
                 scaling_factor and shift_factor, a number or one for each channel: (z - shift) scale has unit variance
-  tokenizer     {path, length}, a Hugging Face tokenizer folder
+  tokenizer     {path, length, clean}, a Hugging Face tokenizer folder; clean: whether captions are cleaned before it
+                (`dollar_jax.data.text.clean_caption`), by default not
   prediction_type, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`; times are points of
                 the schedule, `diffusion.Schedule`
   negative_prompt    the caption that guidance moves away from, '' for the empty one
@@ -99,7 +100,7 @@ SCHEMA = _object(
     ("role",),
     role={"enum": ["teacher", "student", *NETWORKS]},
     **dict.fromkeys(NETWORKS, _NETWORK),
-    tokenizer=_object(("path", "length"), path=_PATH, length=_integer(1, 100_000)),
+    tokenizer=_object(("path", "length"), path=_PATH, length=_integer(1, 100_000), clean={"type": "boolean"}),
     prediction_type={"enum": ["conjugate", "v", "eps", "flow", "x0"]},
     schedule={"type": "object", "required": ["kind"], "oneOf": _SCHEDULES},
     times={"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},

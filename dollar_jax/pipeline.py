@@ -63,7 +63,8 @@ class Pipeline:
 
     def encode_text(self, captions: Sequence[str]) -> Condition:
         """Encodes n captions to their condition, a tree of arrays [n, ...]."""
-        tokens, mask = tokenize(self.tokenizer, list(captions), self.card["tokenizer"]["length"])
+        part = self.card["tokenizer"]
+        tokens, mask = tokenize(self.tokenizer, captions, part["length"], part.get("clean", False))
         return jax.tree.map(np.asarray, self._encode_text(self.networks["text_encoder"][1], tokens, mask))
 
     @cached_property

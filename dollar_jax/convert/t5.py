@@ -1,4 +1,4 @@
-"""The encoder of T5 v1.1 in transformers: its config.json and its keys in our names."""
+"""The encoder of T5 v1.1 in transformers: its config.json and its keys in our names. `convert.umt5` shares them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,18 +8,25 @@ from dollar_jax.convert.tables import Rule, linear_rules, norm_rules, same
 from dollar_jax.errors import UserError
 from dollar_jax.models.t5 import Config
 
-OURS = ("attend_padding",)  # fields that T5Config does not have
+OURS = ("attend_padding", "zero_padding", "own_biases")  # fields that T5Config does not have
+# The first versions of transformers 5 read umT5 with zeros for its embedding, and wrote them too (transformers#43992).
+ZEROS = "whoever wrote this file had lost the embedding of tokens; get the original"
 
 
 def table(config: Mapping[str, Any]) -> list[Rule]:
     """The rules, the same for every config."""
     del config
+    return rules("0")
+
+
+def rules(bias: str) -> list[Rule]:
+    """The rules of an encoder, in which the blocks `bias` have numbers for distances: the first, or `{layer}`."""
     return [
         # One matrix under both names; `shared` is the one that transformers writes.
-        Rule("shared.weight", "embed/embedding", same),
-        Rule("encoder.embed_tokens.weight", "embed/embedding", same),
+        Rule("shared.weight", "embed/embedding", same, ZEROS),
+        Rule("encoder.embed_tokens.weight", "embed/embedding", same, ZEROS),
         Rule(
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            f"encoder.block.{bias}.layer.0.SelfAttention.relative_attention_bias.weight",
             "distance_bias/embedding",
             same,
         ),
@@ -64,6 +71,12 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `config`."""
+    """The inverse of `config`.
+
+    Raises:
+      UserError: T5 has no such encoder.
+    """
+    if config.get("own_biases"):
+        raise UserError("the text encoder has own_biases, which T5 does not have: name the network umt5")
     sizes = {name: value for name, value in dataclasses.asdict(Config(**config)).items() if name not in OURS}
     return {"model_type": "t5", "feed_forward_proj": "gated-gelu"} | sizes

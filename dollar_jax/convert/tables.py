@@ -26,11 +26,12 @@ class Change(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """See the module's docstring."""
+    """See the module's docstring; `zeros` says what is wrong with a tensor of zeros, '' where nothing is."""
 
     theirs: str
     ours: str
     change: Change
+    zeros: str = ""
 
 
 same = Change(lambda x: x, lambda x: x)  # biases, norms, embeddings
@@ -79,8 +80,8 @@ def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target:
       target: the parameters of the network, as a nested dict of arrays or ShapeDtypeStructs. Only shapes are read:
         dtypes come from the state dict. Layers that differ in dtype get one that holds them all.
     Raises:
-      UserError: all faults at once: keys that match no rule or several, that have no place, the wrong shape or a place
-        that another key fills with other values; parameters or layers left unfilled.
+      UserError: all faults at once: keys that match no rule or several, that have no place, the wrong shape, zeros that
+        their rule refuses, or a place that another key fills with other values; parameters or layers left unfilled.
     """
     shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(target)}
     filled: dict[str, np.ndarray] = {}
@@ -100,6 +101,8 @@ def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target:
         again = seen[path][row].any()
         seen[path][row] = True
         value = state_dict[key]
+        if rule.zeros and not value.any():
+            raise UserError(f"{key} is all zeros: {rule.zeros}")
         try:
             ours = rule.change.to_ours(value)
         except ValueError as error:

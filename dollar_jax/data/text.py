@@ -5,6 +5,7 @@ folder is checked first, and transformers sees only a copy of the known files. t
 functions import it.
 """
 
+import html
 import os
 import shutil
 import tempfile
@@ -101,12 +102,26 @@ def _require_harmless(config: Mapping[str, Any], path: Path) -> None:
             raise UserError(f"{path} has {key!r:.100}, which may name code or a file: remove it to use the tokenizer")
 
 
+def clean_caption(caption: str) -> str:
+    """A caption without what the web does to text: broken encodings, HTML's entities (`&amp;lt;`), runs of whitespace.
+
+    The same as Wan's pipeline does, so that its transformer gets the text that it was trained with.
+    """
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split())
+
+
 def tokenize(
-    tokenizer, captions: Sequence[str], length: int
+    tokenizer, captions: Sequence[str], length: int, clean: bool = False
 ) -> tuple[Int32[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
     """Returns (tokens, mask) of the captions, padded or truncated to `length`; the mask is False at padding.
 
     The empty caption, only an end-of-sentence token, is the unconditional input of guidance.
+
+    Args:
+      clean: whether captions pass `clean_caption` first.
     """
+    captions = [clean_caption(caption) for caption in captions] if clean else captions
     encoded = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="np")
     return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(bool)

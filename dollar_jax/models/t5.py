@@ -5,7 +5,8 @@
     text = RMS norm(x)
 
 No layer has a bias, and logits are not divided by sqrt(d). Positions are relative: a learned number for each head and
-bucket of distances is added to the logits, the same in every block. Blocks are stacked, and one scan runs them.
+bucket of distances is added to the logits, the same in every block or each block's own (umT5). Blocks are stacked, and
+one scan runs them.
 """
 
 import dataclasses
@@ -40,7 +41,10 @@ class Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
-    attend_padding: bool = True  # not in T5Config: whether tokens attend to padding, as in CogVideoX's public pipeline
+    # Not in T5Config:
+    attend_padding: bool = True  # whether tokens attend to padding, as in CogVideoX's public pipeline
+    zero_padding: bool = False  # whether embeddings of padding are set to zero
+    own_biases: bool = False  # whether each block has its own numbers for distances
 
 
 def build(dtype: DTypeLike = jnp.float32, **config) -> Network:
@@ -103,14 +107,17 @@ class T5Encoder(nnx.Module):
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = config
-        embed = partial(nnx.Embed, dtype=dtype, rngs=rngs)
         normal = nnx.initializers.normal
-        self.embed = embed(config.vocab_size, config.d_model, embedding_init=normal(1.0))
-        self.distance_bias = embed(
-            config.relative_attention_num_buckets, config.num_heads, embedding_init=normal(config.d_model**-0.5)
-        )
-        stack = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))
-        self.blocks = stack(rngs)
+        self.dtype = dtype
+        self.embed = nnx.Embed(config.vocab_size, config.d_model, embedding_init=normal(1.0), dtype=dtype, rngs=rngs)
+
+        def distance_bias(rngs: nnx.Rngs) -> nnx.Embed:
+            init = normal(config.d_model**-0.5)
+            return nnx.Embed(config.relative_attention_num_buckets, config.num_heads, embedding_init=init, rngs=rngs)
+
+        stacked = nnx.split_rngs(splits=config.num_layers)
+        self.distance_bias = stacked(nnx.vmap(distance_bias))(rngs) if config.own_biases else distance_bias(rngs)
+        self.blocks = stacked(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))(rngs)
         self.norm = nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, mask: Bool[Array, "b l"]) -> Condition:
@@ -120,11 +127,15 @@ class T5Encoder(nnx.Module):
         buckets = distance_buckets(
             tokens.shape[1], config.relative_attention_num_buckets, config.relative_attention_max_distance
         )
-        bias = rearrange(self.distance_bias(jnp.asarray(buckets)), "n m h -> 1 h n m")
+        table = self.distance_bias.embedding[...].astype(self.dtype)  # of all blocks, or of each
+        tables = jnp.broadcast_to(table, (config.num_layers, *table.shape[-2:]))
         graph, blocks = nnx.split(self.blocks)
 
-        def step(x, block):
+        def step(x, layer):
+            block, table = layer
+            bias = rearrange(table[buckets], "n m h -> 1 h n m")
             return nnx.merge(graph, block)(x, bias, visible), None
 
-        x, _ = jax.lax.scan(step, self.embed(tokens), blocks)
-        return Condition(self.norm(x).astype(jnp.float32), mask)
+        x, _ = jax.lax.scan(step, self.embed(tokens), (blocks, tables))
+        text = self.norm(x).astype(jnp.float32)
+        return Condition(text * mask[..., None] if config.zero_padding else text, mask)

@@ -163,6 +163,30 @@ def test_the_cache_of_the_hub_is_a_tokenizer(folder, tmp_path):
         assert tokenize(load_tokenizer(place), ["a red ring"], 4)[0].tolist() == before
 
 
+EXTRA = [f"<extra_id_{number}>" for number in range(3)]
+WAN = {
+    "added_tokens_decoder": {"0": {"content": "<pad>", "special": True}},
+    "additional_special_tokens": EXTRA,
+    "bos_token": "<s>",
+    "clean_up_tokenization_spaces": True,
+    "extra_ids": len(EXTRA),
+    "legacy": True,
+    "model_max_length": 512,
+    "sp_model_kwargs": {},
+    "spaces_between_special_tokens": False,
+}
+
+
+def test_keys_of_wans_folder_are_no_fault(pieces):
+    before = tokenize(load_tokenizer(pieces), ["a cat asleep on a piano"], 9)[0]
+    change(pieces / CONFIG, **WAN)
+    tokenizer = load_tokenizer(pieces)
+    assert (tokenize(tokenizer, ["a cat asleep on a piano"], 9)[0] == before).all()
+    tokenizer.save_pretrained(pieces / "again")  # with a tokenizer.json, as the public folder has too
+    change(pieces / "again" / CONFIG, **WAN)
+    assert (tokenize(load_tokenizer(pieces / "again"), ["a cat asleep on a piano"], 9)[0] == before).all()
+
+
 def test_keys_of_public_folders_are_no_fault(pieces):
     """What transformers 4 wrote: the writer's own paths, which transformers does not follow."""
     words = {

@@ -144,6 +144,8 @@ def test_embeddings_of_a_random_encoder_have_unit_size_and_depend_on_the_context
 def test_user_errors():
     with pytest.raises(UserError, match="t5 has no dropout_rate"):
         t5.build(dropout_rate=0.1)
+    with pytest.raises(UserError, match="own_biases, which T5 does not have"):
+        keys.their_config({**SMALL, "own_biases": True})
     theirs = T5Config(**SMALL, feed_forward_proj="relu").to_dict()
     with pytest.raises(UserError, match="feed_forward_proj = 'relu'"):
         keys.config(theirs)
