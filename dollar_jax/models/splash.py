@@ -13,7 +13,7 @@ LANES = 128
 PART = 512  # keys that the gradient processes at a time
 # Largest number of bytes of one feature in a block. Larger blocks take fewer instructions per logit, and make fewer
 # partial gradients of the queries (one for each block of keys). Blocks larger than these do not fit into the vector
-# memory of a v5p or v5e.
+# memory of a v5p or v5e; heads wider than 64 have half the queries in a block.
 QUERIES, KEYS = 2048, 5120
 FEATURES = 16  # rows of a tile of bfloat16
 
@@ -29,8 +29,9 @@ def splash(
       v: values.
       interpret: run the kernel as JAX operations, on a machine without TPU.
     """
-    (_, n, heads, _), m = q.shape, k.shape[1]
-    queries, keys = _block(n, QUERIES // q.dtype.itemsize, LANES), _block(m, KEYS // q.dtype.itemsize, PART)
+    (_, n, heads, width), m = q.shape, k.shape[1]
+    most = QUERIES if width <= 64 else QUERIES // 2
+    queries, keys = _block(n, most // q.dtype.itemsize, LANES), _block(m, KEYS // q.dtype.itemsize, PART)
     if m % keys:
         q, k = _hide(q, k, keys)
     # A mapped axis uses both cores of a chip with two; without it, the gradient would leave one core idle.

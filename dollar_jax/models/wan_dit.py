@@ -223,7 +223,7 @@ class WanDiT(nnx.Module):
         prediction = rearrange(x, "b (f h w) (r p q k) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
         return prediction.astype(jnp.float32)
 
-    def _whole(self, text: Text) -> Text:
+    def _whole(self, text: Text) -> Float[Array, "b m d"]:
         """The text with zeros up to the length that a video attends to."""
         missing = self.config.text_length - text.shape[1]
         if missing < 0:
