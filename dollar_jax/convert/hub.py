@@ -49,7 +49,9 @@ def download(repository: str, revision: str, patterns: Sequence[str]) -> tuple[P
     """
     import huggingface_hub  # takes a second
     from huggingface_hub import errors
+    from huggingface_hub.utils import logging
 
+    logging.disable_propagation()  # absl would print its warnings again
     again = "check the network and run the same command again; whole files are kept"
     try:
         folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
