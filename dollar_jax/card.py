@@ -13,6 +13,7 @@
                 (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
   lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
   objectives    what a student was trained for, with weights
+  hub           {repository, commit} on the Hugging Face hub that the model, or its teacher, was converted from
 
 Paths are relative to the card's folder and stay inside it. A converted network also has its `source`, the config.json
 that it came with.
@@ -62,6 +63,7 @@ _POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
 _WORD = {"type": "string", "maxLength": 100}
 # No absolute path, no `..`, nothing hidden.
 _PATH = {"type": "string", "pattern": r"^(\.|[\w][\w.-]*(/[\w][\w.-]*)*)\Z", "maxLength": 200}
+REPOSITORY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}\Z"  # an id on the Hugging Face hub
 _SIZE = {"anyOf": [{"type": ["boolean", "null"]}, _number(-1e6, 1e6), _WORD]}
 _SIZES = {"anyOf": [*_SIZE["anyOf"], {"type": "array", "items": _SIZE, "maxItems": 100}]}
 _NETWORK = _object(
@@ -118,6 +120,11 @@ SCHEMA = _object(
     latent_shape={"type": "array", "items": _integer(1, 100_000), "minItems": 4, "maxItems": 4},
     lead=_integer(0, 1000),
     objectives={"type": "object", "additionalProperties": _number(-1e9, 1e9)},
+    hub=_object(
+        ("repository", "commit"),
+        repository={"type": "string", "pattern": REPOSITORY},
+        commit={"type": "string", "pattern": r"^[0-9a-f]{40}\Z"},
+    ),
 )
 
 

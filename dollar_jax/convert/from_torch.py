@@ -1,5 +1,8 @@
-"""PyTorch folders and files to our checkpoints. They may be strangers': nothing in them runs or leads out of them."""
+"""PyTorch folders and files, here or on the Hugging Face hub, to our checkpoints. They may be strangers': nothing in
+them runs or leads out of them.
+"""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,9 @@ import jax
 
 from dollar_jax.card import COMPONENTS, Card
 from dollar_jax.checkpoint import save_params, write_card
-from dollar_jax.convert import aesthetic, clip, families
+from dollar_jax.convert import aesthetic, clip, families, hub
 from dollar_jax.convert.architectures import CLIP, SIZES, describing, of_folder, plain, word
-from dollar_jax.convert.families.family import Architecture
+from dollar_jax.convert.families.family import Architecture, Family
 from dollar_jax.convert.tables import Rule, convert
 from dollar_jax.convert.tensors import Tensors, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
@@ -22,33 +25,64 @@ from dollar_jax.reading import inside, read_json, require_schema, within
 LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
 
 
-def from_torch(source: Path, target: Path) -> Card:
+def from_torch(source: str | os.PathLike, target: Path, revision: str = "") -> Card:
     """Converts a folder or a file to the checkpoint `target` and returns its card.
 
     Tensors keep their dtype; one component is in memory at a time.
 
     Args:
       source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip or of
-        LAION's aesthetic predictors.
+        LAION's aesthetic predictors. If there is no such path: the id of a folder on the Hugging Face hub.
+      revision: its branch, tag or commit there; '' is main.
     Raises:
-      UserError: the source cannot be read, or does not fit a network; then nothing is written.
+      UserError: the source cannot be downloaded or read, or does not fit a network; then nothing is written.
     """
-    if not source.exists():
-        raise UserError(f"{source} does not exist")
     with new_folder(target) as folder:
-        if source.is_file():
-            card = _file(source, folder)
-        elif (source / "model_index.json").exists():
-            card = _pipeline(source, folder)
+        place, origin = _place(source, revision)
+        if place.is_file():
+            card = _file(place, folder)
+        elif (place / "model_index.json").exists():
+            card = _pipeline(place, folder)
         else:
-            part, architecture = _component(source, "", folder)
+            part, architecture = _component(place, "", folder)
             card = {"role": architecture.component, architecture.component: part}
+        card |= origin
         write_card(folder, card)
     return card
 
 
-def _pipeline(source: Path, folder: Path) -> Card:
-    """Converts a pipeline folder and returns the card of a teacher."""
+def _place(source: str | os.PathLike, revision: str) -> tuple[Path, Card]:
+    """The source on this machine, downloaded if need be, and the field of a card that says where it comes from."""
+    place = Path(source)
+    if place.exists():
+        if revision:
+            raise UserError(f"--revision is for a repository of the Hugging Face hub: {source} is here already")
+        return place, {}
+    repository = hub.require_repository(source)
+    place, commit = hub.download(repository, revision or "main", hub.DESCRIPTIONS)
+    print(f"{repository}: commit {commit}", flush=True)
+    # What cannot be converted is refused before gigabytes of weights come.
+    _refuse_lora(place)
+    if (place / "model_index.json").exists():
+        _family(place)
+    elif (place / "config.json").exists():
+        of_folder(place)
+    else:
+        raise UserError(
+            f"{repository} has neither model_index.json nor config.json, so it is no folder of diffusers or"
+            " transformers: to convert a file in it, download that file and name it"
+        )
+    hub.download(repository, commit, (*hub.DESCRIPTIONS, *hub.WEIGHTS))
+    if not any(place.rglob("*.safetensors")):
+        raise UserError(
+            f"{repository} has no weights in safetensors, and pickles are not downloaded from the hub: if you trust it,"
+            f" download its folder and name that (hf download {repository} --local-dir DIR)"
+        )
+    return place, {"hub": {"repository": repository, "commit": commit}}
+
+
+def _family(source: Path) -> tuple[Family, dict[str, Any]]:
+    """The family of a pipeline folder, and its model_index.json."""
     index = read_json(within(source, "model_index.json"))
     kind = index.get("_class_name")
     family = families.by_pipeline(kind)
@@ -58,6 +92,12 @@ def _pipeline(source: Path, folder: Path) -> Card:
             f"{source} holds a {word(kind)}, which is neither sampled nor distilled here (known: {known}); to convert"
             " its networks alone name their folders"
         )
+    return family, index
+
+
+def _pipeline(source: Path, folder: Path) -> Card:
+    """Converts a pipeline folder and returns the card of a teacher."""
+    family, index = _family(source)
     parts = (*COMPONENTS, "tokenizer", "scheduler")
     more = {name: value for name, value in index.items() if not name.startswith("_") and name not in parts}
     _refuse_lora(source)
@@ -70,7 +110,9 @@ def _pipeline(source: Path, folder: Path) -> Card:
         part, architecture = _component(source, name, folder)
         if architecture != (wanted := family.component(name)):
             holds = architecture.class_name
-            raise UserError(f"{source / name} holds a {holds}: the {name} of a {kind} is a {wanted.class_name}")
+            raise UserError(
+                f"{source / name} holds a {holds}: the {name} of a {family.pipeline} is a {wanted.class_name}"
+            )
         card[name] = part
     if not (source / "tokenizer").is_dir():
         raise UserError(f"{source}/tokenizer is missing")

@@ -135,7 +135,11 @@ def _readme(family: Family, card: Card, target: Path, own_scheduler: bool) -> st
             f"parts = [pipe.vae.decode(part).sample[:, :, 1:] for part in latents.split({latents}, dim=2)]",
             "video = pipe.video_processor.postprocess_video(torch.cat(parts, dim=2))[0]",
         ]
-    lines = [f"# A {card['role']} of dollar_jax", "", "```python", *imports, *load, *sample, "```", ""]
+    origin = []
+    if place := card.get("hub"):
+        page = f"https://huggingface.co/{place['repository']}/tree/{place['commit']}"
+        origin = [f"From [{place['repository']}]({page}), commit `{place['commit']}`.", ""]
+    lines = [f"# A {card['role']} of dollar_jax", "", *origin, "```python", *imports, *load, *sample, "```", ""]
     if own_scheduler:
         lines += [f"`scheduler/{SCHEDULER_FILE.name}` is run by this: read it first, it is short.", ""]
     return "\n".join(lines)

@@ -147,6 +147,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if finished(folder, loop):
         return
     teacher_card = read_card(source)
+    _require_same_commit(folder, source, teacher_card)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
     card = at_size(teacher_card | bring(teacher_card, source, folder), config.video.to_dict()) | {
         "role": "student",
@@ -188,6 +189,19 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     verdict = train(folder, state, update, batches, loop, mesh, view.show, measure, shown)
     if verdict.best is not None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
+
+
+def _require_same_commit(folder: Path, source: Path, card: Card) -> None:
+    """Raises UserError if the student in `folder` was begun when its teacher was another commit on the hub."""
+    if not (folder / "config.json").exists():
+        return
+    begun, now = (known.get("hub") for known in (read_card(folder), card))
+    if begun and now and begun != now:
+        raise UserError(
+            f"{folder} was begun with {begun['repository']} at commit {begun['commit']}, but {source} was converted"
+            f" from {now['repository']} at {now['commit']}: convert the former again (--revision), or take another"
+            " --workdir"
+        )
 
 
 def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> bool:
