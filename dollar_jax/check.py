@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dollar_jax import unipc
 from dollar_jax.checkpoint import read_card
 from dollar_jax.diffusion import make_schedule
 from dollar_jax.errors import UserError
@@ -14,6 +15,7 @@ from dollar_jax.evaluate.measure import Metrics
 from dollar_jax.objectives import needs_of, used
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
+from dollar_jax.sampling import Sampler
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import held_out_source, video_source
 from dollar_jax.stages.distill import student_config
@@ -27,7 +29,6 @@ def _fields(**properties) -> dict:
 _COUNT, _SIZE = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 1}
 _RATE, _SHARE = {"type": "number", "exclusiveMinimum": 0}, {"type": "number", "minimum": 0, "maximum": 1}
 _DECAY = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
-_SAMPLER = {"enum": ["ddim", "ancestral", "renoise"]}
 _OPTIMIZER = _fields(
     learning_rate=_RATE,
     warmup=_COUNT,
@@ -63,7 +64,11 @@ SCHEMA = _fields(
     vae=_fields(**_LOOP, kl={"type": "number", "minimum": 0}),
     text=_fields(length=_SIZE),
     teacher=_fields(
-        **_LOOP, steps=_SIZE, sampler=_SAMPLER, guidance={"type": "number", "minimum": 0}, caption_dropout=_SHARE
+        **_LOOP,
+        steps=_SIZE,
+        sampler={"enum": [*get_args(Sampler), *unipc.ORDER]},
+        guidance={"type": "number", "minimum": 0},
+        caption_dropout=_SHARE,
     ),
     generator=_fields(
         **_LOOP,
@@ -71,7 +76,7 @@ SCHEMA = _fields(
         times={"type": "array", "items": {"type": "number"}, "minItems": 1, "uniqueItems": True},
         rollout={"enum": ["data", "simulate"]},
         matched_times={"enum": ["all", "segment"]},
-        sampler=_SAMPLER,
+        sampler={"enum": [*get_args(Sampler)]},
         guidance={"type": "number", "minimum": 0},
         guard=_fields(tolerance={"type": "number", "minimum": 0}, patience=_SIZE),
     ),

@@ -90,7 +90,7 @@ def weights(sigmas: Float[np.ndarray, " n"], order: int) -> tuple[Weights, Weigh
 def _corrections(minus_h: float, earlier: float) -> tuple[float, float]:
     """Weights of the corrector's two differences, which make it exact for one more power of lambda than the predictor.
 
-    rho_1 + rho_2 = phi_1 / B and rho_1 r_1 + rho_2 = 2 phi_2 / B, where phi_1 = B / -h - 1 and phi_2 = phi_1 / -h - 1/2.
+    rho_1 + rho_2 = phi_1 / B and rho_1 r_1 + rho_2 = 2 phi_2 / B, with phi_1 = B / -h - 1, phi_2 = phi_1 / -h - 1/2.
     At order 1 there is one difference, with weight 1/2.
     """
     if np.isinf(earlier):

@@ -5,11 +5,11 @@ a line in `FAMILIES`. Nothing else names its classes, sizes, schedulers or defau
 """
 
 from dollar_jax.card import Card
-from dollar_jax.convert.families import cogvideox
+from dollar_jax.convert.families import cogvideox, wan
 from dollar_jax.convert.families.family import Family
 from dollar_jax.errors import UserError
 
-FAMILIES: tuple[Family, ...] = (cogvideox.FAMILY,)
+FAMILIES: tuple[Family, ...] = (cogvideox.FAMILY, wan.FAMILY)
 
 
 def by_pipeline(class_name: object) -> Family | None:
