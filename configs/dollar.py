@@ -6,7 +6,7 @@
 
 TEACHER is a checkpoint of dollar_jax, trained by configs/teacher.py or converted; HPS has the converted weights of
 HPSv2 (docs/rewards.md). On machines with more memory than the paper's eight A100 of 80 GB, raise generator.batch_size,
-the number of examples over all devices.
+the number of examples over all devices. Without CD a file of prompts is enough, see docs/objectives.md.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.offload = False
     # Each chunk of 16 frames becomes 5 latent frames: 40 for 128 frames.
     config.video = ConfigDict({"frames": 128, "height": 192, "width": 320, "fps": 12, "independent_chunk": 16})
-    config.data = ConfigDict({"path": ""})
+    config.data = ConfigDict({"path": "", "prompts": ""})  # videos, or prompts alone
     config.show_captions = ("A golden retriever runs along a beach at sunset, waves rolling in behind it.",)
     config.teacher = ConfigDict({"path": ""})
 

@@ -6,6 +6,8 @@ Students start from the teacher, and students that are tuned for a reward from t
 run of the same seed that `PARENTS` names. Results: docs/evidence.md.
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from configs import shapes
@@ -52,6 +54,14 @@ def _objectives(config: ConfigDict) -> None:
     config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     lrm = {"iterations": 60, "save_every": 10, "objectives": BOTH | {"latent_reward": 0.15}}
     config.students.vsd_cd_lrm = _student("parent/vsd_cd", **lrm)
+
+
+def _prompts_alone(config: ConfigDict) -> None:
+    """VSD from the 60 captions without videos, to compare with the student `vsd` of `objectives`."""
+    config.stages = ("encode", "distill", "report")
+    config.data.prompts = str(Path(__file__).with_name("shapes_prompts.txt"))
+    config.held_out.videos_per_caption = 2
+    config.students.vsd = _student(objectives=_weights(variational_score=1.0))
 
 
 def _ablations(config: ConfigDict) -> None:
@@ -176,6 +186,7 @@ POLICIES = {
 EXPERIMENTS = {
     "base": _base,
     "objectives": _objectives,
+    "prompts_alone": _prompts_alone,
     "ablations": _ablations,
     "long_prompts": _long_prompts,
     "short_prompts": _short_prompts,

@@ -9,15 +9,15 @@ from ml_collections import ConfigDict
 
 from dollar_jax import unipc
 from dollar_jax.checkpoint import read_card
+from dollar_jax.data.prompts import count_prompts
 from dollar_jax.diffusion import make_schedule
 from dollar_jax.errors import UserError
-from dollar_jax.evaluate.measure import Metrics
-from dollar_jax.objectives import needs_of, used
+from dollar_jax.objectives import REWARDED, needs_of, used
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sampling import Sampler
 from dollar_jax.sharding import check_batch
-from dollar_jax.stages.common import held_out_source, video_source
+from dollar_jax.stages.common import has_clips, held_out_source, prompts_alone, report_metrics, video_source
 from dollar_jax.stages.distill import student_config
 from dollar_jax.steps.iteration import batches_drawn
 
@@ -59,7 +59,7 @@ SCHEMA = _fields(
     stages={"type": "array", "items": {"type": "string"}, "minItems": 1},
     dtype={"enum": ["float32", "bfloat16", "float16"]},
     video=_fields(frames=_SIZE, height=_SIZE, width=_SIZE, fps=_RATE, independent_chunk=_COUNT),
-    data=_fields(path={"type": "string"}, clips=_SIZE),
+    data=_fields(path={"type": "string"}, prompts={"type": "string"}, clips=_SIZE),
     show_captions={"type": "array", "items": {"type": "string"}, "minItems": 1},
     vae=_fields(**_LOOP, kl={"type": "number", "minimum": 0}),
     text=_fields(length=_SIZE),
@@ -114,10 +114,14 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     sizes = [stage.batch_size for stage in trained]
     if "distill" in config.stages:
         sizes += [_drawn(student) for student in students.values()]
-    _check_data(config, max(sizes, default=1))
+    if prompts_alone(config):
+        _check_prompts(config, students if "distill" in config.stages else {}, max(sizes, default=1))
+    else:
+        _check_videos(config, max(sizes, default=1))
     watched = "distill" in config.stages and config.held_out.videos_per_caption
     if watched or "report" in config.stages:
-        guards = {place: student.generator.guard for place, student in students.items()} if watched else {}
+        tuned = {place: student for place, student in students.items() if watched and _rewarded(student)}
+        guards = {place: student.generator.guard for place, student in tuned.items()}
         _check_metrics(config, {place: guard for place, guard in guards.items() if guard.metric})
     if {"distill", "report"} & set(config.stages):
         judges = {}
@@ -142,7 +146,31 @@ def _drawn(student: ConfigDict) -> int:
     return student.generator.batch_size * batches_drawn(student, needs_of(used(student.generator)))
 
 
-def _check_data(config: ConfigDict, batch_size: int) -> None:
+def _rewarded(student: ConfigDict) -> bool:
+    """Whether the student is tuned for a reward; else it has no guard."""
+    return bool(needs_of(used(student.generator)) & REWARDED)
+
+
+def _check_prompts(config: ConfigDict, students: Mapping[str, ConfigDict], batch_size: int) -> None:
+    """Raises UserError if the prompts are too few, or if something needs videos beside them."""
+    file, remedy = config.data.prompts, "or set config.data.path in place of config.data.prompts"
+    if config.data.path:
+        raise UserError("config.data has both path, for videos, and prompts, for a run without videos: leave one empty")
+    if own := [stage for stage in ("vae", "teacher") if stage in config.stages]:
+        raise UserError(f"the stage {own[0]} needs videos: leave it out of config.stages, {remedy}")
+    if not config.teacher.path:
+        raise UserError("prompts are encoded by the teacher's text encoder: set --config.teacher.path=FOLDER")
+    for place, student in students.items():
+        for objective in used(student.generator):
+            if "videos" in objective.needs:
+                raise UserError(f"{place}: {objective.name} needs videos: give it the weight 0, {remedy}")
+        if student.generator.rollout == "data":
+            raise UserError(f"{place}: generator.rollout=data needs videos: take simulate, {remedy}")
+    if (there := count_prompts(file)) < batch_size:
+        raise UserError(f"{file} has {there} prompts, too few: an iteration takes {batch_size}")
+
+
+def _check_videos(config: ConfigDict, batch_size: int) -> None:
     if not config.data.path and "clips" not in config.data:
         raise UserError("there is no data: set --config.data.path=FOLDER to a dataset of python -m dollar_jax.data")
     source = video_source(config)
@@ -155,8 +183,10 @@ def _check_data(config: ConfigDict, batch_size: int) -> None:
 
 def _check_metrics(config: ConfigDict, guards: Mapping[str, ConfigDict]) -> None:
     """Raises UserError if a metric cannot be constructed or has too few real clips, or a guard's metric is unknown."""
-    metrics = Metrics(config.report.metrics.to_dict())
-    count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2)
+    metrics = report_metrics(config)
+    if left_out := [name for name in config.report.metrics if name not in metrics.least_clips]:
+        print(f"not measured, because it takes real videos: {', '.join(left_out)}", flush=True)
+    count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2) if has_clips(config) else 0
     for name, needed in metrics.least_clips.items():
         if count < needed:
             raise UserError(
@@ -185,7 +215,7 @@ def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge]) -> 
         schedule = config.teacher.get("schedule", ConfigDict()).to_dict()
     make_schedule(**schedule).require(config.generator.times, f"{place}: generator.times")
     needs = needs_of(used(config.generator))
-    if needs - {"fake_score"} or "report" in config.stages:
+    if needs & REWARDED or "report" in config.stages:
         reward = str([config.reward[field] for field in ("name", *DEFAULTS)])
         if reward not in judges:
             judges[reward] = Judge(config.reward)

@@ -124,10 +124,10 @@ def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
 
     name, options, frames, timeout: see `dollar_jax.rewards.judge.Judge`. network: see `models.latent_reward.build`.
     reads_captions: whether the latent reward model reads the text embeddings, whose width is the teacher's. batch_size:
-    captions per iteration; for each, one video of the dataset and one sample of the student are scored. replay: size of
-    the replay buffer of scored videos. pretrain: updates of the latent reward model before the student's first update;
-    concurrent: whether the model keeps learning after that. step: 'joint' adds the latent reward to the other
-    objectives (Eq. 16), 'separate' gives it an update of its own (Alg. 1, line 19).
+    captions per iteration; for each, one video of the dataset and one sample of the student are scored (without videos
+    two samples). replay: size of the replay buffer of scored videos. pretrain: updates of the latent reward model
+    before the student's first update; concurrent: whether the model keeps learning after that. step: 'joint' adds the
+    latent reward to the other objectives (Eq. 16), 'separate' gives it an update of its own (Alg. 1, line 19).
     """
     fields = {"options": {}, "frames": 0, "timeout": 900.0, "reads_captions": False, "architecture": "latent_reward"}
     fields |= {"network": {"channels": channels, "backbone": "2d"}, "optimizer": optimizer(1e-3)}

@@ -57,7 +57,7 @@ def main() -> None:
             raise SystemExit(_STOP_STATUS.value) from None
         except UserError:
             # Nothing is trained yet: the workdir is released, so that it takes the corrected config.
-            made = [*workdir.glob("*/checkpoints/*"), *workdir.glob("encoded/data")]
+            made = [*workdir.glob("*/checkpoints/*"), *workdir.glob("encoded/data"), *workdir.glob("encoded_prompts/*")]
             if distributed.is_main() and not made:
                 (workdir / "config.json").unlink()
             raise

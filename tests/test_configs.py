@@ -83,6 +83,7 @@ def test_the_papers_step_at_the_papers_size():
         "conjugate",
         diffusion.make_schedule(**teacher.teacher.schedule),
         config,
+        card["latent_shape"],
     )
     key = jax.random.key(0)
     params = jax.eval_shape(network.init, key)

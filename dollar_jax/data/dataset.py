@@ -1,8 +1,8 @@
 """Datasets on disk: captioned videos, or their latents and text embeddings, as a TFDS dataset in ArrayRecord files.
 
 Any TFDS reader opens such a dataset (`tfds.builder_from_directory`). Videos and images have different frame counts, so
-they are two splits, and `dollar_jax.data.pipeline` never mixes them in a batch. TFDS takes a second to import, so
-functions import it.
+they are two splits, and `dollar_jax.data.pipeline` never mixes them in a batch; prompts alone are a third split. TFDS
+takes a second to import, so functions import it.
 
 A dataset may come from outside. TFDS imports every module and opens every file that the dataset's metadata names, so
 the metadata is checked first: only the content that `write_dataset` writes is accepted.
@@ -25,6 +25,7 @@ from dollar_jax.reading import inside, read_json, require_schema
 
 SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # bytes of a file, bytes collected in memory before writing
 NAME, VERSION = "captioned_videos", "1.0.0"
+SPLITS = "videos", "images", "prompts"
 _ORIGIN = "only datasets written by python -m dollar_jax.data are opened"
 
 Example = Mapping[str, np.ndarray | str]
@@ -44,9 +45,9 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
 
     Args:
       folder: must not exist yet.
-      examples: dicts with the same names and types: 'video' uint8 [f H W 3] or 'latents' [f h w c] with any f, other
-        arrays of a fixed shape, strings. The largest example comes first: it determines the number of examples per
-        file.
+      examples: dicts with the same names and types: 'video' uint8 [f H W 3] or 'latents' [f h w c] with any f or
+        neither, 'text' [l d] with any l, other arrays of a fixed shape, strings. The first examples determine the
+        number of examples per file: large ones come first.
       info: facts about the whole dataset for its readers, as JSON.
 
     Raises:
@@ -54,25 +55,24 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
     """
     import tensorflow_datasets as tfds
 
-    examples = iter(examples)
+    blocks = _blocks(examples)
     with new_folder(folder) as temporary:
-        first = next(examples, None)
-        if first is None:
+        begin = next(blocks, None)
+        if begin is None:
             raise UserError(f"{folder}: nothing to write")
+        first, size = begin[0], sum(map(_bytes, begin)) / len(begin)
         identity = tfds.core.dataset_info.DatasetIdentity(
             name=NAME, version=tfds.core.Version(VERSION), data_dir=str(temporary), module_name=__name__
         )
         features = tfds.features.FeaturesDict({name: _feature(name, value) for name, value in first.items()})
         writer = tfds.core.SequentialWriter(
             tfds.core.DatasetInfo(builder=identity, features=features, metadata=tfds.core.MetadataDict(info)),
-            max_examples_per_shard=max(1, SHARD_BYTES // _bytes(first)),
+            max_examples_per_shard=max(1, int(SHARD_BYTES / size)),
             file_format="array_record",
         )
         count = 0
-        for block in _blocks(itertools.chain([first], examples)):
-            by_split = {"images": [], "videos": []}
-            for example in block:
-                by_split["images" if _frames(example) == 1 else "videos"].append(example)
+        for block in itertools.chain([begin], blocks):
+            by_split = {name: [example for example in block if _split(example) == name] for name in SPLITS}
             by_split = {split: group for split, group in by_split.items() if group}
             with _writing(folder):
                 writer.initialize_splits(list(by_split), fail_if_exists=False)
@@ -84,7 +84,7 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
 
 
 class Dataset:
-    """Random access to all examples: videos first, then images.
+    """Random access to all examples: videos first, then images; or prompts.
 
     Attributes:
       parts: one source for each frame count, because a batch needs equal frame counts.
@@ -121,12 +121,17 @@ def open_dataset(folder: str | os.PathLike) -> Dataset:
         require_schema(read_json(inside(folder, name)), schema, folder / name, _ORIGIN)
     with _reading(folder):
         builder = tfds.builder_from_directory(folder)
-        splits = {name: builder.info.splits[name] for name in ("videos", "images") if name in builder.info.splits}
+        splits = {name: builder.info.splits[name] for name in SPLITS if name in builder.info.splits}
         for split in splits.values():
             for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
                 _require_records(inside(folder, path.name), length)
         parts = [_Split(folder, name, builder.as_data_source(name)) for name in splits]
     return Dataset(parts, read_json(inside(folder, "metadata.json")))
+
+
+def joined(datasets: Sequence[Dataset]) -> Dataset:
+    """One part with the examples of all these datasets of prompts in their order, and without info."""
+    return Dataset([Dataset([part for dataset in datasets for part in dataset.parts], {})], {})
 
 
 class _Split:
@@ -167,11 +172,11 @@ _FEATURES = {
     "propertyNames": {"pattern": r"^\w{1,100}\Z"},
     "additionalProperties": {"if": {"required": ["tensor"]}, "then": _TENSOR, "else": _TEXT},
     "required": ["caption"],
-    "anyOf": [{"required": ["video"]}, {"required": ["latents", "text", "text_mask"]}],
+    "anyOf": [{"required": ["video"]}, {"required": ["text", "text_mask"]}],
 }
 _SPLIT = _object(
     ("name", "filepathTemplate", "shardLengths"),
-    name={"enum": ["videos", "images"]},
+    name={"enum": list(SPLITS)},
     filepathTemplate={"const": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"},
     numBytes=_COUNT,
     shardLengths={"type": "array", "items": _COUNT, "minItems": 1},
@@ -182,7 +187,7 @@ _FILES = {
         fileFormat={"const": "array_record"},
         moduleName={"const": __name__},
         name={"const": NAME},
-        splits={"type": "array", "items": _SPLIT, "minItems": 1, "maxItems": 2},
+        splits={"type": "array", "items": _SPLIT, "minItems": 1, "maxItems": len(SPLITS)},
         version={"const": VERSION},
     ),
     "features.json": _feature_schema("features_dict.FeaturesDict", "featuresDict", features=_FEATURES),
@@ -239,8 +244,9 @@ def _bytes(example: Example) -> int:
     return sum(len(value.encode()) if isinstance(value, str) else value.nbytes for value in example.values())
 
 
-def _frames(example: Example) -> int:
-    return len(example["latents"] if "latents" in example else example["video"])
+def _split(example: Example) -> str:
+    clip = example.get("latents", example.get("video"))
+    return "prompts" if clip is None else "images" if len(clip) == 1 else "videos"
 
 
 def _feature(name: str, value: np.ndarray | str):
@@ -248,5 +254,5 @@ def _feature(name: str, value: np.ndarray | str):
 
     if isinstance(value, str):
         return tfds.features.Text()
-    shape = (None, *value.shape[1:]) if name in ("video", "latents") else value.shape
+    shape = (None, *value.shape[1:]) if name in ("video", "latents", "text") else value.shape
     return tfds.features.Tensor(shape=shape, dtype=value.dtype, encoding="bytes")

@@ -1,7 +1,10 @@
-"""Videos to latents and captions to conditions, once, before training; and conditions as columns of a dataset."""
+"""Videos to latents and captions to conditions, once, before training; and conditions as columns of a dataset.
+
+Rows of zeros behind the end of a caption are not stored: a prompt of 20 tokens takes 20 rows, not Wan's 512.
+"""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,12 +32,45 @@ def encode(
     """
     for _, alike in itertools.groupby(examples, key=lambda example: example["video"].shape):
         while block := list(itertools.islice(alike, batch_size)):
-            filled = block + block[-1:] * (batch_size - len(block))
-            captions = [example["caption"] for example in filled]
-            latents = np.asarray(encode_video(np.stack([example["video"] for example in filled])), np.float32)
-            columns = {"latents": latents, **to_columns(jax.tree.map(_stored, encode_text(captions)))}
-            for row, caption in enumerate(captions[: len(block)]):
-                yield {name: values[row] for name, values in columns.items()} | {"caption": caption}
+            videos, captions = ([example[name] for example in block] for name in ("video", "caption"))
+            latents = np.asarray(encode_video(np.stack(_filled(videos, batch_size))), np.float32)
+            for row, example in zip(latents, _told(captions, encode_text, batch_size), strict=False):
+                yield {"latents": row, **example}
+
+
+def encode_captions(captions: Iterable[str], encode_text: Callable, batch_size: int) -> Iterator[Example]:
+    """Like `encode`, without videos: yields {'caption': str} and the columns of `to_columns`."""
+    captions = iter(captions)
+    while block := list(itertools.islice(captions, batch_size)):
+        yield from _told(block, encode_text, batch_size)
+
+
+def _told(captions: Sequence[str], encode_text: Callable, batch_size: int) -> Iterator[Example]:
+    columns = to_columns(jax.tree.map(_stored, encode_text(_filled(captions, batch_size))))
+    for row, caption in enumerate(captions):
+        yield _cut({name: values[row] for name, values in columns.items()}) | {"caption": caption}
+
+
+def _filled(block: Sequence, size: int) -> list:
+    return [*block, *block[-1:] * (size - len(block))]
+
+
+def _cut(example: Example) -> Example:
+    """The example without the rows of its text behind the last token, if they are all zero. `padded` brings them back.
+
+    One row is left at least.
+    """
+    end = max(1, len(example["text_mask"]) - int(np.argmax(example["text_mask"][::-1])))
+    rest = example["text"][end:].view(np.uint16) & 0x7FFF  # without signs; NumPy is slow with float16 itself
+    return example if rest.any() else {**example, "text": example["text"][:end]}
+
+
+def padded(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The example with as many rows of text as its mask has; unchanged if it has no text."""
+    if "text" not in example:
+        return example
+    text = example["text"]
+    return {**example, "text": np.pad(text, ((0, len(example["text_mask"]) - len(text)), (0, 0)))}
 
 
 def _stored(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from dollar_jax.data.dataset import Dataset, Example, Source
-from dollar_jax.data.encoding import from_columns
+from dollar_jax.data.encoding import from_columns, padded
 from dollar_jax.errors import UserError
 
 BATCHES_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -49,7 +49,7 @@ def batches(
 
 
 def _read(source: Source, rows: slice, indices: np.ndarray) -> dict[str, Any]:
-    examples = [source[int(index)] for index in indices[rows]]
+    examples = [padded(source[int(index)]) for index in indices[rows]]
     return from_columns({name: np.stack([example[name] for example in examples]) for name in examples[0]})
 
 

@@ -42,13 +42,13 @@ def sharpness(frames: Videos) -> float:
     return float(np.abs(frames[:, :, 1:-1, 1:-1] - neighbours / 4).mean())
 
 
-def measure(frames: Videos, captions: Sequence[str], data_sharpness: float) -> dict[str, float]:
+def measure(frames: Videos, captions: Sequence[str], data_sharpness: float | None) -> dict[str, float]:
     """Measures signs of a collapse.
 
     Args:
       frames: videos in 0..1, ordered by caption, with the same number of videos for each caption.
       captions: caption of each video.
-      data_sharpness: `sharpness` of real videos.
+      data_sharpness: `sharpness` of real videos, None if there are none.
     Returns:
       values with names after `PREFIX`:
       contrast   standard deviation of the pixels of a frame, mean over frames
@@ -57,7 +57,7 @@ def measure(frames: Videos, captions: Sequence[str], data_sharpness: float) -> d
                  over space and time, so that noise does not count
       vendi      Eq. 17 on these thumbnails minus 1, mean over captions: 0 if all are equal; absent with one video per
                  caption
-      sharpness  `sharpness` divided by `data_sharpness`
+      sharpness  `sharpness` divided by `data_sharpness`; absent without it
     """
     n, _, height, width, _ = frames.shape
     rows, columns = (side - side % CELLS for side in (height, width))
@@ -69,7 +69,8 @@ def measure(frames: Videos, captions: Sequence[str], data_sharpness: float) -> d
     names = len(set(captions))
     if n > names:
         values["vendi"] = np.mean([vendi(group) for group in thumbnails.reshape(names, n // names, -1)]) - 1
-    values["sharpness"] = sharpness(frames) / data_sharpness
+    if data_sharpness is not None:
+        values["sharpness"] = sharpness(frames) / data_sharpness
     return {PREFIX + name: float(value) for name, value in values.items()}
 
 

@@ -81,7 +81,7 @@ Value = float | Mapping[str, float]  # value of the only column, or values of al
 class _Metric(NamedTuple):
     columns: Sequence[Column]
     least_clips: int  # smallest number of real clips
-    fit: Callable[[Clips], Callable[[Clips], Value]]
+    fit: Callable[[Clips | None], Callable[[Clips], Value]]
 
 
 class Metrics:
@@ -91,7 +91,7 @@ class Metrics:
       named: import path -> options.
     Attributes:
       columns: columns of all metrics, in order.
-      least_clips: import path -> smallest number of real clips that the metric needs.
+      least_clips: import path -> smallest number of real clips that the metric needs; 0: it takes no notice of them.
     Raises:
       UserError: a metric does not exist, does not take its options or declares no columns; two columns have one key.
     """
@@ -108,9 +108,11 @@ class Metrics:
                     raise UserError(f"metric {name}: its key {column.key} is {other}: give its column another one")
                 owners[column.key] = name
 
-    def fit(self, data: Clips) -> Callable[[Clips], dict[str, float]]:
+    def fit(self, data: Clips | None) -> Callable[[Clips], dict[str, float]]:
         """Fits all metrics to real clips. Returns the function (clips of a model) -> {key: value} of all columns.
 
+        Args:
+          data: real clips; None if no metric needs one.
         Raises:
           UserError: when the function is called, if a metric does not return the values of its columns.
         """
@@ -137,7 +139,7 @@ def _make(name: str, options: dict[str, Any]) -> _Metric:
     if is_class and not hasattr(found, "fit"):
         raise UserError(f"metric {name} is a class without fit(data): give it one, or make it a function")
 
-    def fit(data: Clips) -> Callable[[Clips], Value]:
+    def fit(data: Clips | None) -> Callable[[Clips], Value]:
         return partial(found, **({"data": data} if reads_data else {}), **options)
 
     try:
@@ -147,7 +149,8 @@ def _make(name: str, options: dict[str, Any]) -> _Metric:
     columns = getattr(metric, "columns", ())
     if not columns or not all(isinstance(column, Column) for column in columns):
         raise UserError(f"metric {name} declares no columns: set its attribute columns to a tuple of Column")
-    return _Metric(columns, getattr(metric, "least_clips", 1), metric.fit if is_class else fit)
+    needed = getattr(metric, "least_clips", int(is_class or reads_data))
+    return _Metric(columns, needed, metric.fit if is_class else fit)
 
 
 def _checked(name: str, keys: Sequence[str], value: Any) -> dict[str, float]:

@@ -138,4 +138,4 @@ class T5Encoder(nnx.Module):
 
         x, _ = jax.lax.scan(step, self.embed(tokens), (blocks, tables))
         text = self.norm(x).astype(jnp.float32)
-        return Condition(text * mask[..., None] if config.zero_padding else text, mask)
+        return Condition(jnp.where(mask[..., None], text, 0) if config.zero_padding else text, mask)

@@ -4,8 +4,10 @@ A file has the equation as a pure function of arrays that returns [b], and an ob
 function of a `Context` that runs the networks and calls the equation. A config lists objectives by name, or as
 `module:function` from outside the package, with weight and options.
 
-The attribute `needs` of an objective lists the other work that an iteration does for it:
+The attribute `needs` of an objective lists what it needs beside captions, and the other work that an iteration does
+for it:
 
+videos        latents of the data: without them `context.latents` is None
 fake_score    train the fake score on samples of the student (the default if the attribute is absent)
 reward_model  train the latent reward model
 trajectory    sample a chain of the student and score its end
@@ -26,6 +28,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.importing import resolve
 
 PACKAGE = __name__
+REWARDED = {"reward_model", "trajectory", "pixel_reward"}  # the needs that include a reward
 
 
 @dataclass(frozen=True)

@@ -92,4 +92,4 @@ def consistency(
     return distance(f(context.student, x_start, path[0]), wanted, metric), {}
 
 
-consistency.needs = ()
+consistency.needs = ("videos",)

@@ -27,7 +27,7 @@ class Context:
       reward_model: latent reward model, (latents, condition) -> [b] in the reward's own units; frozen.
       own: the objective's own network, called as `own(*arguments)`: frozen in the objective, in training in its
         `Own.loss`. None for an objective without one.
-      latents: clean latents of the data, [b f h w c].
+      latents: clean latents of the data, [b f h w c]; None if the data are prompts alone, see `needs`.
       condition: condition of the captions, b rows.
       negative: the condition (b = 1) that guidance moves away from.
       empty: the condition (b = 1) of the empty caption.
@@ -51,7 +51,7 @@ class Context:
     fake_score: Denoiser
     reward_model: Callable[[Latent, Condition], PerExample]
     own: Callable[..., Any] | None
-    latents: Latent
+    latents: Latent | None
     condition: Condition
     negative: Condition
     empty: Condition

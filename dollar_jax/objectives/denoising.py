@@ -67,4 +67,4 @@ def denoising(
     return denoising_loss(network, prediction_type, schedule, context.latents, times, condition, keys), {}
 
 
-denoising.needs = ()
+denoising.needs = ("videos",)

@@ -12,17 +12,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Card
-from dollar_jax.data.dataset import Dataset, open_dataset
+from dollar_jax.data.dataset import Dataset, joined, open_dataset
 from dollar_jax.data.pipeline import batches
+from dollar_jax.data.prompts import stream_prompts
 from dollar_jax.data.shapes import CAPTIONS, LONG_CAPTIONS, ShapesWorld
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate.measure import Metrics
 from dollar_jax.models import roles
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
+from dollar_jax.reading import read_json
 from dollar_jax.sharding import check_batch, data_share, shard
 from dollar_jax.types import Condition
 
 HELD_OUT = 2**31 - 1  # a seed that no run has
+PROMPTS, DONE = "encoded_prompts", "done.json"  # folder of encoded prompts; its file once all are encoded
 
 
 def video_source(config: ConfigDict):
@@ -33,6 +37,8 @@ def video_source(config: ConfigDict):
     """
     if config.data.path:
         dataset = open_dataset(config.data.path)
+        if not {"video", "latents"} & dataset[0].keys():
+            raise UserError(f"{config.data.path} has prompts without videos")
         for name in ("frames", "height", "width"):
             there, here = dataset.info.get(name), config.video[name]
             if there != here:
@@ -52,6 +58,25 @@ def held_out_source(config: ConfigDict):
 
 def _rendered(config: ConfigDict, clips: int, seed: int, long_captions: bool) -> ShapesWorld:
     return ShapesWorld(clips, seed, config.video.frames, config.video.height, long_captions=long_captions)
+
+
+def prompts_alone(config: ConfigDict) -> str:
+    """The file of prompts that a run learns from in place of videos, '' for a run with videos."""
+    return config.data.get("prompts", "")
+
+
+def has_clips(config: ConfigDict) -> bool:
+    """Whether there are real clips to compare with: there are none beside prompts, except in the shapes world."""
+    return not prompts_alone(config) or "clips" in config.data
+
+
+def report_metrics(config: ConfigDict) -> Metrics:
+    """The metrics of `config.report.metrics`; without real clips those that need none."""
+    named = config.report.metrics.to_dict()
+    if has_clips(config):
+        return Metrics(named)
+    least = Metrics(named).least_clips
+    return Metrics({name: options for name, options in named.items() if not least[name]})
 
 
 def real_clips(config: ConfigDict) -> list[dict]:
@@ -76,6 +101,13 @@ def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np
 
 def prompts(config: ConfigDict) -> list[str]:
     """Prompts of the shapes world, or the first `config.report.captions` different captions of the user's data."""
+    if file := prompts_alone(config):
+        found = {}
+        for prompt in stream_prompts(file):
+            found[prompt] = None
+            if len(found) == config.report.captions:
+                break
+        return list(found)
     if not config.data.path:
         return list(LONG_CAPTIONS if config.report.long_prompts else CAPTIONS)
     source = held_out_source(config)
@@ -85,10 +117,19 @@ def prompts(config: ConfigDict) -> list[str]:
 def encoded_source(config: ConfigDict, workdir: Path) -> Dataset:
     """The encoded dataset: random access to {'latents', 'caption'} and the columns of a condition (`data.encoding`).
 
-    It was encoded by this run, or by `python -m dollar_jax.data --encode` at `config.data.path`.
+    It was encoded by this run, or by `python -m dollar_jax.data --encode` at `config.data.path`. Prompts alone have no
+    latents.
     """
+    if prompts_alone(config):
+        folder = workdir / PROMPTS
+        return joined([open_dataset(piece_of(folder, i)) for i in range(read_json(folder / DONE)["pieces"])])
     encoded = workdir / "encoded" / "data"
     return open_dataset(encoded if encoded.exists() or not config.data.path else config.data.path)
+
+
+def piece_of(folder: Path, number: int) -> Path:
+    """The dataset with this piece of the encoded prompts."""
+    return folder / f"{number:05d}"
 
 
 def network_options(config: ConfigDict) -> dict:

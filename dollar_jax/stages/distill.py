@@ -20,17 +20,19 @@ from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.models import build, roles
 from dollar_jax.models.network import Network
-from dollar_jax.objectives import needs_of, used
-from dollar_jax.pipeline import Pipeline, at_size
+from dollar_jax.objectives import REWARDED, needs_of, used
+from dollar_jax.pipeline import Pipeline, at_size, draw_noise
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, shard, thin
 from dollar_jax.stages.common import (
     encode_clips,
     encoded_source,
+    has_clips,
     host_batches,
     network_options,
     open_view,
     prompts,
+    prompts_alone,
     real_clips,
 )
 from dollar_jax.stages.held_out import make_measure
@@ -114,6 +116,8 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
         prediction_type=card["prediction_type"],
         schedule=schedule,
         config=config,
+        latent_shape=card["latent_shape"],
+        videos=not prompts_alone(config),
         own={
             objective.key: objective.own.build(*example, **objective.settings.get("network", {}))
             for objective in used(config.generator)
@@ -139,7 +143,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         check_batch(reward.batch_size, mesh)
     else:
         reward.pretrain = 0
-    if not needs - {"fake_score"} or not config.held_out.videos_per_caption:
+    if not needs & REWARDED or not config.held_out.videos_per_caption:
         generator.guard.metric = ""  # there is no reward to over-optimise, or no measurement
     loop = generator.copy_and_resolve_references()
     loop.iterations += reward.pretrain
@@ -160,7 +164,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     }
     drawn = batches_drawn(config, needs)
     batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh, drawn)
-    judge = Judge(reward) if needs - {"fake_score"} else None
+    judge = Judge(reward) if needs & REWARDED else None
     captions = np.repeat(prompts(config), config.held_out.videos_per_caption).tolist()
     write_card(folder, card)
     view = open_view(folder, card, network, config, mesh, captions)
@@ -205,10 +209,17 @@ def _require_same_commit(folder: Path, source: Path, card: Card) -> None:
 
 
 def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> bool:
-    """Whether the reward of real clips changes with the order of their captions; False for a random reward."""
+    """Whether the reward of real clips changes with the order of their captions; False for a random reward.
+
+    Where there are no real clips, of decoded noise.
+    """
     few = config.copy_and_resolve_references()
     few.report.reference_clips = ENOUGH // 2
-    frames, _, captions = encode_clips(pipeline, real_clips(few))
+    if has_clips(config):
+        frames, _, captions = encode_clips(pipeline, real_clips(few))
+    else:
+        captions = prompts(config)[:ENOUGH]
+        frames = pipeline.decode(draw_noise(pipeline.card, config.seed, len(captions), 1)[0])
     first, again, swapped = (judge(frames, order) for order in (captions, captions, captions[::-1]))
     return np.array_equal(first, again) and not np.array_equal(first, swapped)
 

@@ -1,5 +1,12 @@
-"""Encodes the videos and captions once, into `workdir/encoded`: training runs neither VAE nor text encoder."""
+"""Encodes the videos and captions once, into `workdir/encoded`: training runs neither VAE nor text encoder.
 
+Prompts alone go to `workdir/encoded_prompts`, in pieces: a run that is stopped goes on with the piece that it was at.
+"""
+
+import hashlib
+import itertools
+import json
+import time
 from collections import deque
 from pathlib import Path
 
@@ -11,16 +18,21 @@ from tqdm import tqdm
 
 from dollar_jax.card import Card
 from dollar_jax.checkpoint import bring, read_card, save_params, write_card
-from dollar_jax.data.dataset import write_dataset
+from dollar_jax.data.dataset import open_dataset, write_dataset
 from dollar_jax.data.encoding import encode as encode_examples
+from dollar_jax.data.encoding import encode_captions
 from dollar_jax.data.pipeline import in_order
+from dollar_jax.data.prompts import count_prompts, stream_prompts
 from dollar_jax.data.text import load_tokenizer, write_word_tokenizer
 from dollar_jax.distributed import is_main
+from dollar_jax.errors import UserError
+from dollar_jax.files import write_atomically
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size, load
-from dollar_jax.stages.common import video_source
+from dollar_jax.stages.common import DONE, PROMPTS, piece_of, prompts_alone, video_source
 
 BATCH_SIZE = 32
+PIECE = 8192  # prompts; a stopped run loses the work on one piece at most
 
 
 def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
@@ -30,6 +42,9 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     encoder for the words in the captions.
     """
     del mesh  # the current one: all devices share every batch
+    if prompts_alone(config):
+        _encode_prompts(config, workdir / PROMPTS)
+        return
     folder = workdir / "encoded"
     if (folder / "data").exists():
         return
@@ -50,6 +65,42 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         write_dataset(folder / "data", iter(progress), config.video.to_dict())
     else:
         deque(examples, maxlen=0)  # the devices of this process are needed for the encoding
+    multihost_utils.sync_global_devices("encoded")
+
+
+def _encode_prompts(config: ConfigDict, folder: Path) -> None:
+    """Writes the text embeddings of the prompts in a file, each piece as a dataset of its own.
+
+    Raises:
+      UserError: the file has changed since some of its prompts were encoded.
+    """
+    if (folder / DONE).exists():
+        return
+    file = config.data.prompts
+    total, prompts = count_prompts(file), stream_prompts(file)
+    pieces = -(-total // PIECE)
+    there = {number for number in range(pieces) if piece_of(folder, number).exists()}
+    multihost_utils.sync_global_devices("pieces")  # every process has looked before one writes
+    model = load(config.teacher.path, parts=("text_encoder",))
+    begun, encoded = time.monotonic(), 0
+    for number in range(pieces):
+        captions, place = list(itertools.islice(prompts, PIECE)), piece_of(folder, number)
+        digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+        if number in there:
+            if open_dataset(place).info.get("captions") != digest:
+                raise UserError(f"{file} has changed since {place} was encoded from it: take another --workdir")
+            continue
+        examples = encode_captions(captions, model.encode_text, BATCH_SIZE)
+        if is_main():
+            write_dataset(place, examples, {"captions": digest})
+            encoded += len(captions)
+            done = min((number + 1) * PIECE, total)
+            left = (time.monotonic() - begun) / encoded * (total - done) / 60
+            print(f"encode: {done:,} of {total:,} prompts, {left:,.0f} min left", flush=True)
+        else:
+            deque(examples, maxlen=0)  # the devices of this process are needed for the encoding
+    if is_main():
+        write_atomically(folder / DONE, json.dumps({"pieces": pieces, "prompts": total}) + "\n")
     multihost_utils.sync_global_devices("encoded")
 
 

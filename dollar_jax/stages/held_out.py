@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.evaluate import collapse
-from dollar_jax.evaluate.measure import Clips, Metrics
+from dollar_jax.evaluate.measure import Clips
 from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.pipeline import draw_noise, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import BATCH, constrain, shard
-from dollar_jax.stages.common import HELD_OUT, View, encode_clips, real_clips
+from dollar_jax.stages.common import HELD_OUT, View, encode_clips, has_clips, real_clips, report_metrics
 from dollar_jax.steps.dollar import Distillation, DollarState
 from dollar_jax.steps.reward import correlation
 
@@ -43,10 +43,12 @@ def make_measure(
     Returns:
       the function, and the names to print on the console.
     """
-    pipeline, metrics = view.pipeline, Metrics(config.report.metrics.to_dict())
-    frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
-    frames = frames / np.float32(255)
-    measure, data_sharpness = metrics.fit(Clips(frames, *rest)), collapse.sharpness(frames)
+    pipeline, metrics, real, data_sharpness = view.pipeline, report_metrics(config), None, None
+    if has_clips(config):
+        frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
+        real = Clips(frames / np.float32(255), *rest)
+        data_sharpness = collapse.sharpness(real.frames)
+    measure = metrics.fit(real)
     size = config.report.batch_size
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
 

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from dollar_jax import metrics, pictures
 from dollar_jax.distributed import is_main
-from dollar_jax.evaluate.measure import Clips, Metrics
+from dollar_jax.evaluate.measure import Clips
 from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_rows import DATA, REWARD, SECONDS, TEACHER
 from dollar_jax.evaluate.timing import Sampling, time_in_turns
 from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline, draw_noise, load, padded_rows
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.stages.common import HELD_OUT, encode_clips, prompts, real_clips
+from dollar_jax.stages.common import HELD_OUT, encode_clips, has_clips, prompts, real_clips, report_metrics
 from dollar_jax.stages.distill import teacher_folder
 
 
@@ -33,7 +33,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     folder, settings = workdir / "report", config.report
     if (folder / "report.json").exists():
         return
-    measures = Metrics(settings.metrics.to_dict())
+    measures = report_metrics(config)
     reward = Judge(config.reward)
     captions = np.repeat(prompts(config), settings.videos_per_caption).tolist()
     entries = dict(_entries(config, workdir))
@@ -53,10 +53,14 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             "reward_standard_error": float(np.std(rewards) / len(rewards) ** 0.5),
         }
 
-    real = real_clips(config)
-    frames, *rest = encode_clips(teacher, real[::2])
-    measure = measures.fit(Clips(frames / np.float32(255), *rest))
-    rows, clips = [row(DATA, *encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption)))], {}
+    if has_clips(config):
+        real = real_clips(config)
+        frames, *rest = encode_clips(teacher, real[::2])
+        measure = measures.fit(Clips(frames / np.float32(255), *rest))
+        rows = [row(DATA, *encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption)))]
+    else:
+        measure, rows = measures.fit(None), []
+    clips = {}
     told, x_t, row_keys = padded_rows((condition, noise, keys), 0, settings.batch_size)
     inputs = told, teacher.negative, x_t, row_keys
     timed = {name: entry.diffusion(*inputs) for name, entry in entries.items()}

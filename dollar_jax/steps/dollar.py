@@ -4,7 +4,7 @@ The latent reward model's step is in `dollar_jax.steps.reward`, the order of the
 """
 
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -79,6 +79,8 @@ class Distillation:
       prediction_type: prediction type of teacher and fake score.
       schedule: noise schedule.
       config: a config with the fields `generator`, `fake_score` and `reward`.
+      latent_shape: shape of a video's latents, (f, h, w, c).
+      videos: whether batches have 'latents', those of the captions' videos; else captions are all that they have.
       own: the objectives' own networks, by `Objective.key`.
       empty_replay: () -> the initial replay of the reward model, None for no replay.
       decode: (parameters of the VAE, latents) -> videos in 0..1; None if no objective needs pixels.
@@ -90,6 +92,8 @@ class Distillation:
     prediction_type: PredictionType
     schedule: Schedule
     config: ConfigDict
+    latent_shape: Sequence[int]
+    videos: bool = True
     own: Mapping[str, Network] = field(default_factory=dict)
     empty_replay: Callable[[], Replay | None] = lambda: None
     decode: Callable[[Params, Latent], Video] | None = None
@@ -159,10 +163,12 @@ class Distillation:
           x^ [b f h w c], and the span of times at which it is compared with data.
         """
         generator = self.config.generator
+        # A simulated rollout takes only the shape from the latents.
+        latents = batch["latents"] if self.videos else jnp.zeros((count(batch), *self.latent_shape))
         x_t, times = rollout(
             generator.rollout,
             self.denoiser(lax.stop_gradient(student)),
-            batch["latents"],
+            latents,
             batch["condition"],
             generator.times,
             self.schedule,
@@ -179,10 +185,10 @@ class Distillation:
 
     def sample(self, student: Params, batch: dict, keys: Keys, steps: int) -> Latent:
         """Runs the student's whole chain from pure noise; the last `steps` calls have a gradient (DRaFT-K)."""
-        generator, (size, *shape) = self.config.generator, batch["latents"].shape
-        times = path_of([*sorted(generator.times, reverse=True), self.schedule.clean], size)
+        generator = self.config.generator
+        times = path_of([*sorted(generator.times, reverse=True), self.schedule.clean], count(batch))
         cut = max(len(times) - 1 - steps, 0)
-        x_t = normal(fold(keys, 0), shape)
+        x_t = normal(fold(keys, 0), self.latent_shape)
         for stream, params, part in (1, lax.stop_gradient(student), times[: cut + 1]), (2, student, times[cut:]):
             denoise, part_keys = self.denoiser(params), fold(keys, stream)
             x_t, _ = solve(denoise, x_t, batch["condition"], part, self.schedule, generator.sampler, part_keys)
@@ -190,9 +196,9 @@ class Distillation:
 
     def trajectory(self, student: Params, batch: dict, keys: Keys) -> tuple[Float[Array, "b n f h w c"], Latent]:
         """All states of an ancestral chain of the student along `policy_gradient.path`, and the x0 at its end."""
-        denoise, (size, *shape) = self.denoiser(student), batch["latents"].shape
-        times = path_of(path(self.config.generator.times, self.schedule), size)
-        noise = normal(fold(keys, 0), shape)
+        denoise = self.denoiser(student)
+        times = path_of(path(self.config.generator.times, self.schedule), count(batch))
+        noise = normal(fold(keys, 0), self.latent_shape)
         last, visited = solve(denoise, noise, batch["condition"], times, self.schedule, "ancestral", fold(keys, 1))
         trajectory = rearrange(jnp.concatenate([visited, last[None]]), "n b ... -> b n ...")
         return trajectory, denoise(last, times[-1], batch["condition"])[0]
@@ -226,7 +232,7 @@ class Distillation:
             fake_score=network("fake_score", state.fake_score, self.prediction_type),
             reward_model=reward_model,
             own=None,
-            latents=part["latents"],
+            latents=part["latents"] if self.videos else None,
             condition=part["condition"],
             negative=frozen["negative"],
             empty=frozen["empty"],
@@ -247,6 +253,11 @@ class Distillation:
         return partial(jax.named_scope("own")(self.own[objective.key].apply), params)
 
 
+def count(batch: dict) -> int:
+    """The number of examples in a batch."""
+    return len(batch["condition"].mask)
+
+
 def own_name(objective: Objective) -> str:
     """Name of an objective's own network in the log and in `DollarState.optimizers`."""
     return f"{objective.key}_own"
@@ -259,8 +270,9 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
 
     frozen: {'teacher': params, 'negative' and 'empty': conditions with b = 1}; for an objective on pixels also the
       parameters of the VAE ('vae') and of the reward ('reward').
-    batch: {'latents', 'condition'}; for an objective on pixels also 'prepared', the captions prepared by the reward;
-      for a policy gradient also 'trajectory', 'reward' and 'prompt', the number of each caption [b].
+    batch: {'latents', 'condition'}, with `setup.videos` False without latents; for an objective on pixels also
+      'prepared', the captions prepared by the reward; for a policy gradient also 'trajectory', 'reward' and 'prompt',
+      the number of each caption [b].
 
     Args:
       names: names of the objectives to use; None: all.
@@ -290,7 +302,7 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
                 metrics |= {f"loss/{objective.name}": value, **extra}
             return total, metrics
 
-        examples = {**batch, "keys": example_keys(key, state.step, batch["latents"].shape[0])}
+        examples = {**batch, "keys": example_keys(key, state.step, count(batch))}
         gradient, metrics = mean_gradient(loss, state.student, examples, generator.accumulate)
         student, optimizer_state, norms = update(
             optimizer, gradient, state.optimizers["generator"], state.student, "student", metrics["loss"]
@@ -324,7 +336,7 @@ def make_fake_score_step(setup: Distillation) -> Callable:
                 network, setup.prediction_type, setup.schedule, x0, times, part["condition"], fold(keys, 2)
             ), {}
 
-        examples = {**batch, "keys": example_keys(key, state.step, batch["latents"].shape[0])}
+        examples = {**batch, "keys": example_keys(key, state.step, count(batch))}
         gradient, metrics = mean_gradient(loss, state.fake_score, examples, setup.config.generator.accumulate)
         fake_score, optimizer_state, norms = update(
             optimizer, gradient, state.optimizers["fake_score"], state.fake_score, "fake_score", metrics["loss"]
@@ -351,7 +363,7 @@ def make_own_step(setup: Distillation, objective: Objective) -> Callable:
             with jax.named_scope(name):
                 return own_loss(replace(context, keys=fold(part["keys"], 1), own=own))
 
-        examples = {**batch, "keys": example_keys(key, state.step, batch["latents"].shape[0])}
+        examples = {**batch, "keys": example_keys(key, state.step, count(batch))}
         gradient, metrics = mean_gradient(loss, state.own[key_of], examples, setup.config.generator.accumulate)
         params, optimizer_state, norms = update(
             optimizer, gradient, state.optimizers[name], state.own[key_of], name, metrics["loss"]
@@ -373,13 +385,16 @@ def make_proposal(setup: Distillation) -> Callable:
     """Makes (state, frozen, batch, key) -> batch for the reward model, before scoring (Alg. 1, line 16).
 
     The result has 2 b rows {'latents', 'condition', 'scored'}: the clip x of each caption, followed by the student's
-    sample x^ for it. The caller decodes the latents 'scored' and scores the videos with the true reward.
+    sample x^ for it; without videos two samples. The caller decodes the latents 'scored' and scores the videos with the
+    true reward.
     """
 
     def propose(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
         del frozen
-        generated, _ = setup.generate(state.student, batch, example_keys(key, state.step, batch["latents"].shape[0]))
-        latents = interleave(batch["latents"], generated)
+        keys = example_keys(key, state.step, count(batch))
+        generated, _ = setup.generate(state.student, batch, keys)
+        other = batch["latents"] if setup.videos else setup.generate(state.student, batch, fold(keys, 3))[0]
+        latents = interleave(other, generated)
         condition = interleave(batch["condition"], batch["condition"])
         return {"latents": latents, "condition": condition, "scored": latents}
 
@@ -395,7 +410,7 @@ def make_trajectory(setup: Distillation) -> Callable:
 
     def follow(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
         del frozen
-        keys = example_keys(key, state.step, batch["latents"].shape[0])
+        keys = example_keys(key, state.step, count(batch))
         trajectory, x0 = setup.trajectory(state.student, batch, keys)
         return {**batch, "trajectory": trajectory, "scored": x0}
 

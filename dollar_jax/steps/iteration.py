@@ -83,7 +83,7 @@ def parts(setup: Distillation) -> list[Part]:
         step, times = dollar.make_own_step(setup, objective), objective.settings.get("updates", 1)
         found.append(Part(dollar.own_name(objective), step, stream=(index + 1) << 16, times=times))
     if learns and (config.reward.concurrent or config.reward.pretrain):
-        step = make_reward_step(setup.reward_network, setup.optimizer("reward"))
+        step = make_reward_step(setup.reward_network, setup.optimizer("reward"), setup.videos)
         found.append(Part(REWARD, step, stream=PROPOSALS, batch="few", propose=dollar.make_proposal(setup)))
     if learns and separate:
         found.append(Part("finetune", dollar.make_generator_step(setup, [TUNING]), stream=1))

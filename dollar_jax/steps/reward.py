@@ -123,9 +123,10 @@ class Replay:
         return jax.tree.map(lambda rows: rows[chosen], self.rows)
 
 
-def make_reward_step(network: Network, optimizer: optax.GradientTransformation) -> Callable:
+def make_reward_step(network: Network, optimizer: optax.GradientTransformation, videos: bool = True) -> Callable:
     """Makes the step (state, frozen, batch, key) -> (state, metrics) of the latent reward model, Eq. 14.
 
+    videos: whether every second row is a clip of the data, see `dollar.make_proposal`.
     batch: {'latents', 'condition', 'reward'}: latents and the true reward [b] of their videos. With a replay the step
       also learns from b rows of it.
     """
@@ -155,8 +156,9 @@ def make_reward_step(network: Network, optimizer: optax.GradientTransformation) 
             replay=replay,
             optimizers=state.optimizers | {"reward": optimizer_state},
         )
-        # Even rows are data, odd rows the student's: see dollar.make_proposal.
-        rewards = {"reward_data": batch["reward"][::2].mean(), "reward_student": batch["reward"][1::2].mean()}
+        rewards = {"reward_student": batch["reward"].mean()}
+        if videos:
+            rewards = {"reward_data": batch["reward"][::2].mean(), "reward_student": batch["reward"][1::2].mean()}
         extra = {"loss/reward_model": metrics["loss"], "reward_correlation": metrics["reward_correlation"]}
         return state, extra | rewards | norms
 

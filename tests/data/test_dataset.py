@@ -119,7 +119,7 @@ def test_no_examples(tmp_path):
 
 
 def test_examples_of_another_shape(tmp_path):
-    odd = encoded(1) | {"text": np.zeros((5, 32), np.float16)}
+    odd = encoded(1) | {"text_mask": np.ones(5, bool)}
     with pytest.raises(ValueError, match="Shape"):
         write_dataset(tmp_path / "data", [encoded(0), odd], {})
     assert not os.listdir(tmp_path)

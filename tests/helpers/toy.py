@@ -33,10 +33,13 @@ def _reward_model():
 TRANSFORMER, REWARD_MODEL = _transformer(), _reward_model()
 
 
+LATENT_SHAPE = 1, 2, 2, 4
+
+
 def batch(size=4, seed=0):
     keys = jax.random.split(jax.random.key(seed), 2)
     return {
-        "latents": jax.random.normal(keys[0], (size, 1, 2, 2, 4)),
+        "latents": jax.random.normal(keys[0], (size, *LATENT_SHAPE)),
         "condition": Condition(jax.random.normal(keys[1], (size, 3, 2)), jnp.ones((size, 3), bool)),
     }
 

@@ -115,5 +115,5 @@ def adversarial(context, *, flip: float = 1.0):
     return jax.nn.softplus(-flip * _logits(context, context.generated, 2)), {}
 
 
-adversarial.needs = ()
+adversarial.needs = ("videos",)
 adversarial.own = Own(discriminator, discriminator_loss)

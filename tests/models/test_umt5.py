@@ -40,7 +40,7 @@ CAPTIONS = [
 NASTY = [
     *CAPTIONS,
     "It\u2019s \u201ccaf\u00c3\u00a9\u201d",
-    "&amp;amp;amp; twice is once too few",
+    "a < b &amp;lt; c &amp;amp;lt; d",  # ftfy leaves entities beside a bracket
     "&lt;b&gt;bold&lt;/b&gt; &nbsp; &#133; &#x1c; &unknown;",
     "\ta\x00b\x1b[31mred\x1f\x85end\u2028next\u3000wide ",
     "\ufb01ne \uff37\uff49\uff44\uff45 \uff8a\uff9d\uff76\uff78 \u00bd \u00e9 e\u0301",

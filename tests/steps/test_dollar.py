@@ -24,7 +24,8 @@ def setup(objectives=None, **generator):
     set_named(config.generator.objectives, objectives or {})
     config.generator.update({"iterations": 10, **generator})
     config.generator.optimizer.warmup = config.fake_score.optimizer.warmup = config.reward.optimizer.warmup = 0
-    return dollar.Distillation(toy.TRANSFORMER, toy.REWARD_MODEL, "conjugate", diffusion.ddpm_schedule(), config)
+    schedule = diffusion.ddpm_schedule()
+    return dollar.Distillation(toy.TRANSFORMER, toy.REWARD_MODEL, "conjugate", schedule, config, toy.LATENT_SHAPE)
 
 
 def same(one, other):
@@ -220,6 +221,40 @@ def test_a_proposal_is_each_captions_clip_and_sample(size):
     _, metrics = make_reward_step(toy.REWARD_MODEL, this.optimizer("reward"))(state, {}, scored, key)
     assert float(metrics["reward_data"]) == size - 1
     assert float(metrics["reward_student"]) == size
+
+
+def test_without_videos_the_student_learns_the_same():
+    """VSD and the fake score from a simulated rollout, with other latents and with none."""
+    weights = {"consistency": 0.0, "latent_reward": 0.0}
+    this, batch, key = setup(weights, rollout="simulate"), toy.batch(), jax.random.key(1)
+    alone = dataclasses.replace(this, videos=False)
+    state = this.init(TEACHER, jax.random.key(0))
+    prompts = {"condition": batch["condition"]}
+    for make in dollar.make_fake_score_step, dollar.make_generator_step:
+        wanted, _ = make(this)(state, FROZEN, batch, key)
+        assert same(make(alone)(state, FROZEN, prompts, key)[0], wanted)
+        assert not same(wanted.fake_score, wanted.student)
+        state = wanted
+    with pytest.raises(KeyError, match="latents"):
+        dollar.make_generator_step(this)(state, FROZEN, prompts, key)
+
+
+def test_without_videos_the_reward_model_learns_from_two_samples():
+    this, batch, key = dataclasses.replace(setup(rollout="simulate"), videos=False), toy.batch(), jax.random.key(1)
+    state = this.init(TEACHER, jax.random.key(0))
+    del batch["latents"]
+    proposed = dollar.make_proposal(this)(state, FROZEN, batch, key)
+    one, other = proposed["latents"][::2], proposed["latents"][1::2]
+    generated, _ = this.generate(state.student, batch, example_keys(key, state.step, 4))
+    np.testing.assert_array_equal(other, generated)
+    assert one.shape == (4, *toy.LATENT_SHAPE)
+    assert (np.abs(one - other).max((1, 2, 3, 4)) > 0.1).all()
+    scored = proposed | {"reward": jnp.arange(8.0)}
+    step = make_reward_step(toy.REWARD_MODEL, this.optimizer("reward"), this.videos)
+    after, logged = step(state, {}, scored, key)
+    assert moved(state, after) == {"reward_model", "reward_statistics", "optimizer of reward"}
+    assert "reward_data" not in logged
+    assert float(logged["reward_student"]) == 3.5
 
 
 def test_split_batches_are_the_rows_in_turn():

@@ -7,7 +7,7 @@ A metric is a class, constructed with its options before a run, with a method
 or a function (clips, **options) or (clips, data, **options); the latter keeps the real clips in memory. Attributes:
 
 columns      a `Column` for each value that it returns
-least_clips  smallest number of real clips that it needs, by default 1
+least_clips  smallest number of real clips that it needs, by default 1; 0: `fit` may get None
 
 `module:name` names a metric from outside the package.
 """

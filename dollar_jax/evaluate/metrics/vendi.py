@@ -37,6 +37,8 @@ class Vendi:
         ),
     )
 
+    least_clips = 0
+
     def __init__(self, key_frames: int = 3, features: str = "pixels", weights: str = ""):
         if key_frames < 2:
             raise UserError(f"key_frames = {key_frames}: the first and the last frame are two")
@@ -46,7 +48,7 @@ class Vendi:
         if not self._exact:
             self._embed(np.zeros((1, 8, 8, 3), np.uint8))  # an error appears now, not after the first training
 
-    def fit(self, data: Clips):
+    def fit(self, data: Clips | None):
         """Ignores real clips: the score of a model needs no reference."""
         del data
         return self._measure
