@@ -42,6 +42,7 @@ def get_config(size: str = "") -> ConfigDict:
     config = dollar.get_config()
     height, width = {"": (480, 832), "quarter": (240, 416)}[size]
     config.video = ConfigDict({"frames": 81, "height": height, "width": width, "fps": 16, "independent_chunk": 0})
+    config.teacher = ConfigDict({"path": "", "public": "wan2.1-1.3b"})  # `public` is for plans without a path
     generator = config.generator
     generator.schedule = ConfigDict(SCHEDULE)
     generator.times = flow_schedule(**SCHEDULE).spaced(4)

@@ -8,6 +8,7 @@
                 (`dollar_jax.data.text.clean_caption`), by default not
   prediction_type, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`; times are points of
                 the schedule, `diffusion.Schedule`
+  low_guidance  {guidance, below}: another guidance for times below one, where a second expert predicts
   negative_prompt    the caption that guidance moves away from, '' for the empty one
   video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
                 (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
@@ -108,6 +109,7 @@ SCHEMA = _object(
     times={"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
     sampler={"enum": [*get_args(sampling.Sampler), *unipc.ORDER]},
     guidance=_number(-1, 1000),
+    low_guidance=_object(("guidance", "below"), guidance=_number(-1, 1000), below=_number(0, 100_000)),
     negative_prompt={"type": "string", "maxLength": 10_000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"},
     video=_object(
         ("frames", "height", "width", "fps", "independent_chunk"),

@@ -18,7 +18,7 @@ from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sampling import Sampler
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import has_clips, held_out_source, prompts_alone, report_metrics, video_source
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.distill import student_config, student_schedule
 from dollar_jax.steps.iteration import batches_drawn
 
 
@@ -213,7 +213,7 @@ def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge]) -> 
         schedule = read_card(config.teacher.path).get("schedule", {})
     else:
         schedule = config.teacher.get("schedule", ConfigDict()).to_dict()
-    make_schedule(**schedule).require(config.generator.times, f"{place}: generator.times")
+    make_schedule(**student_schedule(config, schedule)).require(config.generator.times, f"{place}: generator.times")
     needs = needs_of(used(config.generator))
     if needs & REWARDED or "report" in config.stages:
         reward = str([config.reward[field] for field in ("name", *DEFAULTS)])

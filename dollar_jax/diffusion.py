@@ -282,7 +282,7 @@ def _unknown(prediction_type: str) -> UserError:
     return UserError(f"a prediction_type is one of {', '.join(get_args(PredictionType))}, not {prediction_type!r}")
 
 
-def guide(v: Latent, v_null: Latent, guidance: float) -> Latent:
+def guide(v: Latent, v_null: Latent, guidance: float | Coefficient) -> Latent:
     """Classifier-free guidance v + w (v - v_null) with the paper's weight w (Eq. 9); w = 0 is no guidance."""
     return v + guidance * (v - v_null)
 

@@ -95,6 +95,13 @@ class Pipeline:
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
         return jnp.clip((decode(params, restore(self.card["vae"], latents)) + 1) / 2, 0, 1)
 
+    @property
+    def guidance(self) -> sampling.Guidance:
+        """The card's guidance."""
+        if low := self.card.get("low_guidance"):
+            return self.card["guidance"], low["guidance"], low["below"]
+        return self.card["guidance"]
+
     def times(self, steps: int | None) -> Points:
         """The times for sampling with this number of steps, ascending; None: the card's own times.
 
@@ -161,7 +168,7 @@ class Pipeline:
           params: parameters of the transformer; None: the pipeline's.
           batch_size: number of videos in a batch.
         """
-        guidance = self.card["guidance"] if guidance is None else guidance
+        guidance = self.guidance if guidance is None else guidance
         if negative is None and guidance:
             negative = self.negative
         params = self.networks["transformer"][1] if params is None else params

@@ -15,6 +15,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.types import Condition, Latent, Params, Times
 
 Denoiser = Callable[[Latent, Times, Condition], tuple[Latent, Latent]]  # (x_t, t, condition) -> (x0, eps)
+Guidance = float | tuple[float, float, float]  # w; or w from a time upwards, w below it, and that time
 Sampler = Literal["ddim", "ancestral", "renoise"]  # with one step of memory; a teacher may also have a `unipc.Solver`
 Keys = Key[Array, " b"]
 
@@ -34,7 +35,7 @@ def denoiser(
     prediction_type: PredictionType,
     schedule: Schedule,
     negative: Condition | None = None,
-    guidance: float = 0.0,
+    guidance: Guidance = 0.0,
 ) -> Denoiser:
     """The network as a function (x_t, t, condition) -> (x0, eps), with classifier-free guidance (Eq. 8, 9).
 
@@ -53,7 +54,11 @@ def denoiser(
             away = repeat(negative, x_t.shape[0])
             both = apply(params, *(interleave(*pair) for pair in ((x_t, x_t), (times, times), (condition, away))))
             given, negated = rearrange(both.astype(jnp.float32), "(b pair) ... -> pair b ...", pair=2)
-            prediction = diffusion.guide(given, negated, guidance)
+            weight = guidance
+            if isinstance(guidance, tuple):
+                above, below, boundary = guidance
+                weight = jnp.where(times >= boundary, above, below)[:, None, None, None, None]
+            prediction = diffusion.guide(given, negated, weight)
         else:
             prediction = apply(params, x_t, times, condition).astype(jnp.float32)
         return diffusion.to_x0_eps(prediction_type, prediction, x_t, *schedule.at(times))

@@ -11,11 +11,11 @@ import jax
 
 from dollar_jax.card import COMPONENTS, Card
 from dollar_jax.checkpoint import save_params, write_card
-from dollar_jax.convert import aesthetic, clip, families, hub
+from dollar_jax.convert import aesthetic, clip, families, hub, wan_dit
 from dollar_jax.convert.architectures import CLIP, SIZES, describing, of_folder, plain, word
 from dollar_jax.convert.families.family import Architecture, Family
 from dollar_jax.convert.tables import Rule, convert
-from dollar_jax.convert.tensors import Tensors, open_file, open_folder
+from dollar_jax.convert.tensors import Tensors, joined, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
@@ -31,8 +31,9 @@ def from_torch(source: str | os.PathLike, target: Path, revision: str = "") -> C
     Tensors keep their dtype; one component is in memory at a time.
 
     Args:
-      source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip or of
-        LAION's aesthetic predictors. If there is no such path: the id of a folder on the Hugging Face hub.
+      source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip, of
+        LAION's aesthetic predictors or of Wan's authors. If there is no such path: the id of a folder on the Hugging
+        Face hub.
       revision: its branch, tag or commit there; '' is main.
     Raises:
       UserError: the source cannot be downloaded or read, or does not fit a network; then nothing is written.
@@ -85,9 +86,9 @@ def _family(source: Path) -> tuple[Family, dict[str, Any]]:
     """The family of a pipeline folder, and its model_index.json."""
     index = read_json(within(source, "model_index.json"))
     kind = index.get("_class_name")
-    family = families.by_pipeline(kind)
+    family = families.by_pipeline(index)
     if family is None:
-        known = ", ".join(family.pipeline for family in families.FAMILIES)
+        known = ", ".join(sorted({family.pipeline for family in families.FAMILIES}))
         raise UserError(
             f"{source} holds a {word(kind)}, which is neither sampled nor distilled here (known: {known}); to convert"
             " its networks alone name their folders"
@@ -107,6 +108,9 @@ def _pipeline(source: Path, folder: Path) -> Card:
     card: Card = {"role": "teacher", **family.read_scheduler(scheduler)}
     card |= {"guidance": family.guidance, "negative_prompt": family.negative_prompt}
     for name in COMPONENTS:
+        if name == "transformer" and len(family.folders) > 1:
+            card[name] = _experts(source, family, index, folder)
+            continue
         part, architecture = _component(source, name, folder)
         if architecture != (wanted := family.component(name)):
             holds = architecture.class_name
@@ -121,11 +125,34 @@ def _pipeline(source: Path, folder: Path) -> Card:
         card["tokenizer"] = {"path": "tokenizer", "length": family.text_length(card)}
         card["tokenizer"] |= {"clean": True} if family.clean else {}
         card = family.at_own_size(card)
+    if family.low_guidance is not None:
+        card["low_guidance"] = {"guidance": family.low_guidance, "below": card["transformer"]["config"]["boundary"]}
     known = family.index(card)
     for name, value in more.items():
         if value not in (None, [None, None], known.get(name)):
             raise UserError(f"{source}/model_index.json has {word(name)} = {value!r:.100}, which is not supported")
     return card
+
+
+def _experts(source: Path, family: Family, index: Mapping[str, Any], folder: Path) -> Card:
+    """Converts the transformers of a pipeline with several, to one network with all of them: its part of a card."""
+    architecture, described = family.component("transformer"), {}
+    for name in family.folders:
+        if not (source / name).is_dir():
+            raise UserError(f"{source}/{name} is missing: this {family.pipeline} has an expert for low noise there")
+        _refuse_lora(source / name)
+        holds, described[name] = of_folder(source, name)
+        if holds.class_name != architecture.class_name:
+            raise UserError(f"{source / name} holds a {holds.class_name}, not a {architecture.class_name}")
+    with describing(source / "transformer" / "config.json"):
+        configs = [architecture.keys.config(theirs) for theirs in described.values()]
+        if any(config != configs[0] for config in configs):
+            raise UserError(f"{source}: {' and '.join(family.folders)} have other sizes")
+        config = configs[0] | family.beside(index)
+        table = architecture.keys.table(config)
+    tensors = joined({name: open_folder(source, name) for name in family.folders})
+    part = _save(source, folder, "transformer", architecture.network, config, table, tensors)
+    return part | {"source": plain(described["transformer"])}
 
 
 def _component(source: Path, name: str, folder: Path) -> tuple[Card, Architecture]:
@@ -146,20 +173,28 @@ def _component(source: Path, name: str, folder: Path) -> tuple[Card, Architectur
 
 
 def _file(source: Path, folder: Path) -> Card:
-    """Converts a file without a config, known by its tensors: a CLIP of open_clip or an aesthetic predictor."""
+    """Converts a file without a config, known by its tensors: a CLIP of open_clip, an aesthetic predictor, or a Wan in
+    the names of its authors' code.
+    """
     tensors = open_file(source)
     if "visual.conv1.weight" in tensors:
         with describing(source):
             config = clip.open_clip_config(tensors.shapes)
             table, split = clip.open_clip_table(config), clip.split_fused(tensors)
         return {"role": "clip", "clip": _save(source, folder, "clip", "clip", config, table, split)}
+    if "head.head.weight" in (plain_names := wan_dit.without_prefix(tensors)):
+        with describing(source):
+            config = wan_dit.original_config(plain_names.shapes)
+            table = wan_dit.original_table(config)
+        part = _save(source, folder, "transformer", "wan_dit", config, table, plain_names)
+        return {"role": "transformer", "transformer": part}
     if tensors.keys() <= {"weight", "bias"} or "layers.0.weight" in tensors:
         with describing(source):
             config = aesthetic.config(tensors.shapes)
             table = aesthetic.table(config)
         part = _save(source, folder, "aesthetic", "aesthetic", config, table, tensors)
         return {"role": "aesthetic", "aesthetic": part}
-    raise UserError(f"{source} holds neither an open_clip model nor an aesthetic predictor; folders have a config.json")
+    raise UserError(f"{source} holds no open_clip model, no aesthetic predictor and no Wan; folders have a config.json")
 
 
 def _save(

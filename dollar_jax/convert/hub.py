@@ -11,7 +11,7 @@ from dollar_jax.errors import UserError
 
 # Patterns, in which * also stands for slashes. Nothing else is downloaded: no pickles, no code, no pictures.
 DESCRIPTIONS = ("*.json", "*.txt", "*.model")  # with the files of tokenizers
-PLACES = ("", *(f"{name}/" for name in COMPONENTS))
+PLACES = ("", *(f"{name}/" for name in (*COMPONENTS, "transformer_2")))
 # By their exact names: the same weights often lie beside them in other dtypes. A LoRA is fetched to be refused.
 WEIGHTS = tuple(
     f"{place}{name}.safetensors" for place in PLACES for stem in STEMS for name in (stem, f"{stem}-*", "*lora*")

@@ -1,10 +1,11 @@
 """Distils the teacher into the students of a config; student NAME goes to `workdir/NAME`."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,20 @@ def distill(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         _distill(name, student_config(config, name), workdir, mesh)
 
 
+def student_schedule(config: ConfigDict, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a student's schedule: the teacher's, with the changes in `config.generator.schedule`, if any.
+
+    Raises:
+      UserError: the teacher's kind of schedule has no such field.
+    """
+    fields = {**teacher, **config.generator.get("schedule", ConfigDict()).to_dict()}
+    try:
+        diffusion.make_schedule(**fields)
+    except TypeError as error:
+        raise UserError(f"generator.schedule does not fit the teacher's, which is {dict(teacher)}: {error}") from error
+    return fields
+
+
 def make_setup(config: ConfigDict, card: Card, network: Network, condition: Condition) -> dollar.Distillation:
     """Makes the fixed part of a distillation.
 
@@ -90,7 +105,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
       UserError: the times, the size of the replay or the text width do not fit, or the schedule or a network cannot be
         made.
     """
-    reward, schedule = config.reward, diffusion.make_schedule(**card["schedule"])
+    reward, schedule = config.reward, diffusion.make_schedule(**student_schedule(config, card["schedule"]))
     diffusion.check_prediction_type(card["prediction_type"], schedule)
     schedule.require(config.generator.times, "generator.times")
     if "text_width" in reward.network:
@@ -158,10 +173,12 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         "objectives": {objective.name: objective.weight for objective in objectives},
         "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"},
         "prediction_type": "x0" if generator.heterogeneous else teacher_card["prediction_type"],
+        "schedule": student_schedule(config, teacher_card["schedule"]),
         "times": list(generator.times),
         "sampler": generator.sampler,
         "guidance": generator.guidance,
     }
+    card.pop("low_guidance", None)
     drawn = batches_drawn(config, needs)
     batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh, drawn)
     judge = Judge(reward) if needs & REWARDED else None

@@ -162,7 +162,7 @@ def test_files_without_a_config(tmp_path):
     np.testing.assert_array_equal(np.asarray(kernel, np.float32), theirs.text_projection.detach().float())
 
     save_file({"weights": x}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="neither an open_clip model nor an aesthetic predictor"):
+    with pytest.raises(UserError, match="holds no open_clip model, no aesthetic predictor and no Wan"):
         from_torch(tmp_path / "x.safetensors", tmp_path / "x")
 
 

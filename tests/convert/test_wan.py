@@ -12,12 +12,16 @@ import stock_wan
 import torch
 from commands import command
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from safetensors.numpy import load_file, save_file
 
 from dollar_jax import checkpoint, pipeline, sampling
+from dollar_jax.convert import wan_dit
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.tensors import open_folder
 from dollar_jax.convert.to_torch import to_torch
 from dollar_jax.diffusion import make_schedule
+from dollar_jax.errors import UserError
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 PROMPTS = ["a cat  asleep on a piano", "a red ring &amp; the sun"]  # both to be cleaned
@@ -40,14 +44,18 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "stock", folder / "ours"
 
 
+def assert_same_tensors(ours: Path, theirs: Path) -> None:
+    tensors, wanted = open_folder(ours), open_folder(theirs)
+    assert tensors.keys() == wanted.keys()
+    for key in wanted:
+        assert tensors[key].dtype == wanted[key].dtype, key
+        assert tensors[key].tobytes() == wanted[key].tobytes(), key
+
+
 def assert_same_folders(ours: Path, theirs: Path) -> None:
     """The same tensors bit for bit, the same descriptions."""
     for name in COMPONENTS:
-        tensors, wanted = open_folder(ours / name), open_folder(theirs / name)
-        assert tensors.keys() == wanted.keys()
-        for key in wanted:
-            assert tensors[key].dtype == wanted[key].dtype, key
-            assert tensors[key].tobytes() == wanted[key].tobytes(), key
+        assert_same_tensors(ours / name, theirs / name)
         assert json.loads((ours / name / "config.json").read_text()) == json.loads(
             (theirs / name / "config.json").read_text()
         )
@@ -55,7 +63,9 @@ def assert_same_folders(ours: Path, theirs: Path) -> None:
     assert {k: v for k, v in indices[0].items() if k != "_diffusers_version"} == indices[1]
 
 
-def stock_latents(pipe: WanPipeline, noise: np.ndarray, steps: int, guidance: float, negative=None) -> np.ndarray:
+def stock_latents(
+    pipe: WanPipeline, noise: np.ndarray, steps: int, guidance: float, negative=None, **options
+) -> np.ndarray:
     """What the stock pipeline makes of noise [b f h w c], in the same layout."""
     pipe.set_progress_bar_config(disable=True)
     with torch.inference_mode():
@@ -69,11 +79,12 @@ def stock_latents(pipe: WanPipeline, noise: np.ndarray, steps: int, guidance: fl
             width=SIZE["width"],
             latents=torch.tensor(noise).permute(0, 4, 1, 2, 3),
             output_type="latent",
+            **more,
         ).frames
     return latents.permute(0, 2, 3, 4, 1).numpy()
 
 
-def our_latents(model: pipeline.Pipeline, noise: np.ndarray, told: tuple, steps: int, guidance: float) -> np.ndarray:
+def our_latents(model: pipeline.Pipeline, noise: np.ndarray, told: tuple, steps: int, guidance) -> np.ndarray:
     _, keys = pipeline.draw_noise(model.card, 0, len(noise), 1)
     _, params = model.networks["transformer"]
     return np.asarray(model.sampler(params, noise, *told, keys, model.times(steps), guidance))
@@ -104,6 +115,23 @@ def test_bfloat16_in_shards_there_and_back(tmp_path):
     assert_same_folders(tmp_path / "back", tmp_path / "stock")
     tensors = open_folder(tmp_path / "back" / "transformer")
     assert {str(tensors[key].dtype) for key in tensors} == {"float32", "bfloat16"}
+
+
+def test_the_names_of_the_authors_there_and_back(folders, tmp_path, monkeypatch):
+    """As diffusers itself renames them, also with ComfyUI's prefix; a head of the small folder is 12 wide, not 128."""
+    monkeypatch.setattr(wan_dit, "HEAD", stock_wan.TRANSFORMER["attention_head_dim"])
+    to_torch(folders[1], tmp_path / "original", original=True)
+    tensors = load_file(tmp_path / "original" / "model.safetensors")
+    renamed = convert_wan_transformer_to_diffusers({key: torch.tensor(value) for key, value in tensors.items()})
+    theirs = open_folder(folders[0] / "transformer")
+    assert renamed.keys() == theirs.keys()
+    for key, value in renamed.items():
+        np.testing.assert_array_equal(value.numpy(), theirs[key])
+    prefixed = {f"model.diffusion_model.{key}": value for key, value in tensors.items()}
+    save_file(prefixed, tmp_path / "comfy.safetensors")
+    from_torch(tmp_path / "comfy.safetensors", tmp_path / "again")
+    to_torch(tmp_path / "again", tmp_path / "back")
+    assert_same_tensors(tmp_path / "back", folders[0] / "transformer")
 
 
 def test_the_card_says_what_the_folder_says(folders):
@@ -154,6 +182,31 @@ def test_the_same_noise_is_the_same_video(folders, model, told, solver, shift, s
         frames = pipe.video_processor.postprocess_video(video, output_type="np")
         assert np.abs(model.decode(latents) / 255.0 - frames).mean() < 1 / 255
         assert np.std(frames) > 0.05
+
+
+def test_two_experts(tmp_path):
+    """As 2.2's A14B: another transformer and another guidance for low noise."""
+    settings = stock_wan.SCHEDULER | {"flow_shift": 12.0}
+    second = {"transformer_2": stock_wan.make_transformer(), "boundary_ratio": 0.875}
+    stock_wan.make_wan(tmp_path / "stock", scheduler=UniPCMultistepScheduler(**settings), **second)
+    from_torch(tmp_path / "stock", tmp_path / "ours")
+    to_torch(tmp_path / "ours", tmp_path / "back")
+    for name in (*COMPONENTS, "transformer_2"):
+        assert_same_tensors(tmp_path / "back" / name, tmp_path / "stock" / name)
+    card = pipeline.at_size(checkpoint.read_card(tmp_path / "ours"), SIZE)
+    assert card["low_guidance"] == {"guidance": 2.0, "below": 875.0}
+    model = replace(pipeline.load(tmp_path / "ours"), card=card)
+    assert min(model.times(7)) < 875 < max(model.times(7))
+    assert model.guidance == (3.0, 2.0, 875.0)
+    told = model.encode_text(PROMPTS), model.encode_text([""])
+    noise = noise_of(model)
+    pipe = WanPipeline.from_pretrained(tmp_path / "back", torch_dtype=torch.float32)
+    wanted = stock_latents(pipe, noise, 7, 3.0, guidance_scale_2=3.0)
+    assert relative(our_latents(model, noise, told, 7, model.guidance), wanted) < 1e-3
+
+    shutil.rmtree(tmp_path / "stock" / "transformer_2")
+    with pytest.raises(UserError, match="transformer_2 is missing: this WanPipeline has an expert for low noise there"):
+        from_torch(tmp_path / "stock", tmp_path / "again")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +270,7 @@ def test_a_student_in_the_stock_pipeline(student, told, tmp_path, monkeypatch, s
             def same_noise(shape, drawn=drawn, **options):
                 return torch.tensor(np.asarray(drawn.pop(0))).permute(0, 4, 1, 2, 3)
 
-            monkeypatch.setattr(sys.modules[type(pipe.scheduler).__module__], "randn_tensor", same_noise)
+            monkeypatch.setattr(sys.modules[type(pipe.scheduler).__module__], "randn_tensor", same_noise, raising=False)
             wanted = stock_latents(pipe, noise, steps, 0.0)
             assert relative(our_latents(ours, noise, told, steps, 0.0), wanted) < 1e-3
             made += 1

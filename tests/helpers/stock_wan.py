@@ -36,6 +36,15 @@ UMT5 = {"vocab_size": 64, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2,
 SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 
 
+def make_transformer(dtype=torch.float32) -> WanTransformer3DModel:
+    """A random transformer, with the parameters in float32 that diffusers keeps so."""
+    transformer = randomize(WanTransformer3DModel(**TRANSFORMER))
+    for name, parameter in transformer.named_parameters():
+        if not set(name.split(".")) & set(WanTransformer3DModel._keep_in_fp32_modules):
+            parameter.data = parameter.data.to(dtype)
+    return transformer
+
+
 def make_wan(folder: Path, dtype=torch.float32, shard: str = "5GB", scheduler=None, **index) -> None:
     """A random Wan in `folder`, written by diffusers and transformers.
 
@@ -45,12 +54,7 @@ def make_wan(folder: Path, dtype=torch.float32, shard: str = "5GB", scheduler=No
     """
     torch.manual_seed(0)
     write_tokenizer(folder / "tokenizer")
-    transformer = randomize(WanTransformer3DModel(**TRANSFORMER))
-    exact = {name for name, _ in transformer.named_parameters() if dtype != torch.float32}
-    kept = WanTransformer3DModel._keep_in_fp32_modules
-    for name, parameter in transformer.named_parameters():
-        if name in exact and not any(part in name.split(".") for part in kept):
-            parameter.data = parameter.data.to(dtype)
+    transformer = make_transformer(dtype)
     text_encoder = UMT5EncoderModel(UMT5Config(**UMT5, feed_forward_proj="gated-gelu", dropout_rate=0.0))
     pipeline = WanPipeline(
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),

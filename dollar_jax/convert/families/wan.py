@@ -1,13 +1,14 @@
-"""Wan: 2.1 T2V 1.3B and 14B, 2.2 TI2V-5B."""
+"""Wan: 2.1 T2V 1.3B and 14B, 2.2 TI2V-5B and T2V-A14B."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dollar_jax import diffusion
 from dollar_jax.card import Card
-from dollar_jax.convert import umt5, wan_dit, wan_vae
+from dollar_jax.convert import umt5, wan_dit, wan_experts, wan_vae
 from dollar_jax.convert.families.family import Architecture, Family
 from dollar_jax.errors import UserError
 from dollar_jax.pipeline import at_size
@@ -131,7 +132,9 @@ def index(card: Card) -> dict[str, Any]:
 
 def call(card: Card) -> dict[str, Any]:
     frames, height, width = (card["video"][name] for name in ("frames", "height", "width"))
-    negative = {"negative_prompt": prompt} if (prompt := card["negative_prompt"]) and card["guidance"] else {}
+    more = {"negative_prompt": prompt} if (prompt := card["negative_prompt"]) and card["guidance"] else {}
+    if low := card.get("low_guidance"):
+        more["guidance_scale_2"] = low["guidance"] + 1
     return {
         "num_inference_steps": len(card["times"]),
         "guidance_scale": card["guidance"] + 1,
@@ -139,14 +142,27 @@ def call(card: Card) -> dict[str, Any]:
         "height": height,
         "width": width,
         "max_sequence_length": card["tokenizer"]["length"],
-        **negative,
+        **more,
     }
 
 
-def _public(vae=(), **config) -> Card:
+def boundary(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The first time of the expert for high noise; the pipeline has it as a share of 1000."""
+    ratio = index.get("boundary_ratio")
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise UserError(f"model_index.json has boundary_ratio = {ratio!r:.100}: two transformers need one in 0..1")
+    return {"boundary": 1000 * ratio}
+
+
+def experts_index(card: Card) -> dict[str, Any]:
+    ratio = card["transformer"]["config"]["boundary"] / 1000
+    return {"boundary_ratio": ratio, "expand_timesteps": False}
+
+
+def _public(vae=(), transformer: str = "wan_dit", **config) -> Card:
     """The card of a public model, whose transformer differs by `config` from the defaults of `wan_dit.Config`."""
     return {
-        "transformer": {"architecture": "wan_dit", "config": config},
+        "transformer": {"architecture": transformer, "config": config},
         "vae": {"architecture": "wan_vae", "config": dict(vae), "scaling_factor": 1.0},
         "text_encoder": {
             "architecture": "umt5",
@@ -158,6 +174,8 @@ def _public(vae=(), **config) -> Card:
     }
 
 
+_LARGE = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
+
 FAMILY = Family(
     pipeline="WanPipeline",
     components=(
@@ -167,7 +185,7 @@ FAMILY = Family(
     ),
     public={
         "wan2.1-1.3b": _public(),
-        "wan2.1-14b": _public(num_attention_heads=40, num_layers=40, ffn_dim=13824),
+        "wan2.1-14b": _public(**_LARGE),
         "wan2.2-5b": _public(
             {
                 "base_dim": 160,
@@ -193,4 +211,18 @@ FAMILY = Family(
     call=call,
     unscaled="latents * torch.tensor(pipe.vae.config.latents_std).view(1, -1, 1, 1, 1)"
     " + torch.tensor(pipe.vae.config.latents_mean).view(1, -1, 1, 1, 1)",
+)
+
+EXPERTS = replace(
+    FAMILY,
+    components=(
+        Architecture("transformer", "wan_experts", wan_experts, "diffusers", "WanTransformer3DModel"),
+        *FAMILY.components[1:],
+    ),
+    public={"wan2.2-a14b": _public(transformer="wan_experts", **_LARGE)},
+    folders=tuple(wan_experts.FOLDERS),
+    beside=boundary,
+    index=experts_index,
+    guidance=3.0,  # the authors' 4 for high noise
+    low_guidance=2.0,  # and 3 for low noise
 )
