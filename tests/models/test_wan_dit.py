@@ -40,7 +40,7 @@ CASES = {  # name: config, latent frames x height x width
     "small": (SMALL, (3, 6, 10)),
     "unusual sizes": (
         SMALL
-        | {"num_attention_heads": 3, "attention_head_dim": 14, "patch_size": (2, 1, 3), "out_channels": 2, "eps": 1e-2},
+        | {"num_attention_heads": 3, "attention_head_dim": 14, "patch_size": (2, 1, 3), "out_channels": 2, "eps": 0.3},
         (6, 5, 9),
     ),
 }
@@ -121,7 +121,7 @@ def test_prediction_after_every_block(name):
         first = jax.tree.map(lambda x, depth=depth: x[:depth], case.params["blocks"])
         prediction = predict(case.params | {"blocks": first}, *case.inputs)
         assert prediction.shape == theirs.shape
-        assert error(prediction, theirs) < 1e-4, depth
+        assert error(prediction, theirs) < 3e-5, depth  # the exact GELU would make 5e-5
 
 
 @pytest.mark.parametrize("remat", REMAT)
