@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dollar_jax.card import COMPONENTS, REPOSITORY
@@ -49,12 +50,14 @@ def download(repository: str, revision: str, patterns: Sequence[str]) -> tuple[P
     """
     import huggingface_hub  # takes a second
     from huggingface_hub import errors
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging, tqdm
 
     logging.disable_propagation()  # absl would print its warnings again
     again = "check the network and run the same command again; whole files are kept"
+    wanted = {"revision": revision, "allow_patterns": list(patterns)}
     try:
-        folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
+        with _closed(tqdm) as bar:
+            folder = huggingface_hub.snapshot_download(repository, tqdm_class=bar, **wanted)
     except errors.GatedRepoError as error:
         page = f"https://huggingface.co/{repository}"
         raise UserError(f"{repository} is gated: accept its terms at {page}, and log in with hf auth login") from error
@@ -86,3 +89,22 @@ def download(repository: str, revision: str, patterns: Sequence[str]) -> tuple[P
             f"{repository} could not be downloaded from the Hugging Face hub ({status}): {again}"
         ) from error
     return Path(folder), Path(folder).name
+
+
+@contextmanager
+def _closed(bar: type) -> Iterator[type]:
+    """Yields a class of progress bars that end with the block. The client leaves some open, and the next line that is
+    printed would be written over them.
+    """
+    made = []
+
+    class Bar(bar):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    try:
+        yield Bar
+    finally:
+        for one in made:
+            one.close()

@@ -1,7 +1,9 @@
 """Folders on the Hugging Face hub, from a small hub on the loopback address."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from transformers import CLIPConfig, CLIPModel
 from dollar_jax import card
 from dollar_jax.convert import hub as client
 from dollar_jax.convert.from_torch import from_torch
+from dollar_jax.convert.tensors import open_folder
 from dollar_jax.errors import UserError
 from dollar_jax.reading import inside
 
@@ -104,20 +107,27 @@ def test_a_network_is_converted_as_if_it_were_here(hub, clip, converted, monkeyp
 
 
 def test_the_command(hub, clip, converted):
-    """At a tag; what is not read is not asked for."""
+    """At a tag, by a connection that breaks. Its own lines stand by themselves among bars, and warnings come once."""
     commit = hub.publish("some/clip", clip, "v1")
+    hub.after[WEIGHTS] = 2500
     environment = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": "cache", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-m", "dollar_jax.convert", "from_torch", "some/clip", "ours", "--revision=v1"],
-        env={**os.environ, **environment},
-        capture_output=True,
+        env={**os.environ, **environment, "TQDM_POSITION": "-1"},  # bars as in a terminal
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == f"some/clip: commit {commit}"
-    bars = {line.split(":")[0] for line in done.stderr.splitlines()}  # and no warnings
-    assert bars == {"", "Fetching 1 files", "Fetching 2 files"}
-    assert hub.fetched() == ["config.json", WEIGHTS]
+    assert done.returncode == 0, done.stdout
+    bars, lines = [], []
+    for line in done.stdout.replace("\x1b[A", "").splitlines():
+        (bars if re.match("Fetching|Download|Reconstruct|Error while downloading", line) else lines).append(line)
+    tensors = len(open_folder(clip))
+    size = (clip / WEIGHTS).stat().st_size / 1e6
+    own = [f"clip: {tensors} tensors, {size:,.1f} MB", "ours: a clip"]
+    assert [line for line in lines if line] == [f"some/clip: commit {commit}", "Trying to resume download...", *own]
+    assert any(line.startswith("Fetching 2 files: 100%") for line in bars)
+    assert hub.fetched() == ["config.json", WEIGHTS, WEIGHTS]
     assert_converted(Path("ours"), converted, commit)
 
 
@@ -233,6 +243,17 @@ def test_pickles_are_not_downloaded(hub, clip):
     hub.publish("some/model", Path("repository"))
     refused("some/model has no weights in safetensors, and pickles are not downloaded")
     assert hub.fetched() == ["config.json"]
+
+
+def test_a_full_disk_is_not_the_hubs_fault(hub, monkeypatch):
+    """The command says so, see test_refusals.py."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        client.download("some/model", "main", EVERYTHING)
 
 
 def test_a_token_is_not_printed(hub, monkeypatch):
