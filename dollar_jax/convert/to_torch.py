@@ -167,8 +167,21 @@ def _readme(family: Family, card: Card, target: Path, own_scheduler: bool) -> st
     if schedule["kind"] == "flow":
         # A student's own levels; a teacher's are too many to list.
         levels = [f"{time / schedule.get('steps', 1000):.4g}" for time in times if card["role"] == "student"]
-        steps += f", shift {schedule.get('shift', 1.0):g}" + (f", sigma {', '.join(levels)}" if levels else "")
-    lines = [f"# A {card['role']} of dollar_jax", "", f"{steps}.", "", *origin, "```python", *imports, *load, *sample, "```", ""]
+        steps += f", shift {schedule.get('shift', 1.0):g}"
+        steps += f", sigma {', '.join(levels)}" if levels else ""
+    lines = [
+        f"# A {card['role']} of dollar_jax",
+        "",
+        f"{steps}.",
+        "",
+        *origin,
+        "```python",
+        *imports,
+        *load,
+        *sample,
+        "```",
+        "",
+    ]
     if own_scheduler:
         lines += [f"`scheduler/{SCHEDULER_FILE.name}` is run by this: read it first, it is short.", ""]
     return "\n".join(lines)

@@ -34,14 +34,13 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> tuple[Path, Path]:
+def folders(wan_folder, tmp_path_factory) -> tuple[Path, Path]:
     """A stock pipeline in float32 and what we make of it, at a small size."""
     folder = tmp_path_factory.mktemp("wan")
-    stock_wan.make_wan(folder / "stock")
-    from_torch(folder / "stock", folder / "ours")
+    from_torch(wan_folder, folder / "ours")
     card = pipeline.at_size(checkpoint.read_card(folder / "ours"), SIZE)
     checkpoint.write_card(folder / "ours", card)
-    return folder / "stock", folder / "ours"
+    return wan_folder, folder / "ours"
 
 
 def assert_same_tensors(ours: Path, theirs: Path) -> None:
@@ -64,7 +63,7 @@ def assert_same_folders(ours: Path, theirs: Path) -> None:
 
 
 def stock_latents(
-    pipe: WanPipeline, noise: np.ndarray, steps: int, guidance: float, negative=None, **options
+    pipe: WanPipeline, noise: np.ndarray, steps: int, guidance: float, negative=None, **more
 ) -> np.ndarray:
     """What the stock pipeline makes of noise [b f h w c], in the same layout."""
     pipe.set_progress_bar_config(disable=True)
