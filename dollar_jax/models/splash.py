@@ -13,8 +13,9 @@ LANES = 128
 PART = 512  # keys that the gradient processes at a time
 # Largest number of bytes of one feature in a block. Larger blocks take fewer instructions per logit, and make fewer
 # partial gradients of the queries (one for each block of keys). Blocks larger than these do not fit into the vector
-# memory of a v5p or v5e; heads wider than 64 have half the queries in a block.
+# memory of a v5p or v5e.
 QUERIES, KEYS = 2048, 5120
+WIDE_QUERIES, WIDE_KEYS = 1024, 4096  # of heads wider than 64
 FEATURES = 16  # rows of a tile of bfloat16
 
 
@@ -30,8 +31,9 @@ def splash(
       interpret: run the kernel as JAX operations, on a machine without TPU.
     """
     (_, n, heads, width), m = q.shape, k.shape[1]
-    most = QUERIES if width <= 64 else QUERIES // 2
-    queries, keys = _block(n, most // q.dtype.itemsize, LANES), _block(m, KEYS // q.dtype.itemsize, PART)
+    most_queries, most_keys = (QUERIES, KEYS) if width <= 64 else (WIDE_QUERIES, WIDE_KEYS)
+    queries = _block(n, most_queries // q.dtype.itemsize, LANES)
+    keys = _block(m, most_keys // q.dtype.itemsize, PART)
     if m % keys:
         q, k = _hide(q, k, keys)
     # A mapped axis uses both cores of a chip with two; without it, the gradient would leave one core idle.
