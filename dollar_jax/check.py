@@ -11,6 +11,7 @@ from dollar_jax import unipc
 from dollar_jax.checkpoint import read_card
 from dollar_jax.data.prompts import count_prompts
 from dollar_jax.diffusion import make_schedule
+from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.objectives import REWARDED, needs_of, used
 from dollar_jax.reading import require_schema
@@ -184,7 +185,8 @@ def _check_videos(config: ConfigDict, batch_size: int) -> None:
 def _check_metrics(config: ConfigDict, guards: Mapping[str, ConfigDict]) -> None:
     """Raises UserError if a metric cannot be constructed or has too few real clips, or a guard's metric is unknown."""
     metrics = report_metrics(config)
-    if left_out := [name for name in config.report.metrics if name not in metrics.least_clips]:
+    left_out = [name for name in config.report.metrics if name not in metrics.least_clips]
+    if left_out and is_main():
         print(f"not measured, because it takes real videos: {', '.join(left_out)}", flush=True)
     count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2) if has_clips(config) else 0
     for name, needed in metrics.least_clips.items():

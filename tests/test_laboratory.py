@@ -8,6 +8,8 @@ from absl.testing import flagsaver
 
 from configs.laboratory import EXPERIMENTS, get_config
 from dollar_jax import laboratory
+from dollar_jax.data.prompts import read_prompts
+from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate import report_runs
 from dollar_jax.objectives import used
@@ -23,6 +25,10 @@ def test_every_student_of_an_experiment_can_be_made(experiment):
         own = student_config(config, name)
         assert used(own.generator)
         Judge(own.reward)
+
+
+def test_the_prompts_without_videos_are_those_of_the_shapes_world():
+    assert read_prompts(get_config("prompts_alone").data.prompts) == list(CAPTIONS)
 
 
 def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatch, capsys):
