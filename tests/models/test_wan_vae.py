@@ -1,8 +1,5 @@
 import functools
-<<<<<<< HEAD
-=======
 import re
->>>>>>> 683c22739ebc32455b3608d9d06743e7701a80c2
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +8,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
-<<<<<<< HEAD
-
-from dollar_jax.convert import wan_vae as theirs
-from dollar_jax.convert.tables import convert, restore
-from dollar_jax.models import wan_vae
-
-COMMON = {"z_dim": 3, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}
-STOCK = {
-    "2.1": COMMON
-    | {"base_dim": 4, "temperal_downsample": [False, True], "scale_factor_temporal": 2, "scale_factor_spatial": 4},
-    "2.2": COMMON
-    | {
-        **{"base_dim": 4, "decoder_base_dim": 6, "temperal_downsample": [True, True], "is_residual": True},
-        **{"in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 8},
-    },
-}
-WHOLE = {"encode_chunk": None, "decode_chunk": None}
-=======
 from flax import nnx
 
 from dollar_jax.convert import wan_vae as theirs
@@ -49,17 +28,12 @@ PUBLIC = {
     "2.2": RESIDUAL | {"base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "scale_factor_spatial": 16},
 }
 WHOLE = (None, None)
->>>>>>> 683c22739ebc32455b3608d9d06743e7701a80c2
 SIZE = {"2.1": (12, 20), "2.2": (24, 40)}  # 3 x 5 latents
 
 
 @functools.cache
 def stock(version):
-<<<<<<< HEAD
-    """A stock model with random weights, biases and norms too, and the config and parameters of ours."""
-=======
     """A stock model with random weights, biases and norms too; the config and the parameters of ours."""
->>>>>>> 683c22739ebc32455b3608d9d06743e7701a80c2
     torch.manual_seed(0)
     model = AutoencoderKLWan(**STOCK[version]).requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -67,16 +41,6 @@ def stock(version):
             parameter += 0.3 * torch.randn_like(parameter)
     config = theirs.config(model.config)
     target = jax.eval_shape(wan_vae.build(**config).init, jax.random.key(0))
-<<<<<<< HEAD
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    return model, config, convert(theirs.table(config), state, target)
-
-
-@functools.cache
-def program(version, method, whole=False, **changes):
-    _, config, _ = stock(version)
-    network = wan_vae.build(**config | (WHOLE if whole else {}) | changes)
-=======
     return model, config, convert(theirs.table(config), numpy(model), target)
 
 
@@ -87,7 +51,6 @@ def numpy(model) -> dict:
 @functools.cache
 def program(version, method, chunks=WHOLE):
     network = wan_vae.build(**stock(version)[1], encode_chunk=chunks[0], decode_chunk=chunks[1])
->>>>>>> 683c22739ebc32455b3608d9d06743e7701a80c2
     return jax.jit(functools.partial(network.apply, method=method))
 
 
@@ -95,35 +58,15 @@ def ours(x: torch.Tensor) -> np.ndarray:
     return rearrange(x.numpy(), "b c f h w -> b f h w c")
 
 
-<<<<<<< HEAD
-=======
 def pixels(version, frames) -> torch.Tensor:
     return 2 * torch.rand(2, 3, frames, *SIZE[version], generator=torch.manual_seed(1)) - 1
 
 
->>>>>>> 683c22739ebc32455b3608d9d06743e7701a80c2
 def assert_same(actual, expected, tolerance=1e-5):
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("frames", [1, 5, 9])
-@pytest.mark.parametrize("version", STOCK)
-@pytest.mark.parametrize("whole", [True, False])
-def test_stock(version, frames, whole):
-    model, config, params = stock(version)
-    torch.manual_seed(1)
-    video = 2 * torch.rand(2, 3, frames, *SIZE[version]) - 1
-    posterior = model.encode(video).latent_dist
-    mean, log_variance = program(version, "encode", whole)(params, ours(video))
-    assert_same(mean, ours(posterior.mean))
-    assert_same(log_variance, ours(posterior.logvar))
-    latents = torch.randn_like(posterior.mean)
-    expected = ours(model.decode(latents).sample)
-    print(np.abs(expected).mean(), np.abs(expected).max())
-    assert_same(program(version, "decode", whole)(params, ours(latents)), expected)
-=======
 @pytest.mark.parametrize(
     ("version", "frames", "chunks"),
     [
@@ -281,4 +224,3 @@ def test_sizes_that_cannot_be_encoded(shape, remedy):
 def test_networks_that_cannot_be_built(change, fault):
     with pytest.raises(UserError, match=fault):
         wan_vae.build(**stock("2.2")[1] | change)
->>>>>>> 683c22739ebc32455b3608d9d06743e7701a80c2
