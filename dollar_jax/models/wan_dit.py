@@ -205,7 +205,7 @@ class WanDiT(nnx.Module):
         time = time_features(times, config.freq_dim, flip_sin_to_cos=True, freq_shift=0)
         time = self.time_project(jax.nn.silu(self.time_expand(time)))
         modulation = rearrange(self.time_modulation(jax.nn.silu(time)), "b (k d) -> b k d", k=6).astype(jnp.float32)
-        text = self.text_expand(self._whole(condition.embedding))
+        text = self.text_expand(self._filled(condition.embedding))
         text = self.text_project(jax.nn.gelu(text, approximate=True))
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
         x, padding = stack.pad(self.patch_embed(patches))
@@ -223,7 +223,7 @@ class WanDiT(nnx.Module):
         prediction = rearrange(x, "b (f h w) (r p q k) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
         return prediction.astype(jnp.float32)
 
-    def _whole(self, text: Text) -> Float[Array, "b m d"]:
+    def _filled(self, text: Text) -> Float[Array, "b m d"]:
         """The text with zeros up to the length that a video attends to."""
         missing = self.config.text_length - text.shape[1]
         if missing < 0:
@@ -234,7 +234,7 @@ class WanDiT(nnx.Module):
         return jnp.pad(text, ((0, 0), (0, missing), (0, 0)))
 
     def _rotation(self, grid: positions.Grid, padding: int) -> tuple[Turn, Turn]:
-        """Cosines and sines of rotary embeddings: a third of the features for each axis; the angle of padding is 0."""
+        """Cosines and sines of rotary embeddings: a third of the features for each axis; padding has angle 0."""
         config = self.config
         if max(grid) > config.rope_max_seq_len:
             raise UserError(

@@ -22,7 +22,6 @@ from dollar_jax.convert.tensors import Tensors, open_folder, write_folder
 from dollar_jax.errors import UserError
 from dollar_jax.models import wan_dit
 from dollar_jax.models.network import count_parameters
-from dollar_jax.models.stack import REMAT
 from dollar_jax.types import Condition
 
 SMALL = {
@@ -40,7 +39,14 @@ CASES = {  # name: config, latent frames x height x width
     "small": (SMALL, (3, 6, 10)),
     "unusual sizes": (
         SMALL
-        | {"num_attention_heads": 3, "attention_head_dim": 14, "patch_size": (2, 1, 3), "out_channels": 2, "eps": 0.3},
+        | {
+            "num_layers": 1,
+            "num_attention_heads": 3,
+            "attention_head_dim": 14,
+            "patch_size": (2, 1, 3),
+            "out_channels": 2,
+            "eps": 0.3,
+        },
         (6, 5, 9),
     ),
 }
@@ -124,9 +130,9 @@ def test_prediction_after_every_block(name):
         assert error(prediction, theirs) < 3e-5, depth  # the exact GELU would make 5e-5
 
 
-@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize("remat", ["everything_saveable", "offload_blocks"])
 def test_gradients(remat):
-    """Whatever is recomputed."""
+    """Whatever is recomputed; the test of CogVideoX compares all policies of `stack`."""
     case = compute("small")
     network = wan_dit.build(remat=remat, **case.config)
     latents, times, condition = case.inputs
@@ -168,7 +174,7 @@ def test_time_and_modulation_are_float32_in_bfloat16():
     params["modulation"][0, 1] = -1
     params["project"]["kernel"][[0, 1], [0, 1]] = 1
     condition = told(np.zeros((1, WORDS, 6)))
-    prediction = network.apply(params, jnp.zeros((1, 1, 2, 2, 3)), jnp.array([500.0]), condition)
+    prediction = jax.jit(network.apply)(params, jnp.zeros((1, 1, 2, 2, 3)), jnp.array([500.0]), condition)
     np.testing.assert_allclose(prediction[0, 0, 0, 0, :2], [2**0.5, little], rtol=2**-8)
 
 
