@@ -99,7 +99,7 @@ def _family(source: Path) -> tuple[Family, dict[str, Any]]:
 def _pipeline(source: Path, folder: Path) -> Card:
     """Converts a pipeline folder and returns the card of a teacher."""
     family, index = _family(source)
-    parts = (*COMPONENTS, "tokenizer", "scheduler")
+    parts = (*COMPONENTS, *family.folders, "tokenizer", "scheduler")
     more = {name: value for name, value in index.items() if not name.startswith("_") and name not in parts}
     _refuse_lora(source)
     path = within(source, "scheduler/scheduler_config.json")

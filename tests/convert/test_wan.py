@@ -156,9 +156,7 @@ def told(model) -> tuple:
     return model.encode_text(PROMPTS), model.encode_text(["a green sea"])
 
 
-@pytest.mark.parametrize(
-    ("solver", "shift", "steps"), [(None, None, 50), ("unipc", 5.0, 7), ("euler", 8.0, 7), ("unipc1", 5.0, 7)]
-)
+@pytest.mark.parametrize(("solver", "shift", "steps"), [(None, None, 50), ("unipc1", 5.0, 7), ("euler", 8.0, 7)])
 def test_the_same_noise_is_the_same_video(folders, model, told, solver, shift, steps):
     """With guidance and a negative prompt, by the folder's solver and others."""
     pipe = WanPipeline.from_pretrained(folders[0], torch_dtype=torch.float32)
@@ -240,8 +238,10 @@ def student(folders, tmp_path_factory) -> Path:
     return work / "W" / "vsd_cd"
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "renoise"])
-@pytest.mark.parametrize("spacing", ["unipc", "stretched", "trailing"])
+@pytest.mark.parametrize(
+    ("spacing", "sampler"),
+    [("unipc", "ddim"), ("unipc", "renoise"), ("stretched", "ddim"), ("stretched", "renoise"), ("trailing", "renoise")],
+)
 def test_a_student_in_the_stock_pipeline(student, told, tmp_path, monkeypatch, spacing, sampler):
     """4, 2 and 1 steps, deterministic and re-noising, from the exported folder alone.
 
