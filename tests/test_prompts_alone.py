@@ -39,6 +39,10 @@ CARD = {
 }
 
 
+class Killed(BaseException):
+    """The end of a process."""
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A random teacher of the toy family, whose text encoder gives zeros behind a caption's end."""
@@ -144,7 +148,7 @@ def test_encoding_resumes(config, tmp_path, monkeypatch):
 
         def encode_text(captions):
             if len(seen) >= limit:
-                raise KeyboardInterrupt
+                raise Killed
             seen.extend(captions)
             return model.encode_text(captions)
 
@@ -152,7 +156,7 @@ def test_encoding_resumes(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(encode, "load", load_spy)
     monkeypatch.setattr(encode, "BATCH_SIZE", 4)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         run(config, tmp_path, "encode")
     folder = tmp_path / "encoded_prompts"
     assert [path.name for path in folder.iterdir()] == ["00000"]
