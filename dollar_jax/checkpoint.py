@@ -37,6 +37,8 @@ from dollar_jax.types import Params
 SHARED = ("vae", "text_encoder", "tokenizer")  # components that a student shares with its teacher
 NUMBERED = "checkpoints"
 
+_networks: dict[str, Network] = {}
+
 
 def write_card(folder: str | os.PathLike, card: Card) -> None:
     """Writes `folder/config.json`, atomically.
@@ -84,6 +86,20 @@ def _place(folder: str | os.PathLike, part: Card) -> Path:
     return path
 
 
+def network_of(part: Card, **options) -> Network:
+    """The network of a component in a card, without its parameters; see `build` for options and errors.
+
+    To build one takes a second, and JAX remembers what it traced of it: a network of this package is built only once.
+    """
+    name = repr((part["architecture"], part["config"], options))
+    if name in _networks:
+        return _networks[name]
+    network = build(part["architecture"], part["config"], **options)
+    if ":" not in part["architecture"]:  # whether the user trusts one from outside is asked each time
+        _networks[name] = network
+    return network
+
+
 def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Network, Params]:
     """Loads one component of a card. Returns (network, parameters); parameters keep the dtype in which they are stored.
 
@@ -96,7 +112,7 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
     Raises:
       UserError: the checkpoint is missing or damaged, or its shapes differ from the card.
     """
-    network = build(part["architecture"], part["config"], **options)
+    network = network_of(part, **options)
     target = jax.eval_shape(network.init, jax.random.key(0))
     path, item = _place(folder, part), part["item"]
     if item and not (path / item).is_dir():

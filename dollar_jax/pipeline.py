@@ -16,7 +16,7 @@ from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Points, Schedule
 from dollar_jax.errors import UserError
-from dollar_jax.models import build, independent_chunks, roles
+from dollar_jax.models import independent_chunks, roles
 from dollar_jax.models.network import Network
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.reading import inside
@@ -199,7 +199,7 @@ def at_size(card: Card, video: Mapping[str, Any]) -> Card:
       UserError: the VAE does not take this size.
     """
     part = card["vae"]
-    network = build(part["architecture"], part["config"])
+    network = checkpoint.network_of(part)
     card = card | {"video": dict(video), "latent_shape": [video["frames"], 0, 0, 0]}
     clip = jax.ShapeDtypeStruct((1, video["frames"], video["height"], video["width"], 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0))

@@ -175,7 +175,7 @@ def test_a_taken_port_and_an_absent_coordinator_are_named(initialized):
 # Importing JAX takes longer than all that follows: one program does it, and forks.
 PROGRAM = """
 import json, os, sys, time
-from dollar_jax import distributed
+from dollar_jax import distributed, sharding, train
 
 def run(group, process, count, port, timeout):
     if count > 1:
@@ -185,6 +185,12 @@ def run(group, process, count, port, timeout):
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     assert jax.process_count() == count and distributed.is_main() == (process == 0)
+    # Each process reads half of a batch, or both all of it, as of meshes whose context axis crosses processes.
+    for axis, rows in [("data", [2 * process, 2 * process + 1]), ("context", [0, 1, 2, 3])] * (count > 1):
+        mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {axis: 2})
+        batch = train.place({"rows": np.array(rows)}, mesh)["rows"]
+        assert sharding.local_rows(batch).tolist() == rows
+        assert jax.jit(lambda x: x @ jnp.arange(4), out_shardings=sharding.replicated(mesh))(batch) == 14
     mesh = Mesh(np.array(jax.devices()), "d")
     ones = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("d")), np.ones(1))
     add = jax.jit(lambda total, x: total + jnp.sum(x), out_shardings=NamedSharding(mesh, PartitionSpec()))

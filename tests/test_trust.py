@@ -93,6 +93,22 @@ def test_a_network_from_outside_is_the_users_own_word(monkeypatch):
         models.build("my_nets:build", {"width": 4})
 
 
+def test_only_our_own_networks_are_remembered(monkeypatch):
+    """Trust in a module may end; sizes and options make another network."""
+    monkeypatch.setattr(importing, "_trusted", {"toy_pipeline"})
+    outside = {"architecture": "toy_pipeline:transformer", "config": {}}
+    checkpoint.network_of(outside)
+    monkeypatch.setattr(importing, "_trusted", set())
+    with pytest.raises(UserError, match="code from outside"):
+        checkpoint.network_of(outside)
+    sizes = {"vocab_size": 8, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_heads": 2, "num_layers": 1}
+    own = {"architecture": "t5", "config": sizes}
+    network = checkpoint.network_of(own)
+    assert checkpoint.network_of(own) is network
+    assert checkpoint.network_of(own | {"config": sizes | {"d_ff": 8}}) is not network
+    assert checkpoint.network_of(own, dtype="bfloat16") is not network
+
+
 @pytest.mark.parametrize("name", ["../checkpoint", "network", "dollar_jax.main", "", "checkpoint", "positions"])
 def test_only_networks_are_built_in(name):
     with pytest.raises(UserError, match=r"no network|no function 'build'"):
