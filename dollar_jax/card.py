@@ -8,20 +8,22 @@
                 (`dollar_jax.data.text.clean_caption`), by default not
   prediction_type, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`; times are points of
                 the schedule, `diffusion.Schedule`
+  low_guidance  {guidance, below}: another guidance for times below one, where a second expert predicts
   negative_prompt    the caption that guidance moves away from, '' for the empty one
   video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
                 (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
   lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
   objectives    what a student was trained for, with weights
+  hub           {repository, commit} on the Hugging Face hub that the model, or its teacher, was converted from
 
 Paths are relative to the card's folder and stay inside it. A converted network also has its `source`, the config.json
 that it came with.
 """
 
 import os
-from typing import Any
+from typing import Any, get_args
 
-from dollar_jax import diffusion
+from dollar_jax import diffusion, sampling, unipc
 from dollar_jax.errors import UserError
 from dollar_jax.reading import read_json, require_schema
 
@@ -62,6 +64,7 @@ _POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
 _WORD = {"type": "string", "maxLength": 100}
 # No absolute path, no `..`, nothing hidden.
 _PATH = {"type": "string", "pattern": r"^(\.|[\w][\w.-]*(/[\w][\w.-]*)*)\Z", "maxLength": 200}
+REPOSITORY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}\Z"  # an id on the Hugging Face hub
 _SIZE = {"anyOf": [{"type": ["boolean", "null"]}, _number(-1e6, 1e6), _WORD]}
 _SIZES = {"anyOf": [*_SIZE["anyOf"], {"type": "array", "items": _SIZE, "maxItems": 100}]}
 _NETWORK = _object(
@@ -88,7 +91,13 @@ _SCHEDULES = [
         zero_snr={"type": "boolean"},
         snr_shift=_POSITIVE,
     ),
-    _object(("kind",), kind={"const": "flow"}, steps=_integer(1, 100_000), shift=_POSITIVE),
+    _object(
+        ("kind",),
+        kind={"const": "flow"},
+        steps=_integer(1, 100_000),
+        shift=_POSITIVE,
+        spacing={"enum": list(get_args(diffusion.Spacing))},
+    ),
 ]
 SCHEMA = _object(
     ("role",),
@@ -98,8 +107,9 @@ SCHEMA = _object(
     prediction_type={"enum": ["conjugate", "v", "eps", "flow", "x0"]},
     schedule={"type": "object", "required": ["kind"], "oneOf": _SCHEDULES},
     times={"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
-    sampler={"enum": ["ddim", "ancestral", "renoise"]},
+    sampler={"enum": [*get_args(sampling.Sampler), *unipc.ORDER]},
     guidance=_number(-1, 1000),
+    low_guidance=_object(("guidance", "below"), guidance=_number(-1, 1000), below=_number(0, 100_000)),
     negative_prompt={"type": "string", "maxLength": 10_000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"},
     video=_object(
         ("frames", "height", "width", "fps", "independent_chunk"),
@@ -112,6 +122,11 @@ SCHEMA = _object(
     latent_shape={"type": "array", "items": _integer(1, 100_000), "minItems": 4, "maxItems": 4},
     lead=_integer(0, 1000),
     objectives={"type": "object", "additionalProperties": _number(-1e9, 1e9)},
+    hub=_object(
+        ("repository", "commit"),
+        repository={"type": "string", "pattern": REPOSITORY},
+        commit={"type": "string", "pattern": r"^[0-9a-f]{40}\Z"},
+    ),
 )
 
 
@@ -131,6 +146,8 @@ def check(card: Any, place: str | os.PathLike) -> None:
     require_schema(card, SCHEMA, place, "see dollar_jax/card.py")
     if {"times", "schedule"} <= card.keys():
         diffusion.make_schedule(**card["schedule"]).require(card["times"], f"{place}: times")
+        if card.get("sampler") in unipc.ORDER and card["schedule"]["kind"] != "flow":
+            raise UserError(f"{place}: sampler: {card['sampler']} is for a schedule of kind flow")
     for name in ("scaling_factor", "shift_factor"):
         factors, channels = card.get("vae", {}).get(name), card.get("latent_shape", [0])[-1]
         if isinstance(factors, list) and channels and len(factors) != channels:

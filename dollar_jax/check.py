@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dollar_jax import unipc
 from dollar_jax.checkpoint import read_card
 from dollar_jax.data.prompts import count_prompts
 from dollar_jax.diffusion import make_schedule
@@ -15,9 +16,10 @@ from dollar_jax.errors import UserError
 from dollar_jax.objectives import REWARDED, needs_of, used
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
+from dollar_jax.sampling import Sampler
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import has_clips, held_out_source, prompts_alone, report_metrics, video_source
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.distill import student_config, student_schedule
 from dollar_jax.steps.iteration import batches_drawn
 
 
@@ -28,7 +30,6 @@ def _fields(**properties) -> dict:
 _COUNT, _SIZE = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 1}
 _RATE, _SHARE = {"type": "number", "exclusiveMinimum": 0}, {"type": "number", "minimum": 0, "maximum": 1}
 _DECAY = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
-_SAMPLER = {"enum": ["ddim", "ancestral", "renoise"]}
 _OPTIMIZER = _fields(
     learning_rate=_RATE,
     warmup=_COUNT,
@@ -64,7 +65,11 @@ SCHEMA = _fields(
     vae=_fields(**_LOOP, kl={"type": "number", "minimum": 0}),
     text=_fields(length=_SIZE),
     teacher=_fields(
-        **_LOOP, steps=_SIZE, sampler=_SAMPLER, guidance={"type": "number", "minimum": 0}, caption_dropout=_SHARE
+        **_LOOP,
+        steps=_SIZE,
+        sampler={"enum": [*get_args(Sampler), *unipc.ORDER]},
+        guidance={"type": "number", "minimum": 0},
+        caption_dropout=_SHARE,
     ),
     generator=_fields(
         **_LOOP,
@@ -72,7 +77,7 @@ SCHEMA = _fields(
         times={"type": "array", "items": {"type": "number"}, "minItems": 1, "uniqueItems": True},
         rollout={"enum": ["data", "simulate"]},
         matched_times={"enum": ["all", "segment"]},
-        sampler=_SAMPLER,
+        sampler={"enum": [*get_args(Sampler)]},
         guidance={"type": "number", "minimum": 0},
         guard=_fields(tolerance={"type": "number", "minimum": 0}, patience=_SIZE),
     ),
@@ -210,7 +215,7 @@ def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge]) -> 
         schedule = read_card(config.teacher.path).get("schedule", {})
     else:
         schedule = config.teacher.get("schedule", ConfigDict()).to_dict()
-    make_schedule(**schedule).require(config.generator.times, f"{place}: generator.times")
+    make_schedule(**student_schedule(config, schedule)).require(config.generator.times, f"{place}: generator.times")
     needs = needs_of(used(config.generator))
     if needs & REWARDED or "report" in config.stages:
         reward = str([config.reward[field] for field in ("name", *DEFAULTS)])

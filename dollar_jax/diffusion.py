@@ -16,6 +16,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.types import Latent, Times
 
 PredictionType = Literal["conjugate", "v", "eps", "flow", "x0"]
+Spacing = Literal["trailing", "unipc", "euler", "stretched"]  # see `Schedule.spaced`
 Coefficient = Float[Array, "b 1 1 1 1"]
 Points = Sequence[float | int]  # times, of a student or of a grid
 Span = tuple[Times, Times]  # half-open intervals of times (first, second], one per example
@@ -26,18 +27,23 @@ class Schedule:
     """A noise schedule: signal a_t and noise b_t of x_t = a_t x0 + b_t eps (Eq. 1), and the training times.
 
     A time is the number that the network gets as input: 0 .. 999 for DDPM, 1000 sigma for rectified flow. It may be any
-    real number from `clean` to the last time; a and b are interpolated between the entries of the table.
+    real number from `clean` to the last time; a and b are interpolated between the entries of the table. With spacing
+    unipc the network gets a time without its fraction (`network_times`), as from diffusers' scheduler of this name.
 
     Attributes:
       signal, noise: tables of a and b at the times clean, clean + 1, clean + 2, ..
       clean: the time of the clean sample, where a = 1 and b = 0.
       times: the training times of a network, ascending; a uniform draw of a time is a draw from this list.
+      spacing: rule for the times of sampling steps, see `spaced`.
+      shift: s of a flow, see `flow_schedule`.
     """
 
     signal: Float[np.ndarray, " rows"]
     noise: Float[np.ndarray, " rows"]
     clean: float
     times: Float[np.ndarray, " T"]
+    spacing: Spacing = "trailing"
+    shift: float = 1.0
 
     def at(self, times: Times) -> tuple[Coefficient, Coefficient]:
         """(a_t, b_t) at times [b], each [b 1 1 1 1]."""
@@ -56,10 +62,16 @@ class Schedule:
         """The last training time, which has the most noise."""
         return float(self.times[-1])
 
-    def trailing(self, count: int) -> tuple[float, ...]:
-        """`count` training times at equal distances in the list, ascending, ending at the last one ("trailing").
+    def spaced(self, count: int) -> tuple[float, ...]:
+        """The times of `count` sampling steps, ascending.
 
-        DDPM: 50 -> (19, 39, .., 999), 4 -> (249, 499, 749, 999). Flow with shift 5: 4 -> (625, 833.3, 937.5, 1000).
+        trailing: training times at equal distances in their list, ending at the last one. DDPM: 50 -> (19, 39, ..,
+        999), 4 -> (249, 499, 749, 999). Flow with shift 5: 4 -> (625, 833.3, 937.5, 1000). The others are for flows
+        alone, and take sigma = S(u), the shift S at equally spaced u from 1 downwards:
+
+        unipc: diffusers' UniPC, u = 1 .. 1 / T of count + 1, without the last; the first sigma is 1e-6 less than 1.
+        euler: diffusers' Euler, u = 1 .. S(1 / T), so the shift is applied twice.
+        stretched: diffusers' Euler with `stretched_euler`'s shift and terminal, within 5e-4 of trailing.
 
         Raises:
           UserError: the schedule has fewer training times.
@@ -67,7 +79,31 @@ class Schedule:
         total = len(self.times)
         if not 0 < count <= total:
             raise UserError(f"{count} steps: the schedule has {total} training times, give 1 to {total}")
-        return tuple(self.times[np.round(np.arange(1, count + 1) * total / count).astype(int) - 1].tolist())
+        match self.spacing:
+            case "trailing":
+                return tuple(self.times[np.round(np.arange(1, count + 1) * total / count).astype(int) - 1].tolist())
+            case "unipc":
+                sigma = shifted(np.linspace(1, 1 / total, count + 1)[:-1], self.shift)
+                sigma[0] -= 1e-6
+            case "euler":
+                sigma = _euler(count, total, self.shift)
+            case "stretched":
+                shift, terminal = stretched_euler(count, self.shift)
+                sigma = _euler(count, total, shift)
+                if count > 1:
+                    sigma = 1 - (1 - sigma) * (1 - terminal) / (1 - sigma[-1])
+            case _:
+                raise UserError(f"schedule.spacing is one of {', '.join(get_args(Spacing))}, not {self.spacing!r}")
+        times = total * sigma[::-1]
+        single = times.astype(np.float32)
+        # 666.99999999 stays below 667 in float32: its integer part counts.
+        return tuple(np.where(np.trunc(single) > np.trunc(times), np.nextafter(single, 0), times).tolist())
+
+    def network_times(self, times: Times) -> Times:
+        """What the network gets as its input at these times: the times, or with spacing unipc their integer part."""
+        if self.spacing != "unipc":
+            return times
+        return jnp.floor(jnp.minimum(times, self.last - 0.5))
 
     def require(self, times: Points, name: str) -> None:
         """Raises UserError, with `name` in front, if one of `times` is not in the interval (clean, last]."""
@@ -122,24 +158,48 @@ def ddpm_schedule(
     signal = np.sqrt(abar)
     if zero_snr:
         signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    return _schedule(signal, np.sqrt(1 - signal**2), -1.0, np.arange(steps, dtype=np.float64))
+    return _schedule(signal, np.sqrt(1 - signal**2), -1.0, np.arange(steps, dtype=np.float64), "trailing", 1.0)
 
 
-def flow_schedule(steps: int = 1000, shift: float = 1.0) -> Schedule:
+def flow_schedule(steps: int = 1000, shift: float = 1.0, spacing: Spacing = "trailing") -> Schedule:
     """Rectified flow: a = 1 - sigma, b = sigma (Sec. 3.1); a time is T sigma, clean is 0.
 
     Args:
       steps: T, the number of training times.
-      shift: s moves the training times towards noise, sigma = s u / (1 + (s - 1) u) for u = 1 / T, 2 / T, .., 1.
+      shift: s moves the training times towards noise, sigma = S(u) for u = 1 / T, 2 / T, .., 1, see `shifted`.
+      spacing: rule for the times of sampling steps, see `Schedule.spaced`.
     """
     uniform = np.arange(1, steps + 1) / steps
-    return _schedule(1 - uniform, uniform, 0.0, steps * shift * uniform / (1 + (shift - 1) * uniform))
+    return _schedule(1 - uniform, uniform, 0.0, steps * shifted(uniform, shift), spacing, shift)
 
 
-def _schedule(signal: np.ndarray, noise: np.ndarray, clean: float, times: np.ndarray) -> Schedule:
+def shifted(uniform: np.ndarray | float, shift: float) -> np.ndarray | float:
+    """S(u) = s u / (1 + (s - 1) u), which moves noise levels in 0..1 towards 1 for a shift s above 1."""
+    return shift * uniform / (1 + (shift - 1) * uniform)
+
+
+def stretched_euler(count: int, shift: float) -> tuple[float, float]:
+    """(shift, terminal) with which diffusers' Euler comes closest to the trailing times of a flow with `shift`.
+
+    Euler's u runs from 1 to almost 0 instead of 1 / n. With c = (n - 1) / n the trailing levels are S(1 - c (1 - u)),
+    and 1 - S(1 - c (1 - u)) = k (1 - S'(u)) for s' = 1 + (s - 1) k and k = c / (s - (s - 1) c): a shift s' whose
+    distance to 1 is scaled by k, so that the last level is the terminal 1 - k.
+    """
+    share = (count - 1) / count
+    scale = share / (shift - (shift - 1) * share)
+    return 1 + (shift - 1) * scale, 1 - scale
+
+
+def _euler(count: int, steps: int, shift: float) -> np.ndarray:
+    return shifted(np.linspace(1, shifted(1 / steps, shift), count), shift)
+
+
+def _schedule(
+    signal: np.ndarray, noise: np.ndarray, clean: float, times: np.ndarray, spacing: Spacing, shift: float
+) -> Schedule:
     # Computed in float64: 1 - abar loses half its digits in float32 at small times.
     rows = np.concatenate([[1.0], signal]), np.concatenate([[0.0], noise])
-    return Schedule(*(row.astype(np.float32) for row in rows), clean, times)
+    return Schedule(*(row.astype(np.float32) for row in rows), clean, times, spacing, shift)
 
 
 def make_schedule(kind: Literal["ddpm", "flow"] = "ddpm", **parameters) -> Schedule:
@@ -222,7 +282,7 @@ def _unknown(prediction_type: str) -> UserError:
     return UserError(f"a prediction_type is one of {', '.join(get_args(PredictionType))}, not {prediction_type!r}")
 
 
-def guide(v: Latent, v_null: Latent, guidance: float) -> Latent:
+def guide(v: Latent, v_null: Latent, guidance: float | Coefficient) -> Latent:
     """Classifier-free guidance v + w (v - v_null) with the paper's weight w (Eq. 9); w = 0 is no guidance."""
     return v + guidance * (v - v_null)
 

@@ -1,7 +1,9 @@
 """Imports the functions that a config names: `consistency` from this package, or `my_fork.losses:hinge` from a fork."""
 
 import importlib
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from dollar_jax.errors import UserError
 
@@ -34,3 +36,16 @@ def resolve(name: str, package: str) -> Callable:
     if not hasattr(found, function):
         raise UserError(f"{name}: the module {module} has no function {function!r}")
     return getattr(found, function)
+
+
+@contextmanager
+def without(module: str) -> Iterator[None]:
+    """A library imported within this does not find the optional module, unless it has been imported before."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]

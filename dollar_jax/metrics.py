@@ -14,15 +14,18 @@ import numpy as np
 from clu.metrics import Average
 from jax.typing import ArrayLike
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from dollar_jax import pictures
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
+from dollar_jax.importing import without
 from dollar_jax.reading import read_lines
+
+with without("torch"):  # tensorboardX would import it, for seconds, to know tensors of PyTorch, which a log never gets
+    from tensorboardX import SummaryWriter
+    from tensorboardX.proto.summary_pb2 import Summary
 
 QUIET = 10.0  # seconds between two lines of progress without a terminal
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from dollar_jax import checkpoint, diffusion, sampling
+from dollar_jax import checkpoint, diffusion, sampling, unipc
 from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
 from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Points, Schedule
@@ -95,6 +95,13 @@ class Pipeline:
         latents = latents[:, -(self.card["latent_shape"][0] - self.card.get("lead", 0)) :]
         return jnp.clip((decode(params, restore(self.card["vae"], latents)) + 1) / 2, 0, 1)
 
+    @property
+    def guidance(self) -> sampling.Guidance:
+        """The card's guidance."""
+        if low := self.card.get("low_guidance"):
+            return self.card["guidance"], low["guidance"], low["below"]
+        return self.card["guidance"]
+
     def times(self, steps: int | None) -> Points:
         """The times for sampling with this number of steps, ascending; None: the card's own times.
 
@@ -108,7 +115,7 @@ class Pipeline:
         if steps is None or steps == len(own):
             return own
         if self.card["role"] != "student":
-            return self.schedule.trailing(steps)
+            return self.schedule.spaced(steps)
         stride, rest = divmod(len(own), steps)
         if rest or not stride:
             raise UserError(
@@ -129,7 +136,10 @@ class Pipeline:
                 network.apply, params, self.card["prediction_type"], self.schedule, negative, guidance
             )
             noise, condition, keys = jax.tree.map(lambda x: constrain(x, BATCH), (noise, condition, keys))
-            latents = sampling.sample(denoise, noise, condition, times, self.schedule, self.card["sampler"], keys)
+            where, sampler = (denoise, noise, condition, times, self.schedule), self.card["sampler"]
+            latents = (
+                unipc.sample(*where, sampler) if sampler in unipc.ORDER else sampling.sample(*where, sampler, keys)
+            )
             return constrain(latents)
 
         return jax.jit(run, static_argnames=("times", "guidance"))
@@ -158,7 +168,7 @@ class Pipeline:
           params: parameters of the transformer; None: the pipeline's.
           batch_size: number of videos in a batch.
         """
-        guidance = self.card["guidance"] if guidance is None else guidance
+        guidance = self.guidance if guidance is None else guidance
         if negative is None and guidance:
             negative = self.negative
         params = self.networks["transformer"][1] if params is None else params
@@ -195,6 +205,39 @@ def at_size(card: Card, video: Mapping[str, Any]) -> Card:
     params = jax.eval_shape(network.init, jax.random.key(0))
     mean, _ = jax.eval_shape(_autoencoder(card, network)[0], params, clip)
     return {name: value for name, value in card.items() if name != "lead"} | {"latent_shape": list(mean.shape[1:])}
+
+
+# The solvers of `sample --sampler`, as changes of a card: its sampler, and how a flow spaces its times.
+SOLVERS = {
+    "ddim": ("ddim", None),
+    "ancestral": ("ancestral", None),
+    "renoise": ("renoise", None),
+    "euler": ("ddim", "euler"),
+    "unipc": ("unipc", "unipc"),
+    "unipc1": ("unipc1", "unipc"),
+}
+
+
+def with_solver(card: Card, solver: str | None, shift: float | None) -> Card:
+    """The card with another solver of `SOLVERS` or another shift of its flow; None: the card's. Its times follow.
+
+    Raises:
+      UserError: a flow's solver or a shift for a schedule that is no flow; either for a student, whose times are fixed.
+    """
+    sampler, spacing = SOLVERS[solver] if solver else (card["sampler"], None)
+    changes = {name: value for name, value in (("spacing", spacing), ("shift", shift)) if value is not None}
+    if not changes:
+        return card | {"sampler": sampler}
+    flag = f"--shift={shift:g}" if spacing is None else f"--sampler={solver}"
+    if card["role"] == "student":
+        raise UserError(f"{flag}: this student was trained for its own times; distil it again for others")
+    if card["schedule"]["kind"] != "flow":
+        raise UserError(f"{flag} is for a flow: the schedule of this checkpoint is {card['schedule']['kind']}")
+    if shift is not None and not shift > 0:
+        raise UserError(f"{flag}: a shift is above 0; 1 shifts nothing")
+    schedule = card["schedule"] | changes
+    times = diffusion.make_schedule(**schedule).spaced(len(card["times"]))
+    return card | {"sampler": sampler, "schedule": schedule, "times": list(times)}
 
 
 def padded_rows(tree: Any, start: int, count: int) -> Any:

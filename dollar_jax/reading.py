@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from dollar_jax.errors import UserError
 def inside(folder: str | os.PathLike, name: str) -> Path:
     """The resolved path of `name`, which comes from outside, in `folder`.
 
-    A folder downloaded by the client of the Hugging Face Hub, `snapshots/REVISION`, consists of links into the folder
-    `blobs` beside `snapshots`; these links are allowed.
+    A folder downloaded by the client of the Hugging Face hub, `CACHE/REPOSITORY/snapshots/REVISION`, consists of links
+    to `CACHE/REPOSITORY/blobs/NAME`. Those may be links again, to `CACHE/blobs/XX/HASH`, which repositories share. All
+    these links are allowed.
 
     Raises:
       UserError: `name` is absolute, has a `..`, or a link leads out of the folder.
@@ -32,7 +34,10 @@ def inside(folder: str | os.PathLike, name: str) -> Path:
     roots = [folder]
     for parent in (folder, *folder.parents):
         if parent.parent.name == "snapshots":
-            roots.append(parent.parents[1] / "blobs")
+            repository = parent.parents[1]
+            roots.append(repository / "blobs")
+            if re.fullmatch(r"[0-9a-f]{64}", path.name):
+                roots.append(repository.parent / "blobs" / path.name[:2] / path.name)
             break
     if Path(name).is_absolute() or ".." in parts or not any(path.is_relative_to(root) for root in roots):
         raise UserError(f"{folder} points to {name!r:.200}, outside itself: nothing there is read")

@@ -5,7 +5,9 @@ names, float32 [f, h, w, c].
 """
 
 import io
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from dollar_jax.cli import required, run
 from dollar_jax.data.prompts import read_prompts
+from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, or W/STUDENT/checkpoints/STEP.")
@@ -25,6 +28,11 @@ _GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scal
 _NEGATIVE_PROMPT = flags.DEFINE_string(
     "negative_prompt", None, "The prompt that guidance moves away from; default: the checkpoint's."
 )
+_SAMPLER = flags.DEFINE_enum(
+    "sampler", None, ["ddim", "ancestral", "renoise", "euler", "unipc", "unipc1"], "Solver; default: the checkpoint's."
+)
+_SHIFT = flags.DEFINE_float("shift", None, "Shift of a flow's noise levels; default: the checkpoint's.")
+_SIZE = flags.DEFINE_string("size", None, "FRAMESxHEIGHTxWIDTH of the videos, 81x480x832; default: the checkpoint's.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 _NOISE = flags.DEFINE_string("noise", None, "Initial noise, a float32 .npy file [prompts * videos, f, h, w, c].")
 _SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "Write the latents beside each video.")
@@ -41,6 +49,10 @@ def main() -> None:
     from dollar_jax.videos import Sample, draw, read_noise
 
     model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value)
+    card = pipeline.with_solver(model.card, _SAMPLER.value, _SHIFT.value)
+    if _SIZE.value:
+        card = pipeline.at_size(card, card["video"] | _size(_SIZE.value))
+    model = replace(model, card=card)
     model.times(_STEPS.value)
     samples = [
         Sample(f"{prompt:05d}-{video}", caption, prompt, video)
@@ -61,6 +73,13 @@ def main() -> None:
             write_atomically(out / f"{sample.name}.npy", buffer.getvalue())
         write_video(out / f"{sample.name}.mp4", frames, model.card["video"]["fps"])
     print(f"{len(samples)} videos in {out}, {time.perf_counter() - start:.1f} s")
+
+
+def _size(text: str) -> dict[str, int]:
+    """{frames, height, width} of "81x480x832"."""
+    if not (match := re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text)):
+        raise UserError(f"--size={text}: give FRAMESxHEIGHTxWIDTH, 81x480x832 for example")
+    return dict(zip(("frames", "height", "width"), map(int, match.groups()), strict=True))
 
 
 if __name__ == "__main__":

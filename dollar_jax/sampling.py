@@ -15,8 +15,18 @@ from dollar_jax.errors import UserError
 from dollar_jax.types import Condition, Latent, Params, Times
 
 Denoiser = Callable[[Latent, Times, Condition], tuple[Latent, Latent]]  # (x_t, t, condition) -> (x0, eps)
-Sampler = Literal["ddim", "ancestral", "renoise"]
+Guidance = float | tuple[float, float, float]  # w; or w from a time upwards, w below it, and that time
+Sampler = Literal["ddim", "ancestral", "renoise"]  # with one step of memory; a teacher may also have a `unipc.Solver`
 Keys = Key[Array, " b"]
+
+
+def timed(apply: Callable, schedule: Schedule) -> Callable:
+    """`apply` with the schedule's times as its argument: the network gets `Schedule.network_times` of them."""
+
+    def run(params, x_t, times, condition):
+        return apply(params, x_t, schedule.network_times(times), condition)
+
+    return run
 
 
 def denoiser(
@@ -25,7 +35,7 @@ def denoiser(
     prediction_type: PredictionType,
     schedule: Schedule,
     negative: Condition | None = None,
-    guidance: float = 0.0,
+    guidance: Guidance = 0.0,
 ) -> Denoiser:
     """The network as a function (x_t, t, condition) -> (x0, eps), with classifier-free guidance (Eq. 8, 9).
 
@@ -37,13 +47,18 @@ def denoiser(
       guidance: the paper's w. If it is not 0, the network gets one batch of 2 b: each example and its copy with the
         negative condition are neighbours, so that both are on one device.
     """
+    apply = timed(apply, schedule)
 
     def denoise(x_t, times, condition):
         if guidance:
             away = repeat(negative, x_t.shape[0])
             both = apply(params, *(interleave(*pair) for pair in ((x_t, x_t), (times, times), (condition, away))))
             given, negated = rearrange(both.astype(jnp.float32), "(b pair) ... -> pair b ...", pair=2)
-            prediction = diffusion.guide(given, negated, guidance)
+            weight = guidance
+            if isinstance(guidance, tuple):
+                above, below, boundary = guidance
+                weight = jnp.where(times >= boundary, above, below)[:, None, None, None, None]
+            prediction = diffusion.guide(given, negated, weight)
         else:
             prediction = apply(params, x_t, times, condition).astype(jnp.float32)
         return diffusion.to_x0_eps(prediction_type, prediction, x_t, *schedule.at(times))

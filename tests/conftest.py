@@ -38,6 +38,7 @@ LONGEST = [
     "test_toy_family.py",
     "test_plan.py",
     "test_cogvideox_vae.py",
+    "test_wan_vae.py",
     "test_dollar.py",
     "test_checkpoint.py",
     "test_tiling.py",

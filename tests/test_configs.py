@@ -4,6 +4,7 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dollar_jax import diffusion
@@ -12,7 +13,7 @@ from dollar_jax.models import build
 from dollar_jax.models.network import count_parameters
 from dollar_jax.pipeline import at_size
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.distill import student_config, student_schedule
 from dollar_jax.steps import dollar
 from dollar_jax.types import Condition
 
@@ -23,7 +24,7 @@ def load(name):
     return config
 
 
-@pytest.mark.parametrize("name", ["shapes", "dollar", "teacher"])
+@pytest.mark.parametrize("name", ["shapes", "dollar", "teacher", "cogvideox_2b", "wan", "shapes_wan"])
 def test_configs_read_as_they_are_saved(name):
     config = load(name)
     assert config.stages
@@ -44,6 +45,20 @@ def test_the_papers_recipe():
     assert weights == {"variational_score": 1.0, "consistency": 0.5, "latent_reward": 1.0}
     assert generator.objectives.latent_reward.units == "raw"
     assert (config.fake_score.updates, config.reward.reads_captions) == (5, True)
+
+
+def test_wans_recipe():
+    """Self-Forcing's four times at shift 5, up to what diffusers' Euler can follow; 81 frames are 21 of 60 x 104."""
+    config = load("wan")
+    for name in config.students:
+        generator = student_config(config, name).generator
+        np.testing.assert_allclose(generator.times, [625, 2500 / 3, 937.5, 1000], atol=0.5)
+        assert (generator.optimizer.learning_rate, generator.batch_size) == (2e-6, 64)
+        assert student_schedule(student_config(config, name), {"kind": "flow", "shift": 3.0})["shift"] == 5
+    with pytest.raises(UserError, match=r"generator\.schedule does not fit the teacher's"):
+        student_schedule(config, {"kind": "ddpm"})
+    quarter = importlib.import_module("configs.wan").get_config("quarter").video
+    assert 4 * quarter.height * quarter.width == config.video.height * config.video.width
 
 
 def test_the_papers_reward_needs_weights():

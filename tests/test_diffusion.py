@@ -82,19 +82,19 @@ def test_flow_schedule_is_a_straight_line():
 
 
 def test_times_of_the_paper():
-    assert VARIANCE_PRESERVING.trailing(4) == (249, 499, 749, 999)
-    assert VARIANCE_PRESERVING.trailing(1) == (999,)
-    assert VARIANCE_PRESERVING.trailing(50)[:2] == (19, 39)
-    assert VARIANCE_PRESERVING.trailing(50)[-1] == 999
+    assert VARIANCE_PRESERVING.spaced(4) == (249, 499, 749, 999)
+    assert VARIANCE_PRESERVING.spaced(1) == (999,)
+    assert VARIANCE_PRESERVING.spaced(50)[:2] == (19, 39)
+    assert VARIANCE_PRESERVING.spaced(50)[-1] == 999
     with pytest.raises(UserError, match="1001 steps: the schedule has 1000 training times, give 1 to 1000"):
-        VARIANCE_PRESERVING.trailing(1001)
+        VARIANCE_PRESERVING.spaced(1001)
 
 
 @pytest.mark.parametrize("steps", [3, 7, 30, 50, 1000])
 def test_any_number_of_steps_is_spaced_as_in_the_stock_scheduler(steps):
     public = diffusers.CogVideoXDDIMScheduler(timestep_spacing="trailing")
     public.set_timesteps(steps)
-    assert VARIANCE_PRESERVING.trailing(steps) == tuple(public.timesteps.tolist()[::-1])
+    assert VARIANCE_PRESERVING.spaced(steps) == tuple(public.timesteps.tolist()[::-1])
 
 
 @pytest.mark.parametrize("shift", [1.0, 5.0])
@@ -108,7 +108,38 @@ def test_a_flows_times_are_the_numbers_that_its_network_was_told(shift):
     np.testing.assert_allclose(b.ravel(), np.flip(public.sigmas.numpy())[[9, 499, 999]], rtol=1e-5)
     np.testing.assert_allclose((a + b).ravel(), 1, rtol=1e-6)
     if shift == 5:
-        np.testing.assert_allclose(schedule.trailing(4), [625, 2500 / 3, 937.5, 1000])
+        np.testing.assert_allclose(schedule.spaced(4), [625, 2500 / 3, 937.5, 1000])
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0])
+def test_a_flows_steps_are_spaced_as_in_the_stock_schedulers(shift):
+    """The levels, and what the network gets: UniPC cuts a time to an integer, Euler does not."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+    for steps in (1, 2, 3, 4, 7, 30, 50, 99):
+        ends, stretch = diffusion.stretched_euler(steps, shift), {}
+        if steps > 1:
+            stretch["shift_terminal"] = ends[1]
+        for spacing, public in (
+            ("unipc", diffusers.UniPCMultistepScheduler(**flow)),
+            ("euler", diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)),
+            ("stretched", diffusers.FlowMatchEulerDiscreteScheduler(shift=ends[0], **stretch)),
+        ):
+            schedule = diffusion.flow_schedule(shift=shift, spacing=spacing)
+            public.set_timesteps(steps)
+            times = np.flip(schedule.spaced(steps))
+            np.testing.assert_allclose(times / 1000, public.sigmas[:-1], rtol=1e-6, atol=1e-7)
+            told = np.asarray(schedule.network_times(jnp.asarray(times, jnp.float32)))
+            if spacing == "unipc":
+                assert (told == public.timesteps.numpy()).all()
+            else:
+                np.testing.assert_allclose(told, public.timesteps, rtol=1e-6, atol=1e-4)
+
+
+def test_stretched_times_are_nearly_trailing():
+    """A student may train on the usual levels, and Euler samples it at these."""
+    trailing, stretched = (diffusion.flow_schedule(shift=5.0, spacing=name) for name in ("trailing", "stretched"))
+    np.testing.assert_allclose(trailing.spaced(4), stretched.spaced(4), atol=0.5)
+    np.testing.assert_allclose(stretched.spaced(4)[0], 625, rtol=1e-6)
 
 
 def test_a_time_may_lie_between_two_of_the_table():

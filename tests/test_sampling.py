@@ -21,7 +21,7 @@ def keys(count, seed=0):
 
 def sample(steps, sampler, count=1, noise=None):
     noise = sampling.normal(keys(count), (1, 4, 4, 4)) if noise is None else noise
-    times = SCHEDULE.trailing(steps)
+    times = SCHEDULE.spaced(steps)
     return noise, sampling.sample(
         WORLD, noise, toy.condition(len(noise)), times, SCHEDULE, sampler, keys(len(noise), 1)
     )
@@ -56,7 +56,7 @@ def test_renoising_spreads_samples_as_its_recursion_says():
 
 def test_samples_do_not_depend_on_the_batch_they_are_in():
     noise, together = sample(4, "renoise", count=3)
-    times = SCHEDULE.trailing(4)
+    times = SCHEDULE.spaced(4)
     alone = sampling.sample(WORLD, noise[1:2], TOLD, times, SCHEDULE, "renoise", keys(3, 1)[1:2])
     np.testing.assert_allclose(alone[0], together[1], atol=1e-6)
 

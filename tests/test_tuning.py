@@ -32,6 +32,7 @@ from dollar_jax.stages.report import report
 from dollar_jax.types import Condition
 
 ALONE = {"variational_score": 0.0, "consistency": 0.5, "latent_reward": 0.0}
+HUB = {"repository": "some/model", "commit": "0a" * 20}
 BORDER = "dollar_jax.rewards.shapes_world:BorderBrightness"
 
 
@@ -74,13 +75,14 @@ def folder(tmp_path_factory):
         **parts,
         "prediction_type": "conjugate",
         "schedule": {"kind": "ddpm"},
-        "times": diffusion.ddpm_schedule().trailing(50),
+        "times": diffusion.ddpm_schedule().spaced(50),
         "sampler": "ddim",
         "guidance": 0.0,
         "negative_prompt": "",
         "tokenizer": {"path": "tokenizer", "length": 6},
         "video": {"frames": 2, "height": 16, "width": 16, "fps": 8, "independent_chunk": 0},
         "latent_shape": [2, 4, 4, 4],
+        "hub": HUB,
     }
     checkpoint.write_card(folder / "teacher", card | {"vae": parts["vae"] | {"scaling_factor": 1.0}})
     tune(folder, {})
@@ -210,7 +212,9 @@ def test_a_guarded_student_is_its_best_checkpoint(folder, tmp_path):
     scores = {line["step"] + 1: line["held_out/score"] for line in held_out(log)}
     best = max(scores, key=lambda step: -np.inf if scores[step] is None else scores[step])
     assert held_out(log)[-1]["step"] + 1 == best + 4 < 20  # patience is two checkpoints
-    assert checkpoint.read_card(tmp_path / "student")["transformer"]["path"] == f"checkpoints/{best}"
+    card = checkpoint.read_card(tmp_path / "student")
+    assert card["transformer"]["path"] == f"checkpoints/{best}"
+    assert card["hub"] == HUB  # its teacher's
     _, params = load(tmp_path / "student", parts=("transformer",)).networks["transformer"]
     _, teacher = load(folder / "teacher", parts=("transformer",)).networks["transformer"]
     assert best == 0
@@ -218,6 +222,14 @@ def test_a_guarded_student_is_its_best_checkpoint(folder, tmp_path):
 
     (again,) = tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path).values()
     assert again == log  # it knows that it had ended
+
+
+def test_a_student_goes_on_with_the_commit_of_its_teacher(folder, tmp_path):
+    card = checkpoint.read_card(folder / "teacher")
+    checkpoint.write_card(tmp_path / "student", card | {"hub": HUB | {"commit": "0b" * 20}})
+    words = f"student was begun with some/model at commit {'0b' * 20}, but .*teacher was converted from .*{'0a' * 20}"
+    with pytest.raises(UserError, match=words):
+        tune(folder, {"student": ({"objectives": ALONE}, {})}, stages=(distill,), workdir=tmp_path)
 
 
 DRIFT = """

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dollar_jax.convert.tables import Change, Rule, convolution_rules, layer_rules, norm_rules
+from dollar_jax.convert.tables import Rule, convolution_rules, layer_rules, norm_rules, pointwise
 from dollar_jax.errors import UserError
 from dollar_jax.models.cogvideox_vae import build
 from dollar_jax.reading import require_schema
@@ -90,10 +90,6 @@ def their_scale(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"scaling_factor": part["scaling_factor"]}
 
 
-# A convolution with a window of one, [out, in, 1, 1, 1] <-> [in, out].
-pointwise = Change(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T[:, :, None, None, None])
-
-
 def table(config: Mapping[str, Any]) -> list[Rule]:
     """The rules, the same for every config."""
     del config
@@ -115,7 +111,7 @@ def _blocks(theirs: str, ours: str) -> list[Rule]:
     theirs, ours = f"{theirs}.resnets.{{block}}", f"{ours}/blocks/{{block}}"
     return [
         *convolution_rules({f"{theirs}.{name}.conv": f"{ours}/{name}" for name in ("conv1", "conv2")}),
-        *layer_rules(f"{theirs}.conv_shortcut", f"{ours}/shortcut", "kernel", pointwise),
+        *layer_rules(f"{theirs}.conv_shortcut", f"{ours}/shortcut", "kernel", pointwise(3)),
         *(rule for name in ("norm1", "norm2") for rule in _norm(f"{theirs}.{name}", f"{ours}/{name}")),
     ]
 
@@ -124,6 +120,6 @@ def _norm(theirs: str, ours: str) -> list[Rule]:
     """Norms are plain in the encoder and conditioned on the latents in the decoder."""
     return [
         *norm_rules({theirs: ours, f"{theirs}.norm_layer": f"{ours}/norm"}),
-        *layer_rules(f"{theirs}.conv_y.conv", f"{ours}/scale", "kernel", pointwise),
-        *layer_rules(f"{theirs}.conv_b.conv", f"{ours}/shift", "kernel", pointwise),
+        *layer_rules(f"{theirs}.conv_y.conv", f"{ours}/scale", "kernel", pointwise(3)),
+        *layer_rules(f"{theirs}.conv_b.conv", f"{ours}/shift", "kernel", pointwise(3)),
     ]

@@ -43,6 +43,10 @@ class DollarScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"this student takes {len(self.config.times)} steps, or as few as divide them")
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor(self.config.times[::stride], device=device)
+        self.sigmas = torch.tensor([*self.config.noise[::stride], 0.0])
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Some pipelines count steps for their scheduler; `step` finds its place by the time."""
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | None = None) -> torch.Tensor:
         """The model takes x_t as it is."""

@@ -1,5 +1,8 @@
-"""PyTorch folders and files to our checkpoints. They may be strangers': nothing in them runs or leads out of them."""
+"""PyTorch folders and files, here or on the Hugging Face hub, to our checkpoints. They may be strangers': nothing in
+them runs or leads out of them.
+"""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +11,11 @@ import jax
 
 from dollar_jax.card import COMPONENTS, Card
 from dollar_jax.checkpoint import save_params, write_card
-from dollar_jax.convert import aesthetic, clip, families
+from dollar_jax.convert import aesthetic, clip, families, hub, wan_dit
 from dollar_jax.convert.architectures import CLIP, SIZES, describing, of_folder, plain, word
-from dollar_jax.convert.families.family import Architecture
+from dollar_jax.convert.families.family import Architecture, Family
 from dollar_jax.convert.tables import Rule, convert
-from dollar_jax.convert.tensors import Tensors, open_file, open_folder
+from dollar_jax.convert.tensors import Tensors, joined, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
@@ -22,46 +25,82 @@ from dollar_jax.reading import inside, read_json, require_schema, within
 LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
 
 
-def from_torch(source: Path, target: Path) -> Card:
+def from_torch(source: str | os.PathLike, target: Path, revision: str = "") -> Card:
     """Converts a folder or a file to the checkpoint `target` and returns its card.
 
     Tensors keep their dtype; one component is in memory at a time.
 
     Args:
-      source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip or of
-        LAION's aesthetic predictors.
+      source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip, of
+        LAION's aesthetic predictors or of Wan's authors. If there is no such path: the id of a folder on the Hugging
+        Face hub.
+      revision: its branch, tag or commit there; '' is main.
     Raises:
-      UserError: the source cannot be read, or does not fit a network; then nothing is written.
+      UserError: the source cannot be downloaded or read, or does not fit a network; then nothing is written.
     """
-    if not source.exists():
-        raise UserError(f"{source} does not exist")
     with new_folder(target) as folder:
-        if source.is_file():
-            card = _file(source, folder)
-        elif (source / "model_index.json").exists():
-            card = _pipeline(source, folder)
+        place, origin = _place(source, revision)
+        if place.is_file():
+            card = _file(place, folder)
+        elif (place / "model_index.json").exists():
+            card = _pipeline(place, folder)
         else:
-            part, architecture = _component(source, "", folder)
+            part, architecture = _component(place, "", folder)
             card = {"role": architecture.component, architecture.component: part}
+        card |= origin
         write_card(folder, card)
     return card
 
 
-def _pipeline(source: Path, folder: Path) -> Card:
-    """Converts a pipeline folder and returns the card of a teacher."""
+def _place(source: str | os.PathLike, revision: str) -> tuple[Path, Card]:
+    """The source on this machine, downloaded if need be, and the field of a card that says where it comes from."""
+    place = Path(source)
+    if place.exists():
+        if revision:
+            raise UserError(f"--revision is for a repository of the Hugging Face hub: {source} is here already")
+        return place, {}
+    repository = hub.require_repository(source)
+    place, commit = hub.download(repository, revision or "main", hub.DESCRIPTIONS)
+    print(f"{repository}: commit {commit}", flush=True)
+    # What cannot be converted is refused before gigabytes of weights come.
+    _refuse_lora(place)
+    if (place / "model_index.json").exists():
+        _family(place)
+    elif (place / "config.json").exists():
+        of_folder(place)
+    else:
+        raise UserError(
+            f"{repository} has neither model_index.json nor config.json, so it is no folder of diffusers or"
+            " transformers: to convert a file in it, download that file and name it"
+        )
+    hub.download(repository, commit, (*hub.DESCRIPTIONS, *hub.WEIGHTS))
+    if not any(place.rglob("*.safetensors")):
+        raise UserError(
+            f"{repository} has no weights in safetensors, and pickles are not downloaded from the hub: if you trust it,"
+            f" download its folder and name that (hf download {repository} --local-dir DIR)"
+        )
+    return place, {"hub": {"repository": repository, "commit": commit}}
+
+
+def _family(source: Path) -> tuple[Family, dict[str, Any]]:
+    """The family of a pipeline folder, and its model_index.json."""
     index = read_json(within(source, "model_index.json"))
     kind = index.get("_class_name")
-    family = families.by_pipeline(kind)
+    family = families.by_pipeline(index)
     if family is None:
-        known = ", ".join(family.pipeline for family in families.FAMILIES)
+        known = ", ".join(sorted({family.pipeline for family in families.FAMILIES}))
         raise UserError(
             f"{source} holds a {word(kind)}, which is neither sampled nor distilled here (known: {known}); to convert"
             " its networks alone name their folders"
         )
-    parts = (*COMPONENTS, "tokenizer", "scheduler")
-    for name, value in index.items():
-        if not name.startswith("_") and name not in parts and value not in (None, [None, None], family.index.get(name)):
-            raise UserError(f"{source}/model_index.json has {word(name)} = {value!r:.100}, which is not supported")
+    return family, index
+
+
+def _pipeline(source: Path, folder: Path) -> Card:
+    """Converts a pipeline folder and returns the card of a teacher."""
+    family, index = _family(source)
+    parts = (*COMPONENTS, *family.folders, "tokenizer", "scheduler")
+    more = {name: value for name, value in index.items() if not name.startswith("_") and name not in parts}
     _refuse_lora(source)
     path = within(source, "scheduler/scheduler_config.json")
     scheduler = read_json(path)
@@ -69,17 +108,51 @@ def _pipeline(source: Path, folder: Path) -> Card:
     card: Card = {"role": "teacher", **family.read_scheduler(scheduler)}
     card |= {"guidance": family.guidance, "negative_prompt": family.negative_prompt}
     for name in COMPONENTS:
+        if name == "transformer" and len(family.folders) > 1:
+            card[name] = _experts(source, family, index, folder)
+            continue
         part, architecture = _component(source, name, folder)
         if architecture != (wanted := family.component(name)):
             holds = architecture.class_name
-            raise UserError(f"{source / name} holds a {holds}: the {name} of a {kind} is a {wanted.class_name}")
+            raise UserError(
+                f"{source / name} holds a {holds}: the {name} of a {family.pipeline} is a {wanted.class_name}"
+            )
         card[name] = part
     if not (source / "tokenizer").is_dir():
         raise UserError(f"{source}/tokenizer is missing")
     copy_tokenizer(inside(source, "tokenizer"), folder / "tokenizer")
     with describing(source / "transformer" / "config.json"):
         card["tokenizer"] = {"path": "tokenizer", "length": family.text_length(card)}
-        return family.at_own_size(card)
+        card["tokenizer"] |= {"clean": True} if family.clean else {}
+        card = family.at_own_size(card)
+    if family.low_guidance is not None:
+        card["low_guidance"] = {"guidance": family.low_guidance, "below": card["transformer"]["config"]["boundary"]}
+    known = family.index(card)
+    for name, value in more.items():
+        if value not in (None, [None, None], known.get(name)):
+            raise UserError(f"{source}/model_index.json has {word(name)} = {value!r:.100}, which is not supported")
+    return card
+
+
+def _experts(source: Path, family: Family, index: Mapping[str, Any], folder: Path) -> Card:
+    """Converts the transformers of a pipeline with several, to one network with all of them: its part of a card."""
+    architecture, described = family.component("transformer"), {}
+    for name in family.folders:
+        if not (source / name).is_dir():
+            raise UserError(f"{source}/{name} is missing: this {family.pipeline} has an expert for low noise there")
+        _refuse_lora(source / name)
+        holds, described[name] = of_folder(source, name)
+        if holds.class_name != architecture.class_name:
+            raise UserError(f"{source / name} holds a {holds.class_name}, not a {architecture.class_name}")
+    with describing(source / "transformer" / "config.json"):
+        configs = [architecture.keys.config(theirs) for theirs in described.values()]
+        if any(config != configs[0] for config in configs):
+            raise UserError(f"{source}: {' and '.join(family.folders)} have other sizes")
+        config = configs[0] | family.beside(index)
+        table = architecture.keys.table(config)
+    tensors = joined({name: open_folder(source, name) for name in family.folders})
+    part = _save(source, folder, "transformer", architecture.network, config, table, tensors)
+    return part | {"source": plain(described["transformer"])}
 
 
 def _component(source: Path, name: str, folder: Path) -> tuple[Card, Architecture]:
@@ -100,20 +173,28 @@ def _component(source: Path, name: str, folder: Path) -> tuple[Card, Architectur
 
 
 def _file(source: Path, folder: Path) -> Card:
-    """Converts a file without a config, known by its tensors: a CLIP of open_clip or an aesthetic predictor."""
+    """Converts a file without a config, known by its tensors: a CLIP of open_clip, an aesthetic predictor, or a Wan in
+    the names of its authors' code.
+    """
     tensors = open_file(source)
     if "visual.conv1.weight" in tensors:
         with describing(source):
             config = clip.open_clip_config(tensors.shapes)
             table, split = clip.open_clip_table(config), clip.split_fused(tensors)
         return {"role": "clip", "clip": _save(source, folder, "clip", "clip", config, table, split)}
+    if "head.head.weight" in (plain_names := wan_dit.without_prefix(tensors)):
+        with describing(source):
+            config = wan_dit.original_config(plain_names.shapes)
+            table = wan_dit.original_table(config)
+        part = _save(source, folder, "transformer", "wan_dit", config, table, plain_names)
+        return {"role": "transformer", "transformer": part}
     if tensors.keys() <= {"weight", "bias"} or "layers.0.weight" in tensors:
         with describing(source):
             config = aesthetic.config(tensors.shapes)
             table = aesthetic.table(config)
         part = _save(source, folder, "aesthetic", "aesthetic", config, table, tensors)
         return {"role": "aesthetic", "aesthetic": part}
-    raise UserError(f"{source} holds neither an open_clip model nor an aesthetic predictor; folders have a config.json")
+    raise UserError(f"{source} holds no open_clip model, no aesthetic predictor and no Wan; folders have a config.json")
 
 
 def _save(

@@ -40,6 +40,11 @@ linear = Change(np.transpose, np.transpose)  # [out, in] <-> [in, out]
 convolution = Change(lambda x: np.moveaxis(x, (0, 1), (-1, -2)), lambda x: np.moveaxis(x, (-1, -2), (0, 1)))
 
 
+def pointwise(axes: int) -> Change:
+    """A convolution with a window of one along all its axes, [out, in, 1, ...] <-> [in, out]."""
+    return Change(lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T.reshape(x.T.shape + (1,) * axes))
+
+
 def linear_rules(names: Mapping[str, str]) -> list[Rule]:
     """Rules for linear layers: PyTorch module -> our module."""
     return [rule for name, path in names.items() for rule in layer_rules(name, path, "kernel", linear)]

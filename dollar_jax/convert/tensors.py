@@ -54,6 +54,15 @@ class Tensors(Mapping[str, np.ndarray]):
         return len(self.readers)
 
 
+def joined(parts: Mapping[str, Tensors]) -> Tensors:
+    """The tensors of several networks, each behind the name of its part: `PART.KEY`."""
+    readers, shapes = (
+        {f"{part}.{key}": value for part, tensors in parts.items() for key, value in getattr(tensors, name).items()}
+        for name in ("readers", "shapes")
+    )
+    return Tensors(readers, shapes, sum(tensors.nbytes for tensors in parts.values()))
+
+
 def open_folder(root: Path, folder: str = "") -> Tensors:
     """The weights of a diffusers or transformers model folder, in one file or in several with an index.
 

@@ -17,39 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from dollar_jax.errors import UserError
-from dollar_jax.models import positions
+from dollar_jax.models import positions, stack
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config
-from dollar_jax.sharding import BATCH, CONTEXT, constrain, context_size
+from dollar_jax.models.positions import Turn, time_features, tokens, turn
+from dollar_jax.models.stack import Sequence
 from dollar_jax.types import Condition, Latent, Times
 
-Sequence = Float[Array, "b n d"]  # text tokens, then video tokens
 TimeEmbedding = Float[Array, "b t"]
-Turn = Float[np.ndarray, "1 n 1 half"]  # cosines or sines of the angles of rotary embeddings
-
-BLOCK = "block"  # checkpoint name of a block's input
-ALIGNED = 128  # multiple of tokens per device under context parallelism; else a TPU reduces whole gradients, not shards
-
-# Rematerialisation policies: the activations of a block, beside its input, that are kept for the gradient; the others
-# are recomputed. Names are those of `jax.checkpoint_policies`. `offload_blocks` also moves the inputs to the host's
-# memory. On a CPU `everything_saveable` is the slowest: the scan writes its activations to stacked arrays.
-REMAT = {
-    "everything_saveable": jax.checkpoint_policies.everything_saveable,
-    "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
-    "offload_dot_with_no_batch_dims": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
-    "offload_blocks": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[BLOCK],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 near_zero = nnx.initializers.normal(0.02)
 # The mean of activations can be much larger than their deviation: E[x^2] - E[x]^2 would lose all digits.
@@ -137,40 +116,15 @@ def build(
 
     Args:
       dtype: dtype of the computation; parameters are float32.
-      remat: rematerialisation policy, see `REMAT`.
+      remat: rematerialisation policy, see `stack.REMAT`.
       attention: attention kernel, see `dollar_jax.models.attention`; None: the kernel for jax's backend.
       **config: fields of `Config`.
     Raises:
       UserError: unknown or unsupported config; when traced, latents whose size the patches do not divide.
     """
     sizes = make_config(Config, config, "cogvideox_dit")
-    if remat not in REMAT:
-        raise UserError(f"remat is one of {', '.join(REMAT)}, not {remat!r}")
+    stack.require_remat(remat)
     return from_module(lambda rngs: CogVideoXDiT(sizes, dtype, remat, attention, rngs))
-
-
-def tokens(sizes: tuple[int, int, int], patch: tuple[int, int, int]) -> positions.Grid:
-    """Numbers of tokens along time, height and width for latents of these sizes (f, h, w)."""
-    if any(size % step for size, step in zip(sizes, patch, strict=True)):
-        raise UserError(
-            f"latents of {sizes} frames, rows and columns do not divide into patches of {patch}: change the size"
-        )
-    f, h, w = (size // step for size, step in zip(sizes, patch, strict=True))
-    return f, h, w
-
-
-def time_features(times: Times, width: int, flip_sin_to_cos: bool, freq_shift: int) -> Float[Array, "b width"]:
-    """Sines, then cosines (or flipped) of t 10000^(-i / (width / 2 - freq_shift)), i = 0 .. width / 2 - 1."""
-    frequencies = 10000.0 ** -(np.arange(width // 2) / (width // 2 - freq_shift))
-    angles = times[:, None].astype(jnp.float32) * frequencies[None, :].astype(np.float32)
-    waves = [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
-
-
-def turn(x: Float[Array, "b n h d"], cos: Turn, sin: Turn) -> Float[Array, "b n h d"]:
-    """Rotary embedding: rotates each pair of neighbouring features by its angle."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
 class AdaptiveNorm(nnx.Module):
@@ -251,8 +205,7 @@ class CogVideoXDiT(nnx.Module):
         self.text_embed = linear(config.text_embed_dim, width)
         self.time_expand = linear(width, config.time_embed_dim)
         self.time_project = linear(config.time_embed_dim, config.time_embed_dim)
-        stack = nnx.split_rngs(splits=config.num_layers)(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))
-        self.blocks = stack(rngs)
+        self.blocks = stack.make(lambda rngs: Block(config, dtype, rngs), config.num_layers, rngs)
         norm = partial(Norm, width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs)
         self.norm, self.project_norm = norm(), norm()
         self.project_modulation = linear(config.time_embed_dim, 2 * width, kernel_init=near_zero)
@@ -273,23 +226,15 @@ class CogVideoXDiT(nnx.Module):
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
         x = self._place(jnp.concatenate([self.text_embed(text), self.patch_embed(patches)], axis=1), grid, length)
         count = x.shape[1]
-        padding = -count % (ALIGNED * context_size()) if context_size() > 1 else 0
-        x = constrain(jnp.pad(x, ((0, 0), (0, padding), (0, 0))), BATCH, CONTEXT)
+        x, padding = stack.pad(x)
         is_text = np.arange(count + padding)[None, :, None] < length
         rotation = self._rotation(grid, length, padding) if config.use_rotary_positional_embeddings else None
         attend = partial(attention, length=count if padding else None, kernel=self.kernel)
 
-        graph, blocks = nnx.split(self.blocks)
+        def call(block: Block, x: Sequence) -> Sequence:
+            return block(x, time, is_text, attend, rotation)
 
-        def step(x, block):
-            # FSDP: the parameters of one block are gathered at a time, in the dtype of the computation, rather than
-            # those of all blocks before the loop in float32.
-            block = jax.tree.map(lambda w: constrain(w.astype(self.dtype)), block)
-            x = nnx.merge(graph, block)(checkpoint_name(x, BLOCK), time, is_text, attend, rotation)
-            return constrain(x, BATCH, CONTEXT), None
-
-        step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[self.remat])
-        x, _ = jax.lax.scan(step, x, blocks)
+        x = stack.run(self.blocks, call, x, self.dtype, self.remat)
 
         shift, scale = jnp.split(self.project_modulation(time)[:, None, :], 2, axis=-1)
         x = self.project(self.project_norm(self.norm(x[:, length:count])) * (1 + scale) + shift)
@@ -320,5 +265,4 @@ class CogVideoXDiT(nnx.Module):
         """Cosines and sines of rotary embeddings for the whole sequence; the angle of text and padding is 0."""
         config = self.config
         angles = positions.rotary(grid, config.attention_head_dim, config.grid[1:], fit=config.patch_size_t is None)
-        angles = np.pad(angles, ((length, padding), (0, 0)))[None, :, None, :]
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        return positions.turns(np.pad(angles, ((length, padding), (0, 0))))

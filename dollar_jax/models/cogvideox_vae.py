@@ -5,9 +5,8 @@ videos are processed in chunks of frames; each causal convolution keeps the last
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dollar_jax.errors import UserError
-from dollar_jax.models.convolution import CausalConv, Stream, UpsamplingConv, group_frames, ungroup_frames
+from dollar_jax.models.causal_blocks import Layers, ResnetBlock, make_layers, residual_blocks
+from dollar_jax.models.convolution import Stream, group_frames, in_chunks, ungroup_frames
 from dollar_jax.models.network import Network, from_module
 from dollar_jax.types import Latent
 
@@ -76,15 +76,8 @@ def build(
         raise UserError(f"encode_chunk {encode_chunk} must be a multiple of the {ratio} frames of a latent frame")
 
     def make(rngs: nnx.Rngs) -> Autoencoder:
-        layers = Layers(
-            conv=partial(CausalConv, dtype=dtype, stacked=stacked, rngs=rngs),
-            downsample=partial(
-                nnx.Conv, kernel_size=(3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs
-            ),
-            upsample=partial(UpsamplingConv, dtype=dtype, rngs=rngs),
-            linear=partial(nnx.Linear, dtype=dtype, rngs=rngs),
-            norm=partial(GroupNorm, groups=norm_num_groups, per_frame=exactly_causal, dtype=dtype, rngs=rngs),
-        )
+        norm = partial(GroupNorm, groups=norm_num_groups, per_frame=exactly_causal, dtype=dtype, rngs=rngs)
+        layers = make_layers(norm, stacked=stacked, dtype=dtype, rngs=rngs)
         pixels = math.prod(patch_size)
         widths = tuple(block_out_channels)
         return Autoencoder(
@@ -99,16 +92,6 @@ def build(
     return from_module(make)
 
 
-class Layers(NamedTuple):
-    """Constructors of the layers, with their common arguments bound."""
-
-    conv: Callable[..., CausalConv]
-    downsample: Callable[..., nnx.Conv]
-    upsample: Callable[..., UpsamplingConv]
-    linear: Callable[..., nnx.Linear]
-    norm: Callable[..., nnx.Module]
-
-
 class GroupNorm(nnx.GroupNorm):
     """Group normalisation with statistics over all frames, or over each frame alone."""
 
@@ -116,7 +99,7 @@ class GroupNorm(nnx.GroupNorm):
         super().__init__(features, groups, epsilon=eps, dtype=dtype, rngs=rngs)
         self.per_frame = per_frame
 
-    def __call__(self, x: Features, latents: None = None) -> Features:
+    def __call__(self, x: Features) -> Features:
         x = x.astype(jnp.float32)
         mean, square = self._means(x), self._means(x**2)
         scale, bias = (weight[...].reshape(1, 1, 1, 1, -1) for weight in (self.scale, self.bias))
@@ -149,22 +132,6 @@ class SpatialNorm(nnx.Module):
         return self.norm(x) * upsample(self.scale(latents)) + upsample(self.shift(latents))
 
 
-class ResnetBlock(nnx.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a linear shortcut if the width changes."""
-
-    def __init__(self, layers: Layers, norm: Callable[[int], nnx.Module], features: int, new_features: int):
-        self.norm1 = norm(features)
-        self.conv1 = layers.conv(features, new_features)
-        self.norm2 = norm(new_features)
-        self.conv2 = layers.conv(new_features, new_features)
-        self.shortcut = nnx.data(None if features == new_features else layers.linear(features, new_features))
-
-    def __call__(self, x: Features, stream: Stream, latents: Condition | None = None) -> Float[Array, "b f h w c_"]:
-        y = self.conv1(jax.nn.silu(self.norm1(x, latents)), stream)
-        y = self.conv2(jax.nn.silu(self.norm2(y, latents)), stream)
-        return y + (x if self.shortcut is None else self.shortcut(x))
-
-
 class Level(nnx.Module):
     """Residual blocks at one resolution, then the convolution that changes the resolution, except in the last level."""
 
@@ -172,15 +139,10 @@ class Level(nnx.Module):
         self.blocks = nnx.List(blocks)
         self.resample = nnx.data(resample)
 
-    def __call__(self, x: Features, stream: Stream, latents: Condition | None = None) -> Float[Array, "b f h w c_"]:
+    def __call__(self, x: Features, stream: Stream, *latents: Condition) -> Float[Array, "b f h w c_"]:
         for block in self.blocks:
-            x = block(x, stream, latents)
+            x = block(x, stream, *latents)
         return x
-
-
-def residual_blocks(layers: Layers, norm: Callable, features: int, new_features: int, count: int) -> list[ResnetBlock]:
-    """`count` blocks; the first block changes the width."""
-    return [ResnetBlock(layers, norm, new_features if i else features, new_features) for i in range(count)]
 
 
 class Encoder(nnx.Module):
@@ -322,24 +284,3 @@ class Autoencoder(nnx.Module):
 
     def _always_lone(self) -> bool:
         return self.exactly_causal or self.patch_size[0] > 1
-
-
-def in_chunks(
-    network: Callable[[Features, Stream], NewFeatures], x: Features, size: int | None, lone: bool
-) -> NewFeatures:
-    """network(x), `size` frames at a time; the first chunk also takes the remainder, a scan runs over the others."""
-    count = max(x.shape[1] // size, 1) if size else 1
-    first = x.shape[1] - (count - 1) * (size or 0)
-    stream = Stream(lone)
-    start = network(x[:, :first], stream)
-    if count == 1:
-        return start
-
-    def chunk(past, x):
-        stream = Stream(False, past)
-        y = network(x, stream)
-        return stream.future, y
-
-    chunks = rearrange(x[:, first:], "b (n f) h w c -> n b f h w c", f=size)
-    rest = lax.scan(chunk, stream.future, chunks)[1]
-    return jnp.concatenate([start, rearrange(rest, "n b f h w c -> b (n f) h w c")], axis=1)

@@ -1,7 +1,7 @@
 """Causal convolutions over time, and the stream that carries past frames from one chunk of a video to the next."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -31,13 +31,44 @@ class Stream:
         self.future = []
         self._past = None if past is None else iter(past)
 
-    def remember(self, x: Float[Array, "b f h w c"], frames: int) -> Float[Array, "b {frames} h w c"] | None:
-        """The `frames` frames before x, None at the start of a video. Keeps the last ones for the next chunk."""
+    def remember(
+        self, x: Float[Array, "b f h w c"], frames: int, zeros: bool = False
+    ) -> Float[Array, "b {frames} h w c"] | None:
+        """The `frames` frames before x. Keeps the last ones for the next chunk.
+
+        At the start of a video: None, which stands for copies of the first frame, or zeros.
+        """
         past = None if self._past is None else next(self._past)
+        if past is None and zeros:
+            past = jnp.zeros_like(x, shape=(len(x), frames, *x.shape[2:]))
         last = x[:, -frames:]
         seen = repeat_first(last, frames) if past is None else jnp.concatenate([past, last], axis=1)
         self.future.append(seen[:, -frames:])
         return past
+
+
+def in_chunks(
+    network: Callable[[Float[Array, "b f h w c"], Stream], Float[Array, "b f_ h_ w_ c_"]],
+    x: Float[Array, "b F h w c"],
+    size: int | None,
+    lone: bool,
+) -> Float[Array, "b F_ h_ w_ c_"]:
+    """network(x), `size` frames at a time; the first chunk also takes the remainder, a scan runs over the others."""
+    count = max(x.shape[1] // size, 1) if size else 1
+    first = x.shape[1] - (count - 1) * (size or 0)
+    stream = Stream(lone)
+    start = network(x[:, :first], stream)
+    if count == 1:
+        return start
+
+    def chunk(past, x):
+        stream = Stream(False, past)
+        y = network(x, stream)
+        return stream.future, y
+
+    chunks = rearrange(x[:, first:], "b (n f) h w c -> n b f h w c", f=size)
+    rest = lax.scan(chunk, stream.future, chunks)[1]
+    return jnp.concatenate([start, rearrange(rest, "n b f h w c -> b (n f) h w c")], axis=1)
 
 
 def repeat_first(x: Float[Array, "b f h w c"], times: int) -> Float[Array, "b f+{times} h w c"]:
@@ -110,21 +141,51 @@ def convolve_causally(
 
 
 class CausalConv(nnx.Module):
-    """Convolution with a 3 x 3 x 3 window that ends at the current frame. `stacked=None`: stacked on CPUs only."""
+    """Convolution with a 3 x 3 x 3 window that ends at the current frame.
 
-    def __init__(self, features: int, new_features: int, *, dtype: DTypeLike, stacked: bool | None, rngs: nnx.Rngs):
+    Before the first frame are copies of it, or zeros if `zeros`. `stacked=None`: stacked on CPUs only.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        new_features: int,
+        *,
+        dtype: DTypeLike,
+        stacked: bool | None = None,
+        zeros: bool = False,
+        rngs: nnx.Rngs,
+    ):
         shape = (3, 3, 3, features, new_features)
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros(new_features))
         self.dtype = dtype
         self.stacked = stacked
+        self.zeros = zeros
 
     def __call__(self, x: Float[Array, "b f h w i"], stream: Stream) -> Float[Array, "b f h w o"]:
         stacked = jax.default_backend() == "cpu" if self.stacked is None else self.stacked
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         x = x.astype(self.dtype)
-        past = stream.remember(x, kernel.shape[0] - 1)
+        past = stream.remember(x, kernel.shape[0] - 1, self.zeros)
         return convolve_causally(x, past, kernel, stacked) + bias.reshape(1, 1, 1, 1, -1)
+
+
+class TimeConv(nnx.Module):
+    """Convolution with a window of 3 frames at each pixel, without padding: one product with a matrix."""
+
+    def __init__(self, features: int, new_features: int, *, stride: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (3, features, new_features)))
+        self.bias = nnx.Param(jnp.zeros(new_features))
+        self.stride = stride
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b F h w i"]) -> Float[Array, "b f h w o"]:
+        frames = (x.shape[1] - 3 + self.stride) // self.stride  # 0 for a lone frame
+        window = [x[:, i :: self.stride][:, :frames] for i in range(3)]
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        product = jnp.concatenate(window, axis=-1).astype(self.dtype) @ rearrange(kernel, "t i o -> (t i) o")
+        return product + bias.reshape(1, 1, 1, 1, -1)
 
 
 class UpsamplingConv(nnx.Conv):

@@ -1,19 +1,40 @@
-"""Positional encodings of CogVideoX for the tokens of a video grid [f h w].
+"""Encodings of time and of the positions of tokens in a video grid [f h w].
 
-The tables are NumPy arrays, computed for the traced sizes: constants of the compiled step, not parameters.
-Both kinds use the frequencies 10000^(-i / (d / 2)), i = 0 .. d/2 - 1, for d features of an axis.
+The tables of positions are NumPy arrays, computed for the traced sizes: constants of the compiled step, not parameters.
+All kinds use the frequencies 10000^(-i / (d / 2)), i = 0 .. d/2 - 1, for d features of an axis.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from einops import repeat
-from jaxtyping import Float, Real
+from jaxtyping import Array, Float, Real
 
 from dollar_jax.errors import UserError
+from dollar_jax.types import Times
 
 Grid = tuple[int, int, int]
+Turn = Float[np.ndarray, "1 n 1 half"]  # cosines or sines of the angles of rotary embeddings
 
 
-def _angles(positions: Real[np.ndarray, " n"], width: int) -> Float[np.ndarray, "n half"]:
+def tokens(sizes: tuple[int, int, int], patch: tuple[int, int, int]) -> Grid:
+    """Numbers of tokens along time, height and width for latents of these sizes (f, h, w)."""
+    if any(size % step for size, step in zip(sizes, patch, strict=True)):
+        raise UserError(
+            f"latents of {sizes} frames, rows and columns do not divide into patches of {patch}: change the size"
+        )
+    f, h, w = (size // step for size, step in zip(sizes, patch, strict=True))
+    return f, h, w
+
+
+def time_features(times: Times, width: int, flip_sin_to_cos: bool, freq_shift: int) -> Float[Array, "b width"]:
+    """Sines, then cosines (or flipped) of t 10000^(-i / (width / 2 - freq_shift)), i = 0 .. width / 2 - 1."""
+    frequencies = 10000.0 ** -(np.arange(width // 2) / (width // 2 - freq_shift))
+    angles = times[:, None].astype(jnp.float32) * frequencies[None, :].astype(np.float32)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
+
+
+def _axis_angles(positions: Real[np.ndarray, " n"], width: int) -> Float[np.ndarray, "n half"]:
     return np.outer(positions, 10000.0 ** -(np.arange(width // 2) / (width // 2)))
 
 
@@ -38,7 +59,7 @@ def sincos(grid: Grid, width: int, spatial_scale: float, temporal_scale: float) 
     """
 
     def axis(size: int, scale: float, width: int) -> np.ndarray:
-        angles = _angles(np.arange(size) / scale, width)
+        angles = _axis_angles(np.arange(size) / scale, width)
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
     f, h, w = grid
@@ -49,8 +70,31 @@ def sincos(grid: Grid, width: int, spatial_scale: float, temporal_scale: float) 
     return np.concatenate([t, x, y], axis=-1).astype(np.float32)
 
 
+def angles(axes: tuple[np.ndarray, np.ndarray, np.ndarray], widths: Grid) -> Float[np.ndarray, "n half"]:
+    """Rotary embedding: angles by which the feature pairs of queries and keys turn, in float64.
+
+    Args:
+      axes: positions of the grid's frames, rows and columns.
+      widths: features of a head that encode each of them, even numbers.
+    """
+    t, y, x = (_axis_angles(positions, width) for positions, width in zip(axes, widths, strict=True))
+    return np.concatenate(_cells(t, y, x), axis=-1)
+
+
+def turns(angles: Float[np.ndarray, "n half"]) -> tuple[Turn, Turn]:
+    """Cosines and sines of the angles, for `turn`."""
+    angles = angles[None, :, None, :]
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def turn(x: Float[Array, "b n h d"], cos: Turn, sin: Turn) -> Float[Array, "b n h d"]:
+    """Rotates each pair of neighbouring features by its angle, in float32."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
 def rotary(grid: Grid, width: int, base: tuple[int, int], fit: bool) -> Float[np.ndarray, "n half"]:
-    """Rotary embedding: rotation angles of feature pairs of queries and keys (CogVideoX-5B); 1/4 for t, 3/8 y, 3/8 x.
+    """Rotary embedding of CogVideoX-5B: its angles, see `angles`; 1/4 of the features for t, 3/8 for y, 3/8 for x.
 
     Args:
       grid: tokens along time, height and width.
@@ -71,7 +115,7 @@ def rotary(grid: Grid, width: int, base: tuple[int, int], fit: bool) -> Float[np
     else:
         y, x = np.arange(h), np.arange(w)
     spatial = width // 8 * 3
-    return np.concatenate(_cells(_angles(np.arange(f), width // 4), _angles(y, spatial), _angles(x, spatial)), axis=-1)
+    return angles((np.arange(f), y, x), (width // 4, spatial, spatial))
 
 
 def _fitted(h: int, w: int, base: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

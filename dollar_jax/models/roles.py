@@ -11,9 +11,9 @@ role:
 | text_encoder | | `TextEncoder` |
 | reward_model | | `RewardModel` |
 
-dtype: dtype of the computation; parameters are float32. remat: the rematerialisation policy, one of
-`cogvideox_dit.REMAT`. attention: the attention kernel, see `models.attention`, or None. A network may ignore all three,
-but must accept them (`**options`).
+dtype: dtype of the computation; parameters are float32. remat: the rematerialisation policy, one of `stack.REMAT`.
+attention: the attention kernel, see `models.attention`, or None. A network may ignore all three, but must accept them
+(`**options`).
 """
 
 from collections.abc import Callable

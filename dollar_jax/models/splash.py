@@ -15,6 +15,7 @@ PART = 512  # keys that the gradient processes at a time
 # partial gradients of the queries (one for each block of keys). Blocks larger than these do not fit into the vector
 # memory of a v5p or v5e.
 QUERIES, KEYS = 2048, 5120
+WIDE_QUERIES, WIDE_KEYS = 1024, 4096  # of heads wider than 64
 FEATURES = 16  # rows of a tile of bfloat16
 
 
@@ -29,8 +30,10 @@ def splash(
       v: values.
       interpret: run the kernel as JAX operations, on a machine without TPU.
     """
-    (_, n, heads, _), m = q.shape, k.shape[1]
-    queries, keys = _block(n, QUERIES // q.dtype.itemsize, LANES), _block(m, KEYS // q.dtype.itemsize, PART)
+    (_, n, heads, width), m = q.shape, k.shape[1]
+    most_queries, most_keys = (QUERIES, KEYS) if width <= 64 else (WIDE_QUERIES, WIDE_KEYS)
+    queries = _block(n, most_queries // q.dtype.itemsize, LANES)
+    keys = _block(m, most_keys // q.dtype.itemsize, PART)
     if m % keys:
         q, k = _hide(q, k, keys)
     # A mapped axis uses both cores of a chip with two; without it, the gradient would leave one core idle.

@@ -57,7 +57,7 @@ def consistency(
 
     Args:
       steps: m, number of the teacher's DDIM steps between the two times; fewer if they reach the clean time.
-      grid: N; the times are `schedule.trailing(N)` and the clean time.
+      grid: N; the times are `schedule.spaced(N)` and the clean time.
       guidance: w of the teacher in Denoise^m, and in the target if the target is the teacher.
       target: network of the target f_theta': teacher (Eq. 6 as printed), ema for the student's average (LCM), or
         student, without gradient.
@@ -67,7 +67,7 @@ def consistency(
       UserError: unknown target or metric.
     """
     schedule = context.schedule
-    times = jnp.asarray((schedule.clean, *schedule.trailing(grid)), jnp.float32)
+    times = jnp.asarray((schedule.clean, *schedule.spaced(grid)), jnp.float32)
     start = jax.vmap(lambda key: jax.random.randint(key, (), 1, grid + 1))(fold(context.keys, 0))
     path = times[jnp.maximum(start[None] - jnp.arange(steps + 1)[:, None], 0)]
     noise = normal(fold(context.keys, 1), context.latents.shape[1:])

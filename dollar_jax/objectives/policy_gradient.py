@@ -14,7 +14,7 @@ GRID = 50  # steps of the paper's teacher; its first time ends a chain, since a 
 
 def path(times: Points, schedule: Schedule) -> Points:
     """Times of a chain with log-probabilities, descending: the student's times above the end, then the end."""
-    end = schedule.trailing(GRID)[0]
+    end = schedule.spaced(GRID)[0]
     return (*(time for time in sorted(times, reverse=True) if time > end), end)
 
 

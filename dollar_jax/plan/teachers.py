@@ -16,12 +16,13 @@ def teacher_card(config: ConfigDict, public: str) -> Card:
     The teacher is the one at `config.teacher.path`, else the one that the config trains, else a public model.
 
     Args:
-      public: name of a public model of a family in `dollar_jax.convert.families`; '' is the first one.
+      public: name of a public model of a family in `dollar_jax.convert.families`; '' is the config's
+        `teacher.public`, else the first.
     Raises:
       UserError: there is no model at the path, the public model is unknown, or the VAE does not take the videos.
     """
     models = families.public_models()
-    public = public or next(iter(models))
+    public = public or config.teacher.get("public") or next(iter(models))
     if config.teacher.path:
         card = read_card(config.teacher.path)
     elif "network" in config.teacher:

@@ -1,10 +1,11 @@
 """Distils the teacher into the students of a config; student NAME goes to `workdir/NAME`."""
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,20 @@ def distill(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         _distill(name, student_config(config, name), workdir, mesh)
 
 
+def student_schedule(config: ConfigDict, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a student's schedule: the teacher's, with the changes in `config.generator.schedule`, if any.
+
+    Raises:
+      UserError: the teacher's kind of schedule has no such field.
+    """
+    fields = {**teacher, **config.generator.get("schedule", ConfigDict()).to_dict()}
+    try:
+        diffusion.make_schedule(**fields)
+    except TypeError as error:
+        raise UserError(f"generator.schedule does not fit the teacher's, which is {dict(teacher)}: {error}") from error
+    return fields
+
+
 def make_setup(config: ConfigDict, card: Card, network: Network, condition: Condition) -> dollar.Distillation:
     """Makes the fixed part of a distillation.
 
@@ -90,7 +105,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
       UserError: the times, the size of the replay or the text width do not fit, or the schedule or a network cannot be
         made.
     """
-    reward, schedule = config.reward, diffusion.make_schedule(**card["schedule"])
+    reward, schedule = config.reward, diffusion.make_schedule(**student_schedule(config, card["schedule"]))
     diffusion.check_prediction_type(card["prediction_type"], schedule)
     schedule.require(config.generator.times, "generator.times")
     if "text_width" in reward.network:
@@ -151,16 +166,19 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if finished(folder, loop):
         return
     teacher_card = read_card(source)
+    _require_same_commit(folder, source, teacher_card)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
     card = at_size(teacher_card | bring(teacher_card, source, folder), config.video.to_dict()) | {
         "role": "student",
         "objectives": {objective.name: objective.weight for objective in objectives},
         "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"},
         "prediction_type": "x0" if generator.heterogeneous else teacher_card["prediction_type"],
+        "schedule": student_schedule(config, teacher_card["schedule"]),
         "times": list(generator.times),
         "sampler": generator.sampler,
         "guidance": generator.guidance,
     }
+    card.pop("low_guidance", None)
     drawn = batches_drawn(config, needs)
     batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh, drawn)
     judge = Judge(reward) if needs & REWARDED else None
@@ -192,6 +210,19 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     verdict = train(folder, state, update, batches, loop, mesh, view.show, measure, shown)
     if verdict.best is not None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
+
+
+def _require_same_commit(folder: Path, source: Path, card: Card) -> None:
+    """Raises UserError if the student in `folder` was begun when its teacher was another commit on the hub."""
+    if not (folder / "config.json").exists():
+        return
+    begun, now = (known.get("hub") for known in (read_card(folder), card))
+    if begun and now and begun != now:
+        raise UserError(
+            f"{folder} was begun with {begun['repository']} at commit {begun['commit']}, but {source} was converted"
+            f" from {now['repository']} at {now['commit']}: convert the former again (--revision), or take another"
+            " --workdir"
+        )
 
 
 def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> bool:

@@ -37,7 +37,7 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         },
         "prediction_type": stage.prediction_type,
         "schedule": stage.schedule.to_dict(),
-        "times": schedule.trailing(stage.steps),
+        "times": schedule.spaced(stage.steps),
         "sampler": stage.sampler,
         "guidance": stage.guidance,
         "negative_prompt": stage.negative_prompt,

@@ -35,6 +35,7 @@ from dollar_jax.sampling import (
     path_of,
     rollout,
     solve,
+    timed,
 )
 from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient, moving_average, update
 from dollar_jax.steps.reward import PromptMeans, Replay, RewardStatistics
@@ -330,7 +331,7 @@ def make_fake_score_step(setup: Distillation) -> Callable:
             keys = part["keys"]
             x0, span = setup.generate(state.student, part, fold(keys, 0))
             times = draw_times(fold(keys, 1), setup.schedule, span)
-            network = partial(jax.named_scope("fake_score")(setup.network.apply), fake_score)
+            network = partial(timed(jax.named_scope("fake_score")(setup.network.apply), setup.schedule), fake_score)
             return denoising_loss(
                 network, setup.prediction_type, setup.schedule, x0, times, part["condition"], fold(keys, 2)
             ), {}

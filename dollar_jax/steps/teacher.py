@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from dollar_jax.diffusion import PredictionType, Schedule
 from dollar_jax.models.network import Network
 from dollar_jax.objectives.denoising import choose, denoising_loss
+from dollar_jax.sampling import timed
 from dollar_jax.steps.common import TrainState, make_optimizer, mean_gradient, moving_average, update
 from dollar_jax.types import Key, Params
 
@@ -19,6 +20,7 @@ def make_step(network: Network, prediction_type: PredictionType, schedule: Sched
     frozen: {'empty': condition of the empty caption, b = 1}. batch: {'latents': [b f h w c], 'condition'}.
     """
     optimizer = make_optimizer(config.optimizer, config.iterations)
+    apply = timed(network.apply, schedule)
     count = len(schedule.times)
 
     def step(state: TrainState, frozen: Params, batch: dict, key: Key) -> tuple[TrainState, dict]:
@@ -37,7 +39,7 @@ def make_step(network: Network, prediction_type: PredictionType, schedule: Sched
 
         def loss(params, part):
             args = (part[name] for name in ("latents", "times", "condition", "keys"))
-            return denoising_loss(partial(network.apply, params), prediction_type, schedule, *args), {}
+            return denoising_loss(partial(apply, params), prediction_type, schedule, *args), {}
 
         gradient, metrics = mean_gradient(loss, state.params, examples, config.accumulate)
         params, optimizer_state, norms = update(

@@ -1,10 +1,7 @@
 """Folders in the public format, through our checkpoints and back, and what both libraries make of the same one."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import stock
 import torch
+from commands import command
 from diffusers import CogVideoXPipeline
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
@@ -49,17 +47,6 @@ def assert_same_tensors(ours: Path, theirs: Path) -> None:
     for key in theirs:
         assert ours[key].dtype == theirs[key].dtype
         assert ours[key].tobytes() == theirs[key].tobytes(), key
-
-
-def command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", f"dollar_jax.{module}", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def relative(ours, theirs) -> float:
@@ -175,7 +162,7 @@ def test_files_without_a_config(tmp_path):
     np.testing.assert_array_equal(np.asarray(kernel, np.float32), theirs.text_projection.detach().float())
 
     save_file({"weights": x}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="neither an open_clip model nor an aesthetic predictor"):
+    with pytest.raises(UserError, match="holds no open_clip model, no aesthetic predictor and no Wan"):
         from_torch(tmp_path / "x.safetensors", tmp_path / "x")
 
 

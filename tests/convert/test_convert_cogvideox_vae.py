@@ -1,7 +1,6 @@
-import numpy as np
 import pytest
 
-from dollar_jax.convert.cogvideox_vae import FIXED, SIZES, config, pointwise, their_scale
+from dollar_jax.convert.cogvideox_vae import FIXED, SIZES, config, their_scale
 from dollar_jax.errors import UserError
 
 PUBLIC = dict.fromkeys(SIZES, 4) | FIXED | {"scaling_factor": 1.15258426, "_class_name": "AutoencoderKLCogVideoX"}
@@ -20,12 +19,6 @@ def test_config_of_something_else():
 def test_config_with_layers_that_we_lack(change):
     with pytest.raises(UserError, match=next(iter(change))):
         config(PUBLIC | change)
-
-
-def test_pointwise_convolution_is_a_matrix():
-    weight = np.random.default_rng(0).normal(size=(5, 3, 1, 1, 1))
-    np.testing.assert_array_equal(pointwise.to_ours(weight), weight[:, :, 0, 0, 0].T)
-    np.testing.assert_array_equal(pointwise.to_theirs(pointwise.to_ours(weight)), weight)
 
 
 @pytest.mark.parametrize("part", [{"scaling_factor": [1.0, 2.0]}, {"scaling_factor": 1.0, "shift_factor": [0.0, 0.1]}])

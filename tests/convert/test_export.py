@@ -80,6 +80,19 @@ def test_a_readme_is_code_of_ours_only(teacher):
     ]
     assert name == out.name
     shutil.rmtree(out)
-    card = json.loads((teacher / "config.json").read_text())
-    (teacher / "config.json").write_text(json.dumps(card | {"guidance": "5); import os; os.system('x'"}))
+    path = teacher / "config.json"
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"guidance": "5); import os; os.system('x'"}))
     refused(teacher, "guidance")
+    path.write_text(json.dumps(card | {"hub": {"repository": "a/b](http://x) [", "commit": "0a" * 20}}))
+    refused(teacher, "hub.repository")
+
+
+def test_a_readme_says_where_the_weights_come_from(teacher):
+    path = teacher / "config.json"
+    hub = {"repository": "some/model", "commit": "0a" * 20}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hub": hub}))
+    out = teacher.with_name("out")
+    to_torch(teacher, out)
+    page = f"https://huggingface.co/some/model/tree/{'0a' * 20}"
+    assert f"From [some/model]({page}), commit `{'0a' * 20}`." in (out / "README.md").read_text().splitlines()

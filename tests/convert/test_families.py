@@ -88,7 +88,7 @@ def at_own_size(card):
 
 def read_scheduler(theirs):
     schedule = {"kind": "flow", "shift": theirs["flow_shift"]}
-    times = diffusion.make_schedule(**schedule).trailing(4)
+    times = diffusion.make_schedule(**schedule).spaced(4)
     return {"prediction_type": "flow", "schedule": schedule, "times": times, "sampler": "ddim"}
 
 
@@ -124,7 +124,7 @@ TOY = Family(
     write_scheduler=write_scheduler,
     call=lambda card: {"guidance_scale": card["guidance"] + 1, "num_frames": card["video"]["frames"]},
     unscaled="latents * pipe.vae.config.factor",
-    index={"boundary_ratio": None, "transformer_2": [None, None]},
+    index=lambda card: {"boundary_ratio": None, "transformer_2": [None, None]},
 )
 
 

@@ -39,7 +39,7 @@ def network(x, times):
     [
         (card(), True),
         (card("x0"), True),
-        (card("v", times=diffusion.ddpm_schedule().trailing(50)), True),
+        (card("v", times=diffusion.ddpm_schedule().spaced(50)), True),
         (card("eps", {"kind": "ddpm", "zero_snr": False, "betas": "linear", "beta_end": 0.02}), True),
         (card("conjugate"), False),
         (card("flow", FLOW), False),

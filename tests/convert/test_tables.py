@@ -13,6 +13,7 @@ from dollar_jax.convert.tables import (
     linear,
     linear_rules,
     norm_rules,
+    pointwise,
     restore,
     same,
 )
@@ -158,3 +159,11 @@ def test_all_faults_at_once(weights):
         "nothing fills up/1/kernel",
         "unknown matches 0 rules",
     ]
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_pointwise_convolution_is_a_matrix(axes):
+    weight = np.random.default_rng(0).normal(size=(5, 3) + (1,) * axes)
+    matrix = pointwise(axes).to_ours(weight)
+    np.testing.assert_array_equal(matrix, weight.reshape(5, 3).T)
+    np.testing.assert_array_equal(pointwise(axes).to_theirs(matrix), weight)

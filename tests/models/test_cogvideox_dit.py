@@ -15,6 +15,7 @@ from dollar_jax.convert.tables import convert
 from dollar_jax.errors import UserError
 from dollar_jax.models import cogvideox_dit
 from dollar_jax.models.network import count_parameters
+from dollar_jax.models.stack import REMAT
 from dollar_jax.types import Condition
 
 SMALL = {
@@ -192,7 +193,7 @@ def test_remat_trades_memory_for_the_same_gradient():
     inputs = jnp.ones((4, 3, 6, 10, 4)), jnp.array([5.0, 500.0, 0.0, 999.0]), told(np.ones((4, 5, 12)))
     params = random_params(cogvideox_dit.build(**SMALL))
     gradients, memory = {}, {}
-    for remat in cogvideox_dit.REMAT:
+    for remat in REMAT:
         network = cogvideox_dit.build(remat=remat, **SMALL)
         compiled = jax.jit(jax.grad(lambda p, n=network: (n.apply(p, *inputs) ** 2).sum())).lower(params).compile()
         gradients[remat], memory[remat] = compiled(params), compiled.memory_analysis().temp_size_in_bytes

@@ -7,7 +7,15 @@ import pytest
 from flax import nnx
 
 from dollar_jax.models import convolution
-from dollar_jax.models.convolution import CausalConv, Stream, UpsamplingConv, convolve, group_frames, ungroup_frames
+from dollar_jax.models.convolution import (
+    CausalConv,
+    Stream,
+    TimeConv,
+    UpsamplingConv,
+    convolve,
+    group_frames,
+    ungroup_frames,
+)
 
 
 @pytest.mark.parametrize("cached", [convolution.CACHED, 0], ids=["all frames", "frame by frame"])
@@ -73,3 +81,25 @@ def test_upsampling_convolution():
     large = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
     expected = nnx.Conv.__call__(layer, large)  # what it is: a 3 x 3 convolution with padding
     np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [1, 2, 4]])
+def test_before_the_first_frame_may_be_zeros(cuts):
+    conv = CausalConv(3, 4, dtype=jnp.float32, zeros=True, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 3, 3))
+    chunks, past = [], None
+    for chunk in np.split(x, cuts, axis=1):
+        stream = Stream(False, past)
+        chunks.append(conv(chunk, stream))
+        past = stream.future
+    expected = convolve(jnp.pad(x, ((0, 0), (2, 0), (0, 0), (0, 0), (0, 0))), conv.kernel[...], False)
+    np.testing.assert_allclose(jnp.concatenate(chunks, axis=1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(1, [123, 234, 345]), (2, [123, 345])])
+def test_convolution_over_time(stride, expected):
+    conv = TimeConv(1, 1, stride=stride, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    conv.kernel[...], conv.bias[...] = jnp.array([100.0, 10, 1]).reshape(3, 1, 1), jnp.array([0.5])
+    x = jnp.arange(1.0, 6).reshape(1, 5, 1, 1, 1)
+    np.testing.assert_allclose(conv(x).ravel(), np.array(expected) + 0.5)
+    assert conv(x[:, : 3 - stride]).shape == (1, 0, 1, 1, 1)

@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from diffusers import CogVideoXPipeline
-from diffusers.models.embeddings import get_3d_sincos_pos_embed
+from diffusers.models.embeddings import Timesteps, get_3d_sincos_pos_embed
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from dollar_jax.errors import UserError
 from dollar_jax.models import positions
@@ -56,3 +58,19 @@ def test_rotary_beyond_the_base(grid):
     positions.rotary(grid, 32, (6, 10), fit=True)
     with pytest.raises(UserError, match=r"larger than the network's 6 x 10"):
         positions.rotary(grid, 32, (6, 10), fit=False)
+
+
+def test_rotary_of_wan():
+    """44 of 128 features for time, 42 for height and for width."""
+    f, h, w = 21, 3, 52
+    stock = WanRotaryPosEmbed(128, (1, 2, 2), 1024)(torch.zeros(1, 1, f, 2 * h, 2 * w))
+    ours = positions.turns(positions.angles((np.arange(f), np.arange(h), np.arange(w)), (44, 42, 42)))
+    for mine, theirs in zip(ours, stock, strict=True):
+        np.testing.assert_allclose(np.repeat(mine, 2, axis=-1), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(("flip", "shift"), [(True, 0), (False, 1)])
+def test_times(flip, shift):
+    times = np.array([0.0, 1.0, 312.5, 833.3, 999.0, 1000.0], np.float32)
+    stock = Timesteps(256, flip_sin_to_cos=flip, downscale_freq_shift=shift)(torch.tensor(times))
+    np.testing.assert_allclose(positions.time_features(jnp.asarray(times), 256, flip, shift), stock, atol=1e-4)

@@ -17,6 +17,8 @@ CONDITION = Condition(SHAPE((1, 5, 8), jnp.float32), SHAPE((1, 5), bool))
 WORDS = SHAPE((1, 5), jnp.int32), SHAPE((1, 5), bool)
 DIT = {"num_attention_heads": 1, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_embed_dim": 8}
 DIT |= {"num_layers": 1, "time_embed_dim": 8}
+WAN = {"num_attention_heads": 1, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "text_dim": 8}
+WAN |= {"num_layers": 1, "ffn_dim": 8, "freq_dim": 8}
 VAE = {"block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
 T5 = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
 
@@ -25,6 +27,7 @@ T5 = {"vocab_size": 9, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num
     ("role", "network", "examples"),
     [
         ("transformer", lambda: build("cogvideox_dit", DIT), (LATENTS, CONDITION)),
+        ("transformer", lambda: build("wan_dit", WAN), (LATENTS, CONDITION)),
         ("vae", lambda: build("cogvideox_vae", VAE), (SHAPE((1, 9, 8, 8, 3), jnp.float32),)),
         ("text_encoder", lambda: build("t5", T5), WORDS),
         ("reward_model", lambda: latent_reward.build(4), (SHAPE((1, 3, 24, 40, 4), jnp.float32), CONDITION)),

@@ -167,7 +167,7 @@ def test_consistency_with_the_teacher_as_target_has_its_optimum_at_the_teachers_
     ctx = context(64, student=flow_map)
     start = consistency(ctx, steps=5, grid=50, target="teacher")[0]
     # By hand: noise the same latents with the same keys, solve, denoise there.
-    times = jnp.asarray((-1, *SCHEDULE.trailing(50)))
+    times = jnp.asarray((-1, *SCHEDULE.spaced(50)))
     index = jax.vmap(lambda key: jax.random.randint(key, (), 1, 51))(sampling.fold(ctx.keys, 0))
     a, b = SCHEDULE.at(times[index])
     x = a * ctx.latents + b * sampling.normal(sampling.fold(ctx.keys, 1), ctx.latents.shape[1:])

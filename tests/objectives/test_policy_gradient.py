@@ -129,7 +129,7 @@ def test_a_chain_shorter_than_the_truncation_is_taken_whole():
 
 def test_a_teachers_own_times_end_once():
     """The end is one of them: a step from it to itself would have no deviation."""
-    times = SCHEDULE.trailing(50)
+    times = SCHEDULE.spaced(50)
     assert path(times, SCHEDULE) == tuple(sorted(times, reverse=True))
     fixed = replace(chain(times, 4, (1, 1, 1, 2), 0.3), student=student(0.3))
     assert np.isfinite(policy_gradient(fixed)[0]).all()

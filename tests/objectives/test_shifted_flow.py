@@ -65,7 +65,7 @@ def test_the_denoiser_is_the_optimal_one_at_every_time():
 def test_sampling_converges_to_the_exact_flow():
     errors = []
     for steps in (10, 100, 1000):
-        noise, x0 = sample(SCHEDULE.trailing(steps), "ddim")
+        noise, x0 = sample(SCHEDULE.spaced(steps), "ddim")
         errors.append(float(jnp.abs(x0 - WORLD.flow(noise, jnp.array([1000.0]))).max()))
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
     assert errors[2] < 6e-3
@@ -78,12 +78,12 @@ def test_sampling_with_the_index_as_the_clock_does_not():
         index = jnp.searchsorted(jnp.float32(SCHEDULE.times), times) + 1.0
         return network(WORLD)(params, x_t, index, condition)
 
-    noise, x0 = sample(SCHEDULE.trailing(1000), "ddim", denoise=sampling.denoiser(by_index, {}, "flow", SCHEDULE))
+    noise, x0 = sample(SCHEDULE.spaced(1000), "ddim", denoise=sampling.denoiser(by_index, {}, "flow", SCHEDULE))
     assert float(jnp.abs(x0 - WORLD.flow(noise, jnp.array([1000.0]))).max()) > 0.1
 
 
 def test_ancestral_sampling_reaches_the_data_distribution():
-    _, x0 = sample(SCHEDULE.trailing(250), "ancestral", count=64)
+    _, x0 = sample(SCHEDULE.spaced(250), "ancestral", count=64)
     assert float(x0.mean()) == pytest.approx(WORLD.mean, abs=4 * WORLD.deviation / np.sqrt(x0.size))
     assert float(x0.std()) == pytest.approx(WORLD.deviation, rel=4 / np.sqrt(2 * x0.size) + 0.01)
 

@@ -4,17 +4,24 @@ A new family is a module beside this one with a `FAMILY` (see `family.Family`), 
 a line in `FAMILIES`. Nothing else names its classes, sizes, schedulers or defaults.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from dollar_jax.card import Card
-from dollar_jax.convert.families import cogvideox
+from dollar_jax.convert.families import cogvideox, wan
 from dollar_jax.convert.families.family import Family
 from dollar_jax.errors import UserError
 
-FAMILIES: tuple[Family, ...] = (cogvideox.FAMILY,)
+FAMILIES: tuple[Family, ...] = (cogvideox.FAMILY, wan.FAMILY, wan.EXPERTS)
 
 
-def by_pipeline(class_name: object) -> Family | None:
-    """The family of a pipeline, by the `_class_name` in its model_index.json; None for others."""
-    return next((family for family in FAMILIES if family.pipeline == class_name), None)
+def by_pipeline(index: Mapping[str, Any]) -> Family | None:
+    """The family of a pipeline, by the class and the transformers in its model_index.json; None for others."""
+    second = (index.get("transformer_2") or [None])[0] is not None or index.get("boundary_ratio") is not None
+    for family in FAMILIES:
+        if family.pipeline == index.get("_class_name") and second == ("transformer_2" in family.folders):
+            return family
+    return None
 
 
 def by_transformer(network: str) -> Family:

@@ -75,7 +75,7 @@ def read_scheduler(theirs: Mapping[str, Any]) -> Card:
     return {
         "prediction_type": prediction_type,
         "schedule": schedule,
-        "times": ours.trailing(STEPS),
+        "times": ours.spaced(STEPS),
         "sampler": "ddim",
     }
 
@@ -89,7 +89,7 @@ def write_scheduler(card: Card) -> tuple[str, dict[str, Any]] | None:
     bound = inspect.signature(diffusion.ddpm_schedule).bind(**schedule)
     bound.apply_defaults()
     schedule, times = bound.arguments, sorted(card["times"])
-    if schedule["steps"] % len(times) or times != list(diffusion.ddpm_schedule(**schedule).trailing(len(times))):
+    if schedule["steps"] % len(times) or times != list(diffusion.ddpm_schedule(**schedule).spaced(len(times))):
         return None
     return STOCK, {
         "num_train_timesteps": schedule["steps"],

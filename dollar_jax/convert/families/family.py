@@ -1,7 +1,7 @@
 """The description of a family of text-to-video models: its form. Each module beside this one fills it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from dollar_jax.card import Card
@@ -35,6 +35,14 @@ class VaeKeys(Keys, Protocol):
         """The inverse of `scale`, from a card's VAE."""
 
 
+@runtime_checkable
+class OriginalKeys(Keys, Protocol):
+    """The same for a network that its authors' code calls by other names than the library."""
+
+    def original_table(self, config: Mapping[str, Any]) -> list[Rule]:
+        """The rules for a file with these names."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A network that we and another library have.
@@ -66,8 +74,14 @@ class Family:
     Attributes:
       pipeline: its class in diffusers, as model_index.json names it.
       components: its transformer, VAE and text encoder.
-      index: entries of model_index.json beside components, tokenizer and scheduler. A folder in which they differ, or
-        which has more, is refused.
+      index: card -> entries of model_index.json beside components, tokenizer and scheduler. A folder in which they
+        differ, or which has more, is refused.
+      folders: where the transformer is several networks: the folder of each in the pipeline's. Their tensors are then
+        in one table, each behind its folder's name.
+      beside: content of model_index.json -> fields of our transformer's config that are there, not in config.json.
+        Raises UserError.
+      low_guidance: the w at times below the second expert's boundary; None: `guidance`.
+      clean: whether captions pass `data.text.clean_caption`.
       public: the cards of public models by name, as far as a plan needs them: networks, text length, prediction type
         and schedule. No two families share a name.
       guidance: the paper's w that the public models are sampled with.
@@ -94,7 +108,11 @@ class Family:
     call: Callable[[Card], dict[str, Any]]
     unscaled: str
     negative_prompt: str = ""
-    index: Mapping[str, Any] = field(default_factory=dict)
+    index: Callable[[Card], dict[str, Any]] = lambda card: {}
+    clean: bool = False
+    folders: tuple[str, ...] = ("transformer",)
+    low_guidance: float | None = None
+    beside: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda index: {}
 
     def component(self, name: str) -> Architecture:
         """Its transformer, vae or text_encoder."""

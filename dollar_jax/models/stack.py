@@ -1,0 +1,77 @@
+"""A stack of transformer blocks: each parameter has a leading axis of blocks, and one scan runs them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dollar_jax.errors import UserError
+from dollar_jax.sharding import BATCH, CONTEXT, constrain, context_size
+
+Sequence = Float[Array, "b n d"]
+
+BLOCK = "block"  # checkpoint name of a block's input
+ALIGNED = 128  # multiple of tokens per device under context parallelism; else a TPU reduces whole gradients, not shards
+
+# Rematerialisation policies: the activations of a block, beside its input, that are kept for the gradient; the others
+# are recomputed. Names are those of `jax.checkpoint_policies`. `offload_blocks` also moves the inputs to the host's
+# memory. On a CPU `everything_saveable` is the slowest: the scan writes its activations to stacked arrays.
+REMAT = {
+    "everything_saveable": jax.checkpoint_policies.everything_saveable,
+    "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
+    "offload_dot_with_no_batch_dims": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "offload_blocks": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[BLOCK],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def require_remat(remat: str) -> None:
+    """Raises UserError if there is no such rematerialisation policy."""
+    if remat not in REMAT:
+        raise UserError(f"remat is one of {', '.join(REMAT)}, not {remat!r}")
+
+
+def make(block: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` blocks, as one module with stacked parameters."""
+    return nnx.split_rngs(splits=count)(nnx.vmap(block))(rngs)
+
+
+def pad(x: Sequence) -> tuple[Sequence, int]:
+    """The tokens with zeros at the end, so that the context axis of the mesh splits them evenly; number of zeros."""
+    padding = -x.shape[1] % (ALIGNED * context_size()) if context_size() > 1 else 0
+    return jnp.pad(x, ((0, 0), (0, padding), (0, 0))), padding
+
+
+def run(
+    blocks: nnx.Module, call: Callable[[nnx.Module, Sequence], Sequence], x: Sequence, dtype: DTypeLike, remat: str
+) -> Sequence:
+    """The tokens after `x = call(block, x)` for every block.
+
+    Args:
+      blocks: what `make` returned.
+      dtype: dtype of the matrices in the computation.
+      remat: the rematerialisation policy.
+    """
+    graph, matrices, others = nnx.split(blocks, nnx.PathContains("kernel"), ...)
+
+    def step(x, block):
+        # FSDP: the matrices of one block are gathered at a time, in the dtype of the computation, rather than those of
+        # all blocks before the loop in float32.
+        matrices, others = block
+        matrices = jax.tree.map(lambda w: constrain(w.astype(dtype)), matrices)
+        others = jax.tree.map(constrain, others)
+        x = call(nnx.merge(graph, matrices, others), checkpoint_name(x, BLOCK))
+        return constrain(x, BATCH, CONTEXT), None
+
+    step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[remat])
+    x, _ = jax.lax.scan(step, constrain(x, BATCH, CONTEXT), (matrices, others))
+    return x
