@@ -32,10 +32,10 @@ trust(["toy_pipeline", "test_tuning"])  # their models' cards name networks of t
 # The longest files, which begin first, so that no worker of pytest is left alone with one at the end.
 LONGEST = [
     "test_end_to_end.py",
-    "test_convert.py",
     "test_sharding.py",
-    "test_tuning.py",
+    "test_convert.py",
     "test_toy_family.py",
+    "test_tuning.py",
     "test_plan.py",
     "test_cogvideox_vae.py",
     "test_wan_vae.py",

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from subprocess import PIPE
@@ -19,11 +18,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from commands import ROOT, Command, program, run
 
 from dollar_jax.data.shapes import ShapesWorld
 from dollar_jax.data.video import read_video, write_video
 
-ROOT = Path(__file__).parents[1]
 LAST = {"vae": 8, "teacher": 8, "vsd_cd": 8, "vsd_cd_lrm": 6}  # iterations of each stage
 TRAINED = list(LAST)
 SMALL = {
@@ -56,7 +55,7 @@ def environment(tmp_path_factory):
 
 
 def command(module, **options):
-    return [sys.executable, "-m", f"dollar_jax.{module}", *(f"--{name}={value}" for name, value in options.items())]
+    return [module, *(f"--{name}={value}" for name, value in options.items())]
 
 
 def train(workdir, dataset, **changes):
@@ -69,8 +68,8 @@ def train(workdir, dataset, **changes):
     )
 
 
-def run(arguments, environment, **options):
-    return subprocess.run(arguments, cwd=ROOT, env=environment, text=True, capture_output=True, **options)
+def run_program(arguments, environment):
+    return subprocess.run(program(arguments), cwd=ROOT, env=environment, text=True, capture_output=True)
 
 
 def refused(result, *words):
@@ -92,7 +91,7 @@ def dataset(tmp_path_factory, environment):
     (folder / "captions.jsonl").write_text("\n".join(lines))
     out = folder / "dataset"
     config = {"videos": folder, "captions": folder / "captions.jsonl", "out": out, "config": ROOT / "configs/shapes.py"}
-    result = run(command("data", **config), environment)
+    result = run_program(command("data", **config), environment)
     assert result.returncode == 0, result.stderr
     return out
 
@@ -101,7 +100,7 @@ def dataset(tmp_path_factory, environment):
 def workdir(tmp_path_factory, dataset, environment):
     """A run of all stages that nobody disturbed."""
     folder = tmp_path_factory.mktemp("run") / "W"
-    result = run(train(folder, dataset), environment)
+    result = run_program(train(folder, dataset), environment)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -202,10 +201,6 @@ def end_of(process, folder):
     return End(process.returncode, output, errors, time.monotonic() - asked, saved, half)
 
 
-def begin(command, environment):
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=PIPE)
-
-
 def cut(folder, dataset, environment, stage):
     """The end of a run by a signal at its first checkpoint of a stage: when it begins to be saved, or, to kill, after
     that. Again, from the stage before, if the run was faster than the signal.
@@ -213,7 +208,7 @@ def cut(folder, dataset, environment, stage):
     kind, status = CUTS[stage]
     wanted, delay = ("2", random.Random(stage).uniform(0, 0.05)) if kind == "SIGKILL" else ("*", 0)
     for _ in range(5):
-        process = begin([*train(folder, dataset), f"--stop_status={status}"], environment)
+        process = Command([*train(folder, dataset), f"--stop_status={status}"], environment)
         while process.poll() is None and not list((folder / stage / "checkpoints").glob(wanted)):
             time.sleep(0.001)
         time.sleep(delay)
@@ -231,9 +226,12 @@ def interrupted(dataset, environment, tmp_path_factory):
     """The run, by the same command again and again: cut short in every stage, then by a full disk, then to its end."""
     folder = tmp_path_factory.mktemp("interrupted") / "W"
     ends = {stage: cut(folder, dataset, environment, stage) for stage in TRAINED}
-    # No file may grow beyond 20 kB: that is a disk which fills up while a checkpoint is being written.
-    limited = ["bash", "-c", f"ulimit -f 20; {shlex.join(train(folder, dataset))}"]
-    ends["full disk"] = end_of(begin(limited, environment), folder)
+    # No file may grow beyond 20 kB: that is a disk which fills up while a checkpoint is being written. (Python would
+    # leave modules half compiled, for all others.)
+    limited = ["bash", "-c", f"ulimit -f 20; {shlex.join(program(train(folder, dataset)))}"]
+    without = environment | {"PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(limited, cwd=ROOT, env=without, text=True, stdout=PIPE, stderr=PIPE)
+    ends["full disk"] = end_of(process, folder)
     result = run(train(folder, dataset), environment)
     assert result.returncode == 0, result.stderr
     return folder, ends
@@ -273,12 +271,12 @@ def test_a_run_killed_twenty_times_ends_as_one_left_alone(workdir, dataset, envi
     often = train(folder, dataset, **{f"{stage}.save_every": 1 for stage in ("vae", "teacher", "generator")})
     while kills < 20:
         before = set(folder.glob("*/checkpoints/*"))
-        process = subprocess.Popen(often, cwd=ROOT, env=environment, stdout=PIPE, stderr=subprocess.STDOUT)
+        process = Command(often, environment)
         while process.poll() is None and not set(folder.glob("*/checkpoints/*")) - before:
             time.sleep(0.001)
         time.sleep(random.uniform(0, 0.5))
         if process.poll() is None:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             kills += 1
             print(kills, sorted(str(path.relative_to(folder)) for path in set(folder.glob("*/checkpoints/*")) - before))
         else:  # it came to its end: the last stage once more

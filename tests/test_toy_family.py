@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -284,14 +285,10 @@ def unchanged(one, other):
 )
 def test_a_function_is_named_on_the_command_line(tmp_path, flag, words):
     """Its flags reach the config; what is wrong with them is one line."""
-    command = [sys.executable, "-m", "dollar_jax.main", "--config=configs/shapes.py", f"--workdir={tmp_path / 'W'}"]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
     flags = f"--config.{flag}".split()
     if "flipp" in flag:
         flags.append("--config.generator.objectives.toy_family:adversarial=0.1")
-    done = subprocess.run(
-        command + flags, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
-    )
+    done = commands.run(["main", "--config=configs/shapes.py", f"--workdir={tmp_path / 'W'}", *flags])
     assert done.returncode == 2
     assert re.search(words, done.stderr), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -73,8 +73,10 @@ def test_a_readme_is_code_of_ours_only(teacher):
     out = teacher.with_name('a"); import os; ("')
     to_torch(teacher, out)
     code = (out / "README.md").read_text().split("```")[1].removeprefix("python\n")
-    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import)]
-    assert calls == []
+    imported = [
+        alias.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import) for alias in node.names
+    ]
+    assert imported == ["torch"]
     (name,) = [
         node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant) and "os" in str(node.value)
     ]

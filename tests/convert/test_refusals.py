@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, program, run
 from safetensors.numpy import load_file, save_file
 
 from dollar_jax.convert.from_torch import from_torch
@@ -117,19 +117,6 @@ def test_networks_that_diffusers_does_not_have(plain, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
-def convert(*arguments: str, cwd: Path, blocks: int | None = None) -> subprocess.CompletedProcess:
-    """The command, which may write no file of more than `blocks` of 1024 bytes: as on a full disk."""
-    limit = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash"] if blocks else []
-    return subprocess.run(
-        [*limit, sys.executable, "-m", "dollar_jax.convert", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -140,7 +127,7 @@ def convert(*arguments: str, cwd: Path, blocks: int | None = None) -> subprocess
     ],
 )
 def test_bad_commands_are_one_line(arguments, words, tmp_path):
-    done = convert(*arguments, cwd=tmp_path)
+    done = run(["convert", *arguments], cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(words)
     assert done.stderr.count("\n") == 1
@@ -148,7 +135,10 @@ def test_bad_commands_are_one_line(arguments, words, tmp_path):
 
 
 def test_a_full_disk(plain, tmp_path, monkeypatch):
-    done = convert("from_torch", str(plain), "ours", cwd=tmp_path, blocks=30)
+    # No file may be longer than 30 blocks of 1024 bytes. (Python would leave modules half compiled, for all others.)
+    command = ["bash", "-c", 'ulimit -f 30; exec "$@"', "bash", *program(["convert", "from_torch", plain, "ours"])]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: the disk is full")
     assert not list(tmp_path.iterdir())

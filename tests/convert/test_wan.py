@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import stock_wan
 import torch
-from commands import command
+from commands import run
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.numpy import load_file, save_file
@@ -233,7 +233,7 @@ def student(folders, tmp_path_factory) -> Path:
         "reward.network.channels": 4,
     }
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    done = command("main", "--config=one_student.py", "--workdir=W", *flags, cwd=work)
+    done = run(["main", "--config=one_student.py", "--workdir=W", *flags], cwd=work)
     assert done.returncode == 0, done.stderr
     return work / "W" / "vsd_cd"
 

@@ -1,11 +1,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import ROOT, program, run
 from PIL import Image
 
 from dollar_jax.data.dataset import open_dataset
@@ -13,13 +13,7 @@ from dollar_jax.data.shapes import ShapesWorld
 from dollar_jax.data.video import read_clip, write_video
 from dollar_jax.rewards.shapes import alignment
 
-ROOT = Path(__file__).parents[2]
 SIZES = ["--frames=9", "--height=32", "--width=32", "--fps=8"]
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "dollar_jax.data", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,8 @@ def folder(tmp_path_factory):
 
 def test_files_become_a_dataset(folder, tmp_path):
     arguments = [f"--videos={folder}", f"--captions={folder}/bad.jsonl", f"--out={tmp_path}/data", "--skip_bad"]
-    done = run(*arguments, "--config=configs/shapes.py")
+    command = program(["data", *arguments, "--config=configs/shapes.py"])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "12 of 13 files" in done.stdout
     assert "bad.mp4" in done.stderr
@@ -81,7 +76,8 @@ def test_files_become_a_dataset(folder, tmp_path):
 )
 def test_faults_are_one_line_and_leave_nothing(folder, tmp_path, changes, fault):
     sizes = changes.get("sizes", [])
-    done = run(f"--videos={folder}", f"--captions={folder}/{changes['captions']}", f"--out={tmp_path}/data", *sizes)
+    flags = [f"--videos={folder}", f"--captions={folder}/{changes['captions']}", f"--out={tmp_path}/data", *sizes]
+    done = run(["data", *flags])
     assert done.returncode == 2
     assert fault in done.stderr
     assert done.stderr.count("\n") == 1
@@ -89,14 +85,14 @@ def test_faults_are_one_line_and_leave_nothing(folder, tmp_path, changes, fault)
 
 
 def test_a_folder_that_exists_is_left_alone(folder, tmp_path):
-    done = run(f"--videos={folder}", f"--captions={folder}/captions.jsonl", f"--out={tmp_path}", *SIZES)
+    done = run(["data", f"--videos={folder}", f"--captions={folder}/captions.jsonl", f"--out={tmp_path}", *SIZES])
     assert done.returncode == 2
     assert f"{tmp_path} exists already" in done.stderr
     assert not os.listdir(tmp_path)
 
 
 def test_help_shows_every_flag():
-    done = run("--help")
+    done = run(["data", "--help"])
     for flag in ("videos", "captions", "out", "config", "frames", "height", "width", "fps", "encode", "teacher"):
         assert f"--{flag}" in done.stdout or f"--[no]{flag}" in done.stdout
     assert "captions.jsonl has a line" in done.stdout

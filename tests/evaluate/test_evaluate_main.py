@@ -1,24 +1,17 @@
 """The command and its commands, in processes of their own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import toy_pipeline
+from commands import run
 
 from dollar_jax.checkpoint import read_card, write_card
 from dollar_jax.evaluate.vbench import DIMENSIONS
 
-ROOT = Path(__file__).parents[2]
-
 
 def evaluate(*arguments):
-    command = [sys.executable, "-m", "dollar_jax.evaluate", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/helpers")}  # for the toy networks
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return run(["evaluate", *arguments])
 
 
 def results(folder, **changes):

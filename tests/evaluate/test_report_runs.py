@@ -3,12 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from browser import needs_browser, open_browser, requested
+from commands import run
 from page import Page
 
 from dollar_jax.errors import UserError
@@ -334,8 +333,7 @@ def test_the_command(tmp_path):
     ]
 
     def command(*flags):
-        arguments = [sys.executable, "-m", "dollar_jax.evaluate", "report", *flags]
-        return subprocess.run(arguments, capture_output=True, text=True)
+        return run(["evaluate", "report", *flags])
 
     both = [f"--workdir={workdir}" for workdir in workdirs]
     result = command(*both, f"--out={tmp_path / 'o'}")

@@ -1,9 +1,9 @@
 """The server of `evaluate human` as a process of its own, with two folders of small videos, for several test files."""
 
 import subprocess
-import sys
 
 import numpy as np
+from commands import program, run
 
 from dollar_jax.data.video import write_video
 
@@ -23,13 +23,13 @@ class Server:
                 for frame, left in zip(video, np.linspace(0, width // 2, frames).astype(int), strict=True):
                     frame[height // 3 : height * 2 // 3, left : left + width // 4] = random.integers(150, 255, 3)
                 write_video(folder / model / f"{i:05d}-0.mp4", video, fps=12)
-        self._command = [sys.executable, "-m", "dollar_jax.evaluate", "human", f"--answers={self.answers}"]
+        self._command = ["evaluate", "human", f"--answers={self.answers}"]
         videos = [f"--videos={model}={folder / model}" for model in ("student", "teacher")]
         self.folders = [*videos, f"--prompts={folder / 'prompts.txt'}"]
 
     def start(self, *flags, stderr=None):
         """Starts it, at the port it had before, and returns its address."""
-        command = [*self._command, *self.folders, f"--port={self.port}", *flags]
+        command = program([*self._command, *self.folders, f"--port={self.port}", *flags])
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
         self.process.stdout.readline()
         self.url = self.process.stdout.readline().split()[0]
@@ -43,4 +43,4 @@ class Server:
 
     def run(self, *flags):
         """Runs the command with other flags to its end."""
-        return subprocess.run([*self._command, *flags], capture_output=True, text=True)
+        return run([*self._command, *flags])

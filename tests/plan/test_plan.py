@@ -3,9 +3,8 @@
 import copy
 import json
 import math
-import subprocess
-import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import pytest
@@ -203,8 +202,7 @@ def test_what_cannot_be_planned(tmp_path):
     ],
 )
 def test_command(flags, said):
-    command = [sys.executable, "-m", "dollar_jax.plan", "--config=configs/shapes.py", *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = commands.run(["plan", "--config=configs/shapes.py", *flags])
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {said}")
     assert done.stderr.count("\n") == 1
