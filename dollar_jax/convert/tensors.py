@@ -18,7 +18,7 @@ from dollar_jax.lazy import Lazy, lazy
 from dollar_jax.reading import read_json, within
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers, of transformers, of both in the past
-SHARD_BYTES = 2 * 10**9  # one is in memory beside the network
+SHARD_BYTES = 2 * 10**9  # one is in memory
 SHARD = re.compile(r"\w[\w.-]{0,200}\.(safetensors|bin)")
 KEY = re.compile(r"[\w./-]{1,300}")
 TORCH_DTYPES = {  # NumPy has no others
