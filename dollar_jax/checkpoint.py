@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from dollar_jax import card as cards
-from dollar_jax import checksums
+from dollar_jax import checksums, lazy
 from dollar_jax.card import Card
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.distributed import is_main
@@ -113,6 +113,22 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
       UserError: the checkpoint is missing or damaged, or its shapes differ from the card.
     """
     network = network_of(part, **options)
+    place, stored = _stored(folder, part, network)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
+    if not (mesh := jax.sharding.get_mesh()).empty:
+        wanted = with_shardings(wanted, mesh)
+    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+    with ocp.PyTreeCheckpointer() as reader:
+        return network, reader.restore(place, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
+
+
+def open_component(folder: str | os.PathLike, part: Card) -> Params:
+    """The parameters of one component of a card as `Lazy` arrays. Arguments, errors: `load_component`."""
+    return lazy.stored(*_stored(folder, part, network_of(part)))
+
+
+def _stored(folder: str | os.PathLike, part: Card, network: Network) -> tuple[Path, Params]:
+    """Verifies a component's files: their folder, and Orbax's description of each parameter."""
     target = jax.eval_shape(network.init, jax.random.key(0))
     path, item = _place(folder, part), part["item"]
     if item and not (path / item).is_dir():
@@ -122,14 +138,10 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
         raise UserError(f"{path} is damaged ({fault}): copy it again, or take another checkpoint")
     with ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path / item).item_metadata.tree
-        shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"{path} holds another network than {root(folder)}/config.json describes")
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
-        if not (mesh := jax.sharding.get_mesh()).empty:
-            wanted = with_shardings(wanted, mesh)
-        arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-        return network, reader.restore(path / item, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
+    shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{path} holds another network than {root(folder)}/config.json describes")
+    return path / item, stored
 
 
 def _fault(path: Path, item: str = "") -> str:
@@ -143,13 +155,14 @@ def _fault(path: Path, item: str = "") -> str:
 def save_params(folder: str | os.PathLike, params: Params) -> None:
     """Writes the parameters of a network that is not in training (a text encoder, converted weights).
 
-    No copy is made in memory. With its defaults, Orbax would make two: one itself, one in its compressor.
+    Args:
+      params: arrays or `Lazy` ones, which are read one by one, each when the one before is written.
     """
-    numpy_handler = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
-    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, numpy_handler))
+    registry = ocp.type_handlers.create_type_handler_registry((lazy.Lazy, lazy.Writer()))
+    # Orbax's defaults would need another copy in memory, in their compressor.
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False, use_ocdbt=False)
     with ocp.Checkpointer(handler, temporary_path_class=_Sealed) as writer:
-        writer.save(Path(folder).resolve(), jax.tree.map(np.asarray, params), force=True)
+        writer.save(Path(folder).resolve(), jax.tree.map(lazy.lazy, params), force=True)
 
 
 def bring(card: Card, source: str | os.PathLike, folder: str | os.PathLike, names: Sequence[str] = SHARED) -> Card:

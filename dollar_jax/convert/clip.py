@@ -86,17 +86,15 @@ def _patches(config: Mapping[str, Any]) -> Change:
 
 def split_fused(tensors: Tensors) -> Tensors:
     """open_clip's tensors with queries, keys and values apart: `attn.in_proj_weight` -> `attn.query.weight`, ..."""
-    readers, shapes = {}, {}
-    for key, reader in tensors.readers.items():
+    split = {}
+    for key, tensor in tensors.lazy.items():
         module, fused, kind = key.rpartition("in_proj_")
         if not fused:
-            readers[key], shapes[key] = reader, tensors.shapes[key]
+            split[key] = tensor
             continue
-        rows, *rest = tensors.shapes[key]
         for part, name in enumerate(PARTS):
-            readers[f"{module}{name}.{kind}"] = lambda reader=reader, part=part: np.split(reader(), 3)[part]
-            shapes[f"{module}{name}.{kind}"] = (rows // 3, *rest)
-    return Tensors(readers, shapes, tensors.nbytes)
+            split[f"{module}{name}.{kind}"] = tensor.through(lambda fused, part=part: np.split(fused, 3)[part])
+    return Tensors(split, tensors.nbytes)
 
 
 def config(theirs: Mapping[str, Any]) -> dict[str, Any]:

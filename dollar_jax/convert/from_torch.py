@@ -14,7 +14,7 @@ from dollar_jax.checkpoint import save_params, write_card
 from dollar_jax.convert import aesthetic, clip, families, hub, wan_dit
 from dollar_jax.convert.architectures import CLIP, SIZES, describing, of_folder, plain, word
 from dollar_jax.convert.families.family import Architecture, Family
-from dollar_jax.convert.tables import Rule, convert
+from dollar_jax.convert.tables import Rule, convert_lazily
 from dollar_jax.convert.tensors import Tensors, joined, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.errors import UserError
@@ -28,7 +28,7 @@ LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
 def from_torch(source: str | os.PathLike, target: Path, revision: str = "") -> Card:
     """Converts a folder or a file to the checkpoint `target` and returns its card.
 
-    Tensors keep their dtype; one component is in memory at a time.
+    Tensors keep their dtype; one parameter, with blocks stacked, is in memory at a time.
 
     Args:
       source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip, of
@@ -211,7 +211,7 @@ def _save(
     print(f"{component}: {len(tensors)} tensors, {tensors.nbytes / 1e6:,.1f} MB", flush=True)
     with describing(source):
         target = jax.eval_shape(build(network, config).init, jax.random.key(0))
-        params = convert(table, tensors, target)
+        params = convert_lazily(table, tensors.lazy, target)
     save_params(folder / component, params)
     return {"architecture": network, "config": dict(config), "path": component, "item": ""}
 

@@ -7,12 +7,15 @@ our parameter.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import EllipsisType
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dollar_jax.errors import UserError
+from dollar_jax.lazy import Lazy, lazy
 from dollar_jax.types import Params
 
 STACKED = "{layer}"
@@ -72,11 +75,17 @@ def _match(template: str, text: str) -> dict[str, str] | None:
 
 
 def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target: Params) -> Params:
-    """Our parameters from a state dict of arrays, which may be read when they are asked for.
+    """`convert_lazily` at once: arrays from arrays, without shared memory."""
+    return jax.tree.map(lambda x: np.array(x.read(), order="C"), convert_lazily(table, state_dict, target))
+
+
+def convert_lazily(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray | Lazy], target: Params) -> Params:
+    """Our parameters from a state dict, as `Lazy` arrays. Their tensors are read when they are asked for.
 
     Args:
       table: the rules; each key must match exactly one.
-      state_dict: PyTorch key -> array. Tied weights may come under all their names.
+      state_dict: PyTorch key -> array. Tied weights may come under all their names. They, and what must not be zeros,
+        are read at once.
       target: the parameters of the network, as a nested dict of arrays or ShapeDtypeStructs. Only shapes are read:
         dtypes come from the state dict. Layers that differ in dtype get one that holds them all.
     Raises:
@@ -84,7 +93,8 @@ def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target:
         their rule refuses, or a place that another key fills with other values; parameters or layers left unfilled.
     """
     shapes = {_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(target)}
-    filled: dict[str, np.ndarray] = {}
+    filled: dict[str, dict[int | EllipsisType, Lazy]] = {path: {} for path in shapes}
+    dtypes: dict[str, np.dtype] = {}
     seen = {path: np.zeros(shape[:1], bool) for path, shape in shapes.items()}
 
     def fill(key: str) -> None:
@@ -98,25 +108,21 @@ def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target:
         row = int(fields["layer"]) if STACKED in rule.theirs else ...
         if row is not ... and row >= shapes[path][0]:
             raise UserError(f"{key} has no place: the network has {shapes[path][0]} layers")
-        again = seen[path][row].any()
         seen[path][row] = True
-        value = state_dict[key]
-        if rule.zeros and not value.any():
+        tensor = lazy(state_dict[key])
+        if rule.zeros and not tensor.read().any():
             raise UserError(f"{key} is all zeros: {rule.zeros}")
         try:
-            ours = rule.change.to_ours(value)
+            ours = tensor.through(rule.change.to_ours)
         except ValueError as error:
-            raise UserError(f"{key} has shape {value.shape}, which does not fit {path}: {error}") from error
+            raise UserError(f"{key} has shape {tensor.shape}, which does not fit {path}: {error}") from error
         wanted = shapes[path] if row is ... else shapes[path][1:]
         if ours.shape != wanted:
-            raise UserError(f"{key} has shape {value.shape}, which makes {ours.shape}, but {path} is {wanted}")
-        place = filled.get(path)
-        if place is None:
-            place = np.empty(shapes[path], ours.dtype)
-        filled[path] = place = place.astype(np.promote_types(place.dtype, ours.dtype), copy=False)
-        if again and not np.array_equal(ours, place[row]):
+            raise UserError(f"{key} has shape {tensor.shape}, which makes {ours.shape}, but {path} is {wanted}")
+        dtypes[path] = np.promote_types(dtypes.get(path, ours.dtype), ours.dtype)
+        earlier, filled[path][row] = filled[path].get(row), ours
+        if earlier and not np.array_equal(*(x.read().astype(dtypes[path], copy=False) for x in (ours, earlier))):
             raise UserError(f"{key} gives {path} other values than an earlier key")
-        place[row] = ours
 
     faults = []
     for key in state_dict:
@@ -129,23 +135,53 @@ def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target:
             faults.append(f"nothing fills {path}" + (f", layers {np.flatnonzero(~rows)}" if rows.any() else ""))
     if faults:
         raise UserError("the weights do not fit the network: " + "; ".join(faults))
-    return jax.tree.map_with_path(lambda path, _: filled[_name(path)], target)
+
+    def parameter(path: tuple, _) -> Lazy:
+        name = _name(path)
+        return Lazy(shapes[name], dtypes[name], partial(_join, shapes[name], dtypes[name], filled[name]))
+
+    return jax.tree.map_with_path(parameter, target)
+
+
+def _join(shape: tuple[int, ...], dtype: np.dtype, rows: Mapping[int | EllipsisType, Lazy]) -> np.ndarray:
+    """Reads a parameter, whole or row by row."""
+    if ... in rows:
+        return rows[...].read().astype(dtype, copy=False)
+    joined = np.empty(shape, dtype)
+    for row, values in rows.items():
+        joined[row] = values.read()
+    return joined
 
 
 def restore(table: Sequence[Rule], params: Params) -> dict[str, np.ndarray]:
-    """The state dict of our parameters, the inverse of `convert`: views wherever NumPy can make one.
+    """`restore_lazily` at once."""
+    return {key: tensor.read() for key, tensor in restore_lazily(table, params).items()}
 
-    Tied weights come under the first of their names in the table.
+
+def restore_lazily(table: Sequence[Rule], params: Params) -> dict[str, Lazy]:
+    """The state dict of our parameters, arrays or `Lazy`: the inverse of `convert_lazily`.
+
+    A stacked parameter is read for its first row and stays in memory until a row of another one is asked for. So rows
+    should be asked for in the order of the result. Tied weights come under the first of their names in the table.
     """
-    state_dict = {}
-    for path, leaf in jax.tree.leaves_with_path(params):
+    state_dict: dict[str, Lazy] = {}
+    held: list = []  # the stacked parameter that was read last, and its values
+
+    def row(leaf: Lazy, layer: int) -> np.ndarray:
+        if not held or held[0] is not leaf:
+            held.clear()  # so that two are never in memory
+            held.extend((leaf, leaf.read()))
+        return held[1][layer].copy()  # a view would keep all rows
+
+    for path, leaf in jax.tree.leaves_with_path(jax.tree.map(lazy, params)):
         matches = ((_match(rule.ours, _name(path)), rule) for rule in table)
         fields, rule = next((fields, rule) for fields, rule in matches if fields is not None)
         if STACKED in rule.theirs:
-            for layer, row in enumerate(leaf):
-                state_dict[rule.theirs.format(**fields, layer=layer)] = rule.change.to_theirs(row)
+            for layer in range(leaf.shape[0]):
+                ours = Lazy(leaf.shape[1:], leaf.dtype, partial(row, leaf, layer))
+                state_dict[rule.theirs.format(**fields, layer=layer)] = ours.through(rule.change.to_theirs)
         else:
-            state_dict[rule.theirs.format(**fields)] = rule.change.to_theirs(leaf)
+            state_dict[rule.theirs.format(**fields)] = leaf.through(rule.change.to_theirs)
     return state_dict
 
 

@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -13,14 +14,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dollar_jax.errors import UserError
+from dollar_jax.lazy import Lazy, lazy
 from dollar_jax.reading import read_json, within
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers, of transformers, of both in the past
-SHARD_BYTES = 2 * 10**9  # one is in memory beside the network
+SHARD_BYTES = 2 * 10**9  # one is in memory
 SHARD = re.compile(r"\w[\w.-]{0,200}\.(safetensors|bin)")
 KEY = re.compile(r"[\w./-]{1,300}")
-DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # of safetensors; NumPy has no others
-TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+TORCH_DTYPES = {  # NumPy has no others
+    name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+DTYPES = dict(  # of safetensors
+    zip(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"), TORCH_DTYPES.values(), strict=True)
+)
 
 
 @dataclass(frozen=True)
@@ -28,39 +35,35 @@ class Tensors(Mapping[str, np.ndarray]):
     """Tensors by name, each read from disk when it is asked for.
 
     Attributes:
-      readers: a function for each tensor that reads it.
-      shapes: the shape of each, known without reading it.
+      lazy: the tensors, of which shape and dtype are known without reading them.
       nbytes: the size of the files in bytes.
     """
 
-    readers: dict[str, Callable[[], np.ndarray]]
-    shapes: dict[str, tuple[int, ...]]
+    lazy: dict[str, Lazy]
     nbytes: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: tensor.shape for key, tensor in self.lazy.items()}
 
     def without(self, keys: Container[str]) -> "Tensors":
         """The tensors without these keys, which need not be there."""
-        readers, shapes = (
-            {key: value for key, value in entries.items() if key not in keys} for entries in (self.readers, self.shapes)
-        )
-        return Tensors(readers, shapes, self.nbytes)
+        return Tensors({key: tensor for key, tensor in self.lazy.items() if key not in keys}, self.nbytes)
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self.readers[key]()
+        return self.lazy[key].read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.readers)
+        return iter(self.lazy)
 
     def __len__(self) -> int:
-        return len(self.readers)
+        return len(self.lazy)
 
 
 def joined(parts: Mapping[str, Tensors]) -> Tensors:
     """The tensors of several networks, each behind the name of its part: `PART.KEY`."""
-    readers, shapes = (
-        {f"{part}.{key}": value for part, tensors in parts.items() for key, value in getattr(tensors, name).items()}
-        for name in ("readers", "shapes")
-    )
-    return Tensors(readers, shapes, sum(tensors.nbytes for tensors in parts.values()))
+    named = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.lazy.items()}
+    return Tensors(named, sum(tensors.nbytes for tensors in parts.values()))
 
 
 def open_folder(root: Path, folder: str = "") -> Tensors:
@@ -91,11 +94,8 @@ def _open_shards(root: Path, name: str) -> Tensors:
     for key, name in places.items():
         if key not in shards[name]:
             raise UserError(f"{index} says that {key!r:.300} is in {name}, where it is not")
-    return Tensors(
-        {key: reader for shard in shards.values() for key, reader in shard.readers.items()},
-        {key: shape for shard in shards.values() for key, shape in shard.shapes.items()},
-        sum(shard.nbytes for shard in shards.values()),
-    )
+    found = {key: tensor for shard in shards.values() for key, tensor in shard.lazy.items()}
+    return Tensors(found, sum(shard.nbytes for shard in shards.values()))
 
 
 def open_file(path: Path) -> Tensors:
@@ -120,16 +120,20 @@ def _open_safetensors(path: Path) -> Tensors:
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 it is no dict
     for key, part in slices.items():
         _require_dtype(path, key, part.get_dtype(), DTYPES)
-    return Tensors(
-        {key: lambda key=key: file.get_tensor(key) for key in slices},
-        {key: tuple(part.get_shape()) for key, part in slices.items()},
-        path.stat().st_size,
-    )
+    found = {
+        key: Lazy(tuple(part.get_shape()), DTYPES[part.get_dtype()], partial(file.get_tensor, key))
+        for key, part in slices.items()
+    }
+    return Tensors(found, path.stat().st_size)
 
 
-def _require_dtype(path: Path, key: str, dtype: str, known: tuple[str, ...]) -> None:
+def _require_dtype(path: Path, key: str, dtype: str, known: Collection[str]) -> None:
     if dtype not in known:
         raise UserError(f"{path} holds {key!r:.300} as {dtype}: only {', '.join(known)} can be converted")
+
+
+def _torch_name(tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _open_pickle(path: Path) -> Tensors:
@@ -153,7 +157,7 @@ def _open_pickle(path: Path) -> Tensors:
     if not tensors:
         raise UserError(f"{path} holds no tensors by name")
     for key, tensor in tensors.items():
-        _require_dtype(path, key, str(tensor.dtype).removeprefix("torch."), TORCH_DTYPES)
+        _require_dtype(path, key, _torch_name(tensor), TORCH_DTYPES)
         # Strides of zero would make terabytes of a few bytes.
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not dense or tensor.nbytes > tensor.untyped_storage().nbytes():
@@ -165,15 +169,20 @@ def _open_pickle(path: Path) -> Tensors:
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
 
-    return Tensors(
-        {key: lambda tensor=tensor: read(tensor) for key, tensor in tensors.items()},
-        {key: tuple(tensor.shape) for key, tensor in tensors.items()},
-        path.stat().st_size,
-    )
+    found = {
+        key: Lazy(tuple(tensor.shape), TORCH_DTYPES[_torch_name(tensor)], partial(read, tensor))
+        for key, tensor in tensors.items()
+    }
+    return Tensors(found, path.stat().st_size)
 
 
-def write_folder(folder: Path, stem: str, state_dict: Mapping[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes `stem`.safetensors, or shards of at most `shard_bytes` (one tensor at least) and their index."""
+def write_folder(
+    folder: Path, stem: str, state_dict: Mapping[str, np.ndarray | Lazy], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes `stem`.safetensors, or shards of at most `shard_bytes` (one tensor at least) and their index.
+
+    One shard is in memory: safetensors writes a file at once.
+    """
     shards: list[list[str]] = [[]]
     size = 0
     for key, value in state_dict.items():
@@ -193,6 +202,6 @@ def write_folder(folder: Path, stem: str, state_dict: Mapping[str, np.ndarray], 
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    contiguous = {key: np.asarray(value, order="C") for key, value in tensors.items()}
+def _write_file(path: Path, tensors: Mapping[str, np.ndarray | Lazy]) -> None:
+    contiguous = {key: np.asarray(lazy(value).read(), order="C") for key, value in tensors.items()}
     save_file(contiguous, path, metadata={"format": "pt"})  # transformers refuses files without it

@@ -8,15 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dollar_jax import diffusion
 from dollar_jax.card import COMPONENTS, SAMPLED, Card, require
-from dollar_jax.checkpoint import load_component, read_card, root
+from dollar_jax.checkpoint import open_component, read_card, root
 from dollar_jax.convert import families
 from dollar_jax.convert.architectures import by_network, describe
 from dollar_jax.convert.families.family import Architecture, Family, OriginalKeys
-from dollar_jax.convert.tables import restore
+from dollar_jax.convert.tables import restore_lazily
 from dollar_jax.convert.tensors import write_folder
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.errors import UserError
@@ -28,6 +27,8 @@ SCHEDULER_FILE = Path(__file__).with_name("dollar_scheduler.py")
 
 def to_torch(source: Path, target: Path, item: str = "", original: bool = False) -> None:
     """Writes the model in `source` as a diffusers pipeline folder, or a network without one as a model folder.
+
+    One parameter, with blocks stacked, and one file of the target (2 GB; with `original` all) are in memory at a time.
 
     Args:
       source: a model's folder, or one numbered checkpoint in it.
@@ -70,9 +71,9 @@ def _original(source: Path, part: Card, target: Path) -> None:
     if not isinstance(keys, OriginalKeys):
         raise UserError(f"{part['architecture']}: its authors' code has no other names, leave out --original")
     with new_folder(target) as folder:
-        _, params = load_component(source, part)
+        params = open_component(source, part)
         require_space(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-        tensors = restore(keys.original_table(part["config"]), jax.tree.map(np.asarray, params))
+        tensors = restore_lazily(keys.original_table(part["config"]), params)
         write_folder(folder, "model", tensors, shard_bytes=sum(value.nbytes for value in tensors.values()))
 
 
@@ -89,11 +90,10 @@ def _family(card: Card) -> Family:
 def _component(source: Path, part: Card, architecture: Architecture, folders: list[Path]) -> dict[str, list[str]]:
     """Writes one network, in several folders if it has several there; returns their entries of model_index.json."""
     description = describe(architecture, part)
-    _, params = load_component(source, part)
+    params = open_component(source, part)
     require_space(folders[0].parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
     print(f"{architecture.component}: {sum(leaf.size for leaf in jax.tree.leaves(params)):,} parameters", flush=True)
-    params = jax.tree.map(np.asarray, params)
-    tensors = restore(architecture.keys.table(part["config"]), params)
+    tensors = restore_lazily(architecture.keys.table(part["config"]), params)
     for folder in folders:
         prefix = f"{folder.name}." if len(folders) > 1 else ""
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

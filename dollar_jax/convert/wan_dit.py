@@ -151,8 +151,4 @@ def original_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def without_prefix(tensors: Tensors) -> Tensors:
     """The tensors of a file of ComfyUI by their original names."""
-    readers, shapes = (
-        {key.removeprefix(COMFY): value for key, value in entries.items()}
-        for entries in (tensors.readers, tensors.shapes)
-    )
-    return Tensors(readers, shapes, tensors.nbytes)
+    return Tensors({key.removeprefix(COMFY): tensor for key, tensor in tensors.lazy.items()}, tensors.nbytes)

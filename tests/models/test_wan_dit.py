@@ -20,6 +20,7 @@ from dollar_jax.convert import wan_dit as keys
 from dollar_jax.convert.tables import convert, restore
 from dollar_jax.convert.tensors import Tensors, open_folder, write_folder
 from dollar_jax.errors import UserError
+from dollar_jax.lazy import lazy
 from dollar_jax.models import wan_dit
 from dollar_jax.models.network import count_parameters
 from dollar_jax.types import Condition
@@ -232,8 +233,7 @@ def test_original_names():
         np.testing.assert_array_equal(renamed[key], value)
 
     comfy = {f"model.diffusion_model.{key}": value for key, value in original.items()}
-    readers = {key: functools.partial(comfy.get, key) for key in comfy}
-    tensors = keys.without_prefix(Tensors(readers, {key: value.shape for key, value in comfy.items()}, 0))
+    tensors = keys.without_prefix(Tensors({key: lazy(value) for key, value in comfy.items()}, 0))
     assert keys.original_config(tensors.shapes) == config
     back = convert(keys.original_table(config), tensors, target)
     jax.tree.map(np.testing.assert_array_equal, back, params)
