@@ -74,7 +74,10 @@ def test_a_student_of_one_step_has_no_terminal():
         ({"prediction_type": "epsilon"}, "prediction_type = 'epsilon': only 'flow_prediction'"),
         ({"solver_order": 3}, "solver_order"),
         ({"solver_type": "bh1"}, "solver_type = 'bh1': only 'bh2'"),
-        ({"use_karras_sigmas": True}, "use_karras_sigmas = True: only None"),
+        ({"predict_x0": False}, "predict_x0 = False: only True"),
+        ({"lower_order_final": False}, "lower_order_final = False: only True"),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas = True, which cannot be converted"),
+        ({"shift_terminal": 0.1}, "shift_terminal = 0.1"),
         ({"disable_corrector": [0]}, "only order 1 without a corrector"),
     ],
 )

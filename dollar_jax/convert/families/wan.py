@@ -61,9 +61,12 @@ def read_scheduler(theirs: Mapping[str, Any]) -> Card:
     if name not in FIXED:
         raise UserError(f"the scheduler is a {name}, which cannot be converted; known are {', '.join(FIXED)}")
     require_schema(theirs, _SCHEDULER, "the scheduler", "no such scheduler can be converted")
-    for field, (default, wanted) in (FIXED[name] | dict.fromkeys(OFF, (None, None))).items():
-        if (value := theirs.get(field, default) or default) != wanted:
+    for field, (default, wanted) in FIXED[name].items():
+        if (value := theirs.get(field, default)) != wanted:
             raise UserError(f"the scheduler has {field} = {value!r}: only {wanted!r} can be converted")
+    for field in OFF:
+        if theirs.get(field):
+            raise UserError(f"the scheduler has {field} = {theirs[field]!r}, which cannot be converted: turn it off")
     schedule = {"kind": "flow", "steps": theirs.get("num_train_timesteps", 1000)}
     if name == EULER:
         sampler, count = "ddim", STEPS
@@ -110,6 +113,7 @@ def write_scheduler(card: Card) -> tuple[str, dict[str, Any]] | None:
 
 
 def text_length(card: Card) -> int:
+    """The same for all, the stock pipeline's."""
     return LENGTH
 
 
