@@ -184,7 +184,7 @@ def test_programs_for_a_public_teacher(monkeypatch):
 
 def test_what_cannot_be_planned(tmp_path):
     config = small_config()
-    with pytest.raises(UserError, match=r"--teacher is one of 2b, 5b, 1\.5-5b, not '7b'"):
+    with pytest.raises(UserError, match=r"--teacher is one of 2b, 5b, 1\.5-5b, wan2\.1-1\.3b, .*, not '7b'"):
         teacher_card(dollar_config(), "7b")
     config.teacher.path = str(tmp_path)
     with pytest.raises(UserError, match="no checkpoint here"):
