@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dollar_jax.card import COMPONENTS, REPOSITORY
+from dollar_jax.convert import families
 from dollar_jax.convert.tensors import STEMS
 from dollar_jax.errors import UserError
 
 # Patterns, in which * also stands for slashes. Nothing else is downloaded: no pickles, no code, no pictures.
 DESCRIPTIONS = ("*.json", "*.txt", "*.model")  # with the files of tokenizers
-PLACES = ("", *(f"{name}/" for name in (*COMPONENTS, "transformer_2")))
+_FOLDERS = dict.fromkeys([*COMPONENTS, *(name for family in families.FAMILIES for name in family.folders)])
+PLACES = ("", *(f"{name}/" for name in _FOLDERS))
 # By their exact names: the same weights often lie beside them in other dtypes. A LoRA is fetched to be refused.
 WEIGHTS = tuple(
     f"{place}{name}.safetensors" for place in PLACES for stem in STEMS for name in (stem, f"{stem}-*", "*lora*")

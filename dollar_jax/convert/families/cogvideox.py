@@ -7,10 +7,8 @@ from typing import Any
 from dollar_jax import diffusion
 from dollar_jax.card import Card
 from dollar_jax.convert import cogvideox_dit, cogvideox_vae, t5
-from dollar_jax.convert.families.family import Architecture, Family
-from dollar_jax.errors import UserError
+from dollar_jax.convert.families.family import Architecture, Family, scheduler_settings
 from dollar_jax.pipeline import at_size
-from dollar_jax.reading import require_schema
 
 STOCK = "CogVideoXDDIMScheduler"
 # The public 5B comes with another solver for the same model; here DDIM samples it.
@@ -49,17 +47,9 @@ def read_scheduler(theirs: Mapping[str, Any]) -> Card:
     Raises:
       UserError: another scheduler, or settings that cannot be followed here.
     """
-    name = theirs.get("_class_name")
-    if name not in KNOWN:
-        raise UserError(f"the scheduler is a {name}, which cannot be converted; known are {', '.join(KNOWN)}")
-    require_schema(theirs, _SCHEDULER, "the scheduler", "no such scheduler can be converted")
-    theirs = DEFAULTS | dict(theirs)
     allowed = {name: (value,) for name, value in FIXED.items()}
     allowed |= {"prediction_type": tuple(PREDICTION_TYPES), "beta_schedule": ("linear", "scaled_linear")}
-    for name, values in allowed.items():
-        if theirs[name] not in values:
-            wanted = " or ".join(map(repr, values))
-            raise UserError(f"the scheduler has {name} = {theirs[name]!r}: only {wanted} can be converted")
+    theirs = scheduler_settings(theirs, KNOWN, _SCHEDULER, DEFAULTS, allowed)
     schedule = {
         "kind": "ddpm",
         "steps": theirs["num_train_timesteps"],

@@ -1,11 +1,13 @@
 """The description of a family of text-to-video models: its form. Each module beside this one fills it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from dollar_jax.card import Card
 from dollar_jax.convert.tables import Rule
+from dollar_jax.errors import UserError
+from dollar_jax.reading import require_schema
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # each library's name for weights
 
@@ -65,6 +67,35 @@ class Architecture:
     def stem(self) -> str:
         """The name of its files of weights there, without an ending."""
         return STEMS[self.library]
+
+
+def scheduler_settings(
+    theirs: Mapping[str, Any],
+    known: Collection[str],
+    schema: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    allowed: Mapping[str, Sequence[Any]],
+) -> dict[str, Any]:
+    """The content of a scheduler_config.json with the defaults of diffusers for the fields that it leaves out.
+
+    Args:
+      known: classes of schedulers that can be followed here.
+      schema: types and ranges of fields.
+      defaults: the defaults of diffusers.
+      allowed: field -> the values that can be followed here.
+    Raises:
+      UserError: another class, or a field that is out of its range or cannot be followed.
+    """
+    name = theirs.get("_class_name")
+    if name not in known:
+        raise UserError(f"the scheduler is a {name}, which cannot be converted; known are {', '.join(known)}")
+    require_schema(theirs, schema, "the scheduler", "no such scheduler can be converted")
+    settings = {**defaults, **theirs}
+    for field, values in allowed.items():
+        if settings[field] not in values:
+            wanted = " or ".join(map(repr, values))
+            raise UserError(f"the scheduler has {field} = {settings[field]!r}: only {wanted} can be converted")
+    return settings
 
 
 @dataclass(frozen=True)

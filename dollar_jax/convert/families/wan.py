@@ -9,10 +9,9 @@ import numpy as np
 from dollar_jax import diffusion
 from dollar_jax.card import Card
 from dollar_jax.convert import umt5, wan_dit, wan_experts, wan_vae
-from dollar_jax.convert.families.family import Architecture, Family
+from dollar_jax.convert.families.family import Architecture, Family, scheduler_settings
 from dollar_jax.errors import UserError
 from dollar_jax.pipeline import at_size
-from dollar_jax.reading import require_schema
 
 UNIPC, EULER = "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"
 STEPS = 50  # the stock pipeline's
@@ -24,20 +23,26 @@ NEGATIVE = (
     "形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒"  # noqa: RUF001
     "着走"
 )
-# Fields of the files, with the defaults of diffusers and the values that can be followed here.
-FIXED = {
+# The defaults of diffusers for fields that a file leaves out.
+DEFAULTS = {
     UNIPC: {
-        "prediction_type": ("epsilon", "flow_prediction"),
-        "use_flow_sigmas": (False, True),
-        "predict_x0": (True, True),
-        "solver_type": ("bh2", "bh2"),
-        "lower_order_final": (True, True),
-        "final_sigmas_type": ("zero", "zero"),
-        "thresholding": (False, False),
-        "solver_p": (None, None),
+        "num_train_timesteps": 1000,
+        "flow_shift": 1.0,
+        "solver_order": 2,
+        "disable_corrector": [],
+        "prediction_type": "epsilon",
+        "use_flow_sigmas": False,
+        "predict_x0": True,
+        "solver_type": "bh2",
+        "lower_order_final": True,
+        "final_sigmas_type": "zero",
+        "thresholding": False,
+        "solver_p": None,
     },
-    EULER: {"invert_sigmas": (False, False), "stochastic_sampling": (False, False)},
+    EULER: {"num_train_timesteps": 1000, "shift": 1.0, "invert_sigmas": False, "stochastic_sampling": False},
 }
+# Beside the fields of `_SCHEDULER`, only the defaults can be followed here, but for these.
+FLOW = {UNIPC: {"prediction_type": "flow_prediction", "use_flow_sigmas": True}, EULER: {}}
 OFF = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_dynamic_shifting", "shift_terminal")
 _SHIFT = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
 _SCHEDULER = {
@@ -57,26 +62,23 @@ def read_scheduler(theirs: Mapping[str, Any]) -> Card:
     Raises:
       UserError: another scheduler, or settings that cannot be followed here.
     """
-    name = theirs.get("_class_name")
-    if name not in FIXED:
-        raise UserError(f"the scheduler is a {name}, which cannot be converted; known are {', '.join(FIXED)}")
-    require_schema(theirs, _SCHEDULER, "the scheduler", "no such scheduler can be converted")
-    for field, (default, wanted) in FIXED[name].items():
-        if (value := theirs.get(field, default)) != wanted:
-            raise UserError(f"the scheduler has {field} = {value!r}: only {wanted!r} can be converted")
+    kind = EULER if theirs.get("_class_name") == EULER else UNIPC
+    wanted = DEFAULTS[kind] | FLOW[kind]
+    allowed = {field: (value,) for field, value in wanted.items() if field not in _SCHEDULER["properties"]}
+    theirs = scheduler_settings(theirs, tuple(DEFAULTS), _SCHEDULER, DEFAULTS[kind], allowed)
     for field in OFF:
         if theirs.get(field):
             raise UserError(f"the scheduler has {field} = {theirs[field]!r}, which cannot be converted: turn it off")
-    schedule = {"kind": "flow", "steps": theirs.get("num_train_timesteps", 1000)}
-    if name == EULER:
+    schedule = {"kind": "flow", "steps": theirs["num_train_timesteps"]}
+    if kind == EULER:
         sampler, count = "ddim", STEPS
-        schedule |= {"shift": theirs.get("shift", 1.0), "spacing": "euler"}
+        schedule |= {"shift": theirs["shift"], "spacing": "euler"}
     else:
-        order, off = theirs.get("solver_order", 2), theirs.get("disable_corrector", [])
+        order, off = theirs["solver_order"], theirs["disable_corrector"]
         if off and (order != 1 or off != list(range(len(off)))):
             raise UserError("the scheduler has a disable_corrector: only order 1 without a corrector can be converted")
         sampler, count = "ddim" if off else {1: "unipc1", 2: "unipc"}[order], len(off) or STEPS
-        schedule |= {"shift": theirs.get("flow_shift", 1.0), "spacing": "unipc"}
+        schedule |= {"shift": theirs["flow_shift"], "spacing": "unipc"}
     times = diffusion.make_schedule(**schedule).spaced(count)
     return {"prediction_type": "flow", "schedule": schedule, "times": times, "sampler": sampler}
 
