@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from dollar_jax.card import COMPONENTS, Card
-from dollar_jax.checkpoint import save_params, write_card
+from dollar_jax.checkpoint import network_of, save_params, write_card
 from dollar_jax.convert import aesthetic, clip, families, hub, wan_dit
 from dollar_jax.convert.architectures import CLIP, SIZES, describing, of_folder, plain, word
 from dollar_jax.convert.families.family import Architecture, Family
@@ -19,7 +19,6 @@ from dollar_jax.convert.tensors import Tensors, joined, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
-from dollar_jax.models import build
 from dollar_jax.reading import inside, read_json, require_schema, within
 
 LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
@@ -210,7 +209,7 @@ def _save(
     require_space(folder, tensors.nbytes)
     print(f"{component}: {len(tensors)} tensors, {tensors.nbytes / 1e6:,.1f} MB", flush=True)
     with describing(source):
-        target = jax.eval_shape(build(network, config).init, jax.random.key(0))
+        target = jax.eval_shape(network_of({"architecture": network, "config": config}).init, jax.random.key(0))
         params = convert_lazily(table, tensors.lazy, target)
     save_params(folder / component, params)
     return {"architecture": network, "config": dict(config), "path": component, "item": ""}
