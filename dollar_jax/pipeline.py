@@ -21,6 +21,7 @@ from dollar_jax.models.network import Network
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.reading import inside
 from dollar_jax.sharding import BATCH, constrain
+from dollar_jax.solvers import SOLVERS
 from dollar_jax.types import Condition, Params
 
 Frames = UInt8[np.ndarray, "n F H W 3"]
@@ -205,17 +206,6 @@ def at_size(card: Card, video: Mapping[str, Any]) -> Card:
     params = jax.eval_shape(network.init, jax.random.key(0))
     mean, _ = jax.eval_shape(_autoencoder(card, network)[0], params, clip)
     return {name: value for name, value in card.items() if name != "lead"} | {"latent_shape": list(mean.shape[1:])}
-
-
-# The solvers of `sample --sampler`, as changes of a card: its sampler, and how a flow spaces its times.
-SOLVERS = {
-    "ddim": ("ddim", None),
-    "ancestral": ("ancestral", None),
-    "renoise": ("renoise", None),
-    "euler": ("ddim", "euler"),
-    "unipc": ("unipc", "unipc"),
-    "unipc1": ("unipc1", "unipc"),
-}
 
 
 def with_solver(card: Card, solver: str | None, shift: float | None) -> Card:

@@ -18,6 +18,7 @@ from dollar_jax.cli import required, run
 from dollar_jax.data.prompts import read_prompts
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
+from dollar_jax.solvers import SOLVERS
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, or W/STUDENT/checkpoints/STEP.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "Text file with one prompt per line.")
@@ -28,9 +29,7 @@ _GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scal
 _NEGATIVE_PROMPT = flags.DEFINE_string(
     "negative_prompt", None, "The prompt that guidance moves away from; default: the checkpoint's."
 )
-_SAMPLER = flags.DEFINE_enum(
-    "sampler", None, ["ddim", "ancestral", "renoise", "euler", "unipc", "unipc1"], "Solver; default: the checkpoint's."
-)
+_SAMPLER = flags.DEFINE_enum("sampler", None, list(SOLVERS), "Solver; default: the checkpoint's.")
 _SHIFT = flags.DEFINE_float("shift", None, "Shift of a flow's noise levels; default: the checkpoint's.")
 _SIZE = flags.DEFINE_string("size", None, "FRAMESxHEIGHTxWIDTH of the videos, 81x480x832; default: the checkpoint's.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
