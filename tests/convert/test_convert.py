@@ -11,12 +11,12 @@ import stock
 import torch
 from commands import run
 from diffusers import CogVideoXPipeline
+from folders import assert_same_tensors, relative
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from dollar_jax import checkpoint, pipeline
 from dollar_jax.convert.from_torch import from_torch
-from dollar_jax.convert.tensors import open_folder
 from dollar_jax.convert.to_torch import to_torch
 from dollar_jax.errors import UserError
 
@@ -39,18 +39,6 @@ def folders(request, plain, tmp_path_factory) -> tuple[Path, Path]:
         stock.make_pipeline(source, **SHARDED)
     from_torch(source, folder / "ours")
     return source, folder / "ours"
-
-
-def assert_same_tensors(ours: Path, theirs: Path) -> None:
-    ours, theirs = open_folder(ours), open_folder(theirs)
-    assert ours.keys() == theirs.keys()
-    for key in theirs:
-        assert ours[key].dtype == theirs[key].dtype
-        assert ours[key].tobytes() == theirs[key].tobytes(), key
-
-
-def relative(ours, theirs) -> float:
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
 @torch.inference_mode()

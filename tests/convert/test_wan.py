@@ -13,6 +13,7 @@ import torch
 from commands import run
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from folders import assert_same_tensors, relative
 from safetensors.numpy import load_file, save_file
 
 from dollar_jax import checkpoint, pipeline, sampling
@@ -41,14 +42,6 @@ def folders(wan_folder, tmp_path_factory) -> tuple[Path, Path]:
     card = pipeline.at_size(checkpoint.read_card(folder / "ours"), SIZE)
     checkpoint.write_card(folder / "ours", card)
     return wan_folder, folder / "ours"
-
-
-def assert_same_tensors(ours: Path, theirs: Path) -> None:
-    tensors, wanted = open_folder(ours), open_folder(theirs)
-    assert tensors.keys() == wanted.keys()
-    for key in wanted:
-        assert tensors[key].dtype == wanted[key].dtype, key
-        assert tensors[key].tobytes() == wanted[key].tobytes(), key
 
 
 def assert_same_folders(ours: Path, theirs: Path) -> None:
@@ -87,10 +80,6 @@ def our_latents(model: pipeline.Pipeline, noise: np.ndarray, told: tuple, steps:
     _, keys = pipeline.draw_noise(model.card, 0, len(noise), 1)
     _, params = model.networks["transformer"]
     return np.asarray(model.sampler(params, noise, *told, keys, model.times(steps), guidance))
-
-
-def relative(ours, theirs) -> float:
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
 def noise_of(model: pipeline.Pipeline) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from stock import randomize, write_tokenizer
+from stock import T5, randomize, write_tokenizer
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 TRANSFORMER = {
@@ -32,7 +32,6 @@ VAE = {
     "scale_factor_temporal": 2,
     "scale_factor_spatial": 4,
 }
-UMT5 = {"vocab_size": 64, "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
 SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 
 
@@ -55,7 +54,7 @@ def make_wan(folder: Path, dtype=torch.float32, shard: str = "5GB", scheduler=No
     torch.manual_seed(0)
     write_tokenizer(folder / "tokenizer")
     transformer = make_transformer(dtype)
-    text_encoder = UMT5EncoderModel(UMT5Config(**UMT5, feed_forward_proj="gated-gelu", dropout_rate=0.0))
+    text_encoder = UMT5EncoderModel(UMT5Config(**T5, feed_forward_proj="gated-gelu", dropout_rate=0.0))
     pipeline = WanPipeline(
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
         text_encoder=randomize(text_encoder).to(dtype),

@@ -42,16 +42,21 @@ def test_convolution_by_hand():
         np.testing.assert_allclose(convolve(x, kernel, stacked).ravel(), [123, 234])
 
 
+def in_pieces(conv, x, cuts):
+    """conv(x), one piece of frames after another."""
+    pieces, past = [], None
+    for piece in np.split(x, cuts, axis=1):
+        stream = Stream(False, past)
+        pieces.append(conv(piece, stream))
+        past = stream.future
+    return jnp.concatenate(pieces, axis=1)
+
+
 @pytest.mark.parametrize("cuts", [[1], [2, 3], [1, 2, 3, 4]])
 def test_stream_joins_chunks(cuts):
     conv = CausalConv(3, 4, dtype=jnp.float32, stacked=None, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 3, 3))
-    chunks, past = [], None
-    for chunk in np.split(x, cuts, axis=1):
-        stream = Stream(False, past)
-        chunks.append(conv(chunk, stream))
-        past = stream.future
-    np.testing.assert_allclose(jnp.concatenate(chunks, axis=1), conv(x, Stream(False)), atol=1e-5)
+    np.testing.assert_allclose(in_pieces(conv, x, cuts), conv(x, Stream(False)), atol=1e-5)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 5])
@@ -87,13 +92,8 @@ def test_upsampling_convolution():
 def test_before_the_first_frame_may_be_zeros(cuts):
     conv = CausalConv(3, 4, dtype=jnp.float32, zeros=True, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 3, 3))
-    chunks, past = [], None
-    for chunk in np.split(x, cuts, axis=1):
-        stream = Stream(False, past)
-        chunks.append(conv(chunk, stream))
-        past = stream.future
     expected = convolve(jnp.pad(x, ((0, 0), (2, 0), (0, 0), (0, 0), (0, 0))), conv.kernel[...], False)
-    np.testing.assert_allclose(jnp.concatenate(chunks, axis=1), expected, atol=1e-5)
+    np.testing.assert_allclose(in_pieces(conv, x, cuts), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("stride", "expected"), [(1, [123, 234, 345]), (2, [123, 345])])
