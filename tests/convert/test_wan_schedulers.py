@@ -69,6 +69,7 @@ def test_a_student_of_one_step_has_no_terminal():
     ("change", "fault"),
     [
         ({"_class_name": "DDIMScheduler"}, "the scheduler is a DDIMScheduler, which cannot be converted"),
+        ({"_class_name": ["UniPCMultistepScheduler"]}, "which cannot be converted; known are"),
         ({"flow_shift": 0}, "the scheduler: flow_shift: 0 is less than or equal to the minimum of 0"),
         ({"use_flow_sigmas": False}, "use_flow_sigmas = False: only True"),
         ({"prediction_type": "epsilon"}, "prediction_type = 'epsilon': only 'flow_prediction'"),
@@ -92,6 +93,8 @@ def test_what_cannot_be_followed(change, fault):
         ({"_class_name": "WanImageToVideoPipeline"}, "holds a WanImageToVideoPipeline, which is neither sampled nor"),
         ({"_class_name": "WanVACEPipeline"}, "holds a WanVACEPipeline"),
         ({"boundary_ratio": 0.875}, "transformer_2 is missing: this WanPipeline has an expert for low noise"),
+        ({"transformer_2": 5}, "transformer_2 is missing"),
+        ({"transformer_2": {"a": 1}}, "transformer_2 is missing"),
         ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "has image_encoder = "),
     ],
 )

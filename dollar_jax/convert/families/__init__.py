@@ -17,7 +17,7 @@ FAMILIES: tuple[Family, ...] = (cogvideox.FAMILY, wan.FAMILY, wan.EXPERTS)
 
 def by_pipeline(index: Mapping[str, Any]) -> Family | None:
     """The family of a pipeline, by the class and the transformers in its model_index.json; None for others."""
-    second = (index.get("transformer_2") or [None])[0] is not None or index.get("boundary_ratio") is not None
+    second = index.get("transformer_2") not in (None, [None, None]) or index.get("boundary_ratio") is not None
     named = [family for family in FAMILIES if family.pipeline == index.get("_class_name")]
     return next((family for family in named if second == ("transformer_2" in family.folders)), next(iter(named), None))
 
