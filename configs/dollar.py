@@ -11,7 +11,7 @@ the number of examples over all devices. Without CD a file of prompts is enough,
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import guard, held_out, named, optimizer, reward, stage
+from dollar_jax.config import guard, held_out, lora, named, optimizer, reward, stage
 
 
 def adamw(learning_rate: float) -> ConfigDict:
@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     config.show_captions = ("A golden retriever runs along a beach at sunset, waves rolling in behind it.",)
     config.teacher = ConfigDict({"path": ""})
 
+    config.lora = lora()
     config.generator = stage(
         iterations=40_000,
         batch_size=8,  # 1 on each of 8 GPUs: 320 thousand videos in the run

@@ -9,7 +9,7 @@ teacher.
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import guard, held_out, named, optimizer, reward, stage
+from dollar_jax.config import guard, held_out, lora, named, optimizer, reward, stage
 
 
 def get_config() -> ConfigDict:
@@ -91,6 +91,7 @@ def get_config() -> ConfigDict:
         optimizer=optimizer(1.5e-3),
     )
 
+    config.lora = lora()
     config.generator = stage(
         iterations=300,
         batch_size=16,

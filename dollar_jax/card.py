@@ -3,7 +3,9 @@
   role          teacher, student, vae, or what a single converted network is
   transformer, vae, text_encoder, clip, aesthetic    {architecture, config, path, item}: a network and its parameters,
                 the entry `item` of the checkpoint at `path`; `path` = checkpoints means the newest. The vae also has
-                scaling_factor and shift_factor, a number or one for each channel: (z - shift) scale has unit variance
+                scaling_factor and shift_factor, a number or one for each channel: (z - shift) scale has unit variance.
+                A transformer with `lora` {base, sha256, rank, alpha} is an adapter on the network at `base`, whose
+                parameters have this digest (`checkpoint.digest`); alpha 0 is the rank
   tokenizer     {path, length, clean}, a Hugging Face tokenizer folder; clean: whether captions are cleaned before it
                 (`dollar_jax.data.text.clean_caption`), by default not
   prediction_type, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`; times are points of
@@ -79,6 +81,13 @@ _NETWORK = _object(
     scaling_factor={"anyOf": [{"type": "null"}, _POSITIVE, _per_channel(_POSITIVE)]},
     shift_factor={"anyOf": [_number(-1e6, 1e6), _per_channel(_number(-1e6, 1e6))]},
     source={"type": "object"},
+    lora=_object(
+        ("base", "sha256", "rank", "alpha"),
+        base=_PATH,
+        sha256={"type": "string", "pattern": r"^[0-9a-f]{64}\Z"},
+        rank=_integer(1, 100_000),
+        alpha=_number(-1e6, 1e6),
+    ),
 )
 _SCHEDULES = [
     _object(

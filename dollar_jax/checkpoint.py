@@ -5,6 +5,7 @@ numbered checkpoints hold each network as an item of its own. No file in a model
 can be moved and shared. Each checkpoint has checksums (`dollar_jax.checksums`), which are verified when it is loaded.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space, write_atomically
-from dollar_jax.models import build
+from dollar_jax.models import build, lora
 from dollar_jax.models.network import Network
 from dollar_jax.reading import inside
 from dollar_jax.sharding import with_shardings
@@ -103,23 +104,61 @@ def network_of(part: Card, **options) -> Network:
 def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Network, Params]:
     """Loads one component of a card. Returns (network, parameters); parameters keep the dtype in which they are stored.
 
-    Under a mesh, each device reads only its own part of the parameters.
+    Under a mesh, each device reads only its own part of the parameters. Those of a component with `lora` are the base's
+    with the adapter, see `models.lora.attach`.
 
     Args:
       folder: the model's folder, or a numbered checkpoint in it.
       part: the component's entry in the card.
       **options: options of the network: dtype, remat, attention.
     Raises:
-      UserError: the checkpoint is missing or damaged, or its shapes differ from the card.
+      UserError: the checkpoint is missing or damaged, its shapes differ from the card, or the base of its adapter is
+        another one than in training.
     """
     network = network_of(part, **options)
-    place, stored = _stored(folder, part, network)
+    params = _read(*_stored(folder, part, network))
+    if "lora" in part:
+        base = _read(*_stored(folder, base_of(part), network))
+        if digest(folder, base_of(part)) != part["lora"]["sha256"]:
+            raise UserError(
+                f"{root(folder)}/{part['lora']['base']} is not the base that the adapter was trained on: put that one"
+                " back, or train again"
+            )
+        params = lora.attach(base, params, part["lora"]["alpha"])
+    return network, params
+
+
+def load_adapter(folder: str | os.PathLike, part: Card) -> Params:
+    """Loads the adapter of a component with `lora` without its base. Arguments, errors: `load_component`."""
+    return _read(*_stored(folder, part, network_of(part)))
+
+
+def base_of(part: Card) -> Card:
+    """The component on which the adapter of a component with `lora` was trained."""
+    return {name: part[name] for name in ("architecture", "config")} | {"path": part["lora"]["base"], "item": ""}
+
+
+def digest(folder: str | os.PathLike, part: Card) -> str:
+    """SHA-256 of a component's parameters: of the names, sizes and checksums of their files.
+
+    Raises:
+      UserError: the checkpoint is missing, or has no checksums.
+    """
+    path = _place(folder, part) / part["item"]
+    try:
+        files = checksums.listed(path)
+    except UserError as error:
+        raise UserError(f"{path} is damaged ({error}): copy it again, or take another checkpoint") from error
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+
+
+def _read(place: Path, stored: Params) -> Params:
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
     if not (mesh := jax.sharding.get_mesh()).empty:
         wanted = with_shardings(wanted, mesh)
     arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
     with ocp.PyTreeCheckpointer() as reader:
-        return network, reader.restore(place, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
+        return reader.restore(place, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
 
 
 def open_component(folder: str | os.PathLike, part: Card) -> Params:
@@ -139,7 +178,7 @@ def _stored(folder: str | os.PathLike, part: Card, network: Network) -> tuple[Pa
     with ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path / item).item_metadata.tree
     shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
-    if shapes[0] != shapes[1]:
+    if lora.fault(target, stored) if "lora" in part else shapes[0] != shapes[1]:
         raise UserError(f"{path} holds another network than {root(folder)}/config.json describes")
     return path / item, stored
 
@@ -168,17 +207,18 @@ def save_params(folder: str | os.PathLike, params: Params) -> None:
 def bring(card: Card, source: str | os.PathLike, folder: str | os.PathLike, names: Sequence[str] = SHARED) -> Card:
     """Brings components of the model in `source` into `folder`. Returns their entries for the card of `folder`.
 
-    The files in `folder` are hard links, which take no space, or copies on a disk without hard links.
+    The files in `folder` are hard links, which take no space, or copies on a disk without hard links. Of a training
+    checkpoint only the component's item comes along.
 
     Args:
-      card: card of `source`, a model that is not in training.
+      card: card of `source`.
       names: names of the components.
     Raises:
-      UserError: a component is missing, damaged or in training, or its path leads out of `source`.
+      UserError: a component is missing or damaged, or its path leads out of `source`.
     """
     brought = {}
     for name in names:
-        brought[name] = card[name] | {"path": name}
+        brought[name] = card[name] | ({"path": name} if name == "tokenizer" else {"path": name, "item": ""})
         if is_main():
             (_bring_tokenizer if name == "tokenizer" else _bring_network)(source, card[name], Path(folder) / name)
     multihost_utils.sync_global_devices(f"parts of {folder}")
@@ -192,9 +232,7 @@ def _bring_tokenizer(source: str | os.PathLike, part: Card, target: Path) -> Non
 
 
 def _bring_network(source: str | os.PathLike, part: Card, target: Path) -> None:
-    path = _place(source, part)
-    if part["item"]:
-        raise UserError(f"{path} is a training checkpoint: a finished network is needed here")
+    path = _place(source, part) / part["item"]  # each item of a training checkpoint has checksums of its own
     try:
         files = checksums.listed(path)
     except UserError as error:

@@ -135,6 +135,16 @@ def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
     return ConfigDict({"name": name, "batch_size": batch_size, **fields, **changes}, convert_dict=True)
 
 
+def lora(rank: int = 0, **changes) -> ConfigDict:
+    """Fields of the adapters that are trained in place of student and fake score, see `dollar_jax.models.lora`.
+
+    rank: rank of the student's adapter; 0 trains all weights. fake_score_rank: rank of the fake score's; 0 is `rank`.
+    alpha: adapters are scaled by alpha / rank; 0 scales by 1. targets: patterns of the layers with adapters.
+    """
+    targets = "*attention/*", "*/expand", "*/contract"  # attention and MLP of every transformer here
+    return ConfigDict({"rank": rank, "fake_score_rank": 0, "alpha": 0.0, "targets": targets, **changes})
+
+
 def held_out(videos_per_caption: int) -> ConfigDict:
     """Fields of the held-out evaluation of a student, before its first update and at every checkpoint.
 

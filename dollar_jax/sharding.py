@@ -29,7 +29,8 @@ AXES = (*BATCH, CONTEXT)
 # not split either.
 RULES = (
     (r".*/(encoder|decoder)/", "fsdp", ()),
-    (r".*/(kernel|embedding)$", "fsdp", (-2, -1)),
+    (r".*/(kernel|embedding|lora_a)$", "fsdp", (-2, -1)),
+    (r".*/lora_b$", "fsdp", (-1, -2)),  # the other axis is the rank
 )
 STACKED = 3  # number of axes of a stack of matrices
 

@@ -177,10 +177,12 @@ def test_a_folder_gets_its_own_copy_of_what_it_shares(tmp_path):
     assert equal(checkpoint.load_component(student, card["vae"])[1], params)
 
 
-def test_what_is_in_training_is_not_shared(saved):
-    folder, _ = saved
-    with pytest.raises(UserError, match="a training checkpoint"):
-        checkpoint.bring({"vae": PART}, folder, folder / "new", ("vae",))
+def test_of_what_is_in_training_one_item_is_shared(saved):
+    folder, states = saved
+    brought = checkpoint.bring({"vae": PART}, folder, folder / "new", ("vae",))
+    assert brought["vae"] == PART | {"path": "vae", "item": ""}
+    assert equal(checkpoint.load_component(folder / "new", brought["vae"])[1], states[max(states)][PART["item"]])
+    assert not (folder / "new" / "vae" / "state").exists()
 
 
 def test_what_does_not_fit_is_refused(saved):

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float
 from dollar_jax.errors import UserError
 from dollar_jax.models import positions, stack
 from dollar_jax.models.attention import attention
+from dollar_jax.models.linear import Linear
 from dollar_jax.models.network import Network, from_module, make_config
 from dollar_jax.models.positions import Turn, time_features, tokens, turn
 from dollar_jax.models.stack import Sequence
@@ -132,9 +133,7 @@ class AdaptiveNorm(nnx.Module):
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
         affine = config.norm_elementwise_affine
-        self.modulation = nnx.Linear(
-            config.time_embed_dim, 6 * config.width, dtype=dtype, kernel_init=near_zero, rngs=rngs
-        )
+        self.modulation = Linear(config.time_embed_dim, 6 * config.width, dtype=dtype, kernel_init=near_zero, rngs=rngs)
         self.norm = Norm(
             config.width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs
         )
@@ -152,7 +151,7 @@ class Attention(nnx.Module):
     """Self-attention of all tokens, with LayerNorm on the queries and keys of each head."""
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, config.width, config.width, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, config.width, config.width, dtype=dtype, rngs=rngs)
         norm = partial(Norm, config.attention_head_dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.query, self.key, self.value = (linear(use_bias=config.attention_bias) for _ in range(3))
         self.query_norm, self.key_norm = norm(), norm()
@@ -171,7 +170,7 @@ class Block(nnx.Module):
     """A transformer layer: attention and MLP, each with an adaptive norm and a gate."""
 
     def __init__(self, config: Config, dtype: DTypeLike, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, dtype=dtype, rngs=rngs)
         self.attention_norm = AdaptiveNorm(config, dtype, rngs)
         self.attention = Attention(config, dtype, rngs)
         self.mlp_norm = AdaptiveNorm(config, dtype, rngs)
@@ -197,7 +196,7 @@ class CogVideoXDiT(nnx.Module):
 
     def __init__(self, config: Config, dtype: DTypeLike, remat: str, kernel: str | None, rngs: nnx.Rngs):
         self.config = config
-        linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, dtype=dtype, rngs=rngs)
         width, patch = config.width, int(np.prod(config.patch))
         affine = config.norm_elementwise_affine
         patch_bias = config.patch_bias or config.patch_size_t is not None

@@ -1,37 +1,59 @@
-"""A network is a pair (init, apply) on a plain dict of parameters; Flax NNX builds it."""
+"""A network is pure functions on a plain dict of parameters; Flax NNX builds it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, reduce
+from operator import getitem
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from dollar_jax.errors import UserError
+from dollar_jax.models.linear import SCALE, Linear
 from dollar_jax.types import Key, Params
 
 
 class Network(NamedTuple):
-    """Pure functions of a network: `init(key) -> params`, `apply(params, *args, method="__call__") -> result`."""
+    """Pure functions of a network: `init(key) -> params`, `apply(params, *args, method="__call__") -> result`.
+
+    `linears` are the paths of its layers that take an adapter, see `dollar_jax.models.lora`.
+    """
 
     init: Callable[[Key], Params]
     apply: Callable[..., Any]
+    linears: Sequence[str] = ()
 
 
 def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     """The `Network` of the module that `make` builds. The module may hold only parameters (no dropout, no statistics).
 
-    The module is built abstractly: memory is allocated only in `init`.
+    The module is built abstractly: memory is allocated only in `init`. Each `Linear` in it takes an adapter.
     """
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    linears = {"/".join(map(str, path)): part for path, part in nnx.iter_modules(module) if isinstance(part, Linear)}
+
+    @cache
+    def graph(adapted: frozenset[str]) -> nnx.GraphDef:
+        """The graph of the module with adapters at these paths."""
+        changed = nnx.clone(module)
+        for path, part in nnx.iter_modules(changed):
+            if "/".join(map(str, path)) in adapted:
+                part.add_adapter()
+        return nnx.graphdef(changed)
 
     def init(key: Key) -> Params:
         return _string_keys(nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param)))
 
     def apply(params: Params, *args, method: str = "__call__", **kwargs):
-        return getattr(nnx.merge(graph, nnx.restore_int_paths(params)), method)(*args, **kwargs)
+        adapted = frozenset(path for path in linears if SCALE in _at(params, path))
+        return getattr(nnx.merge(graph(adapted), nnx.restore_int_paths(params)), method)(*args, **kwargs)
 
-    return Network(init, apply)
+    return Network(init, apply, tuple(linears))
+
+
+def _at(tree: Params, path: str) -> Params:
+    return reduce(getitem, path.split("/"), tree)
 
 
 def _string_keys(tree: dict) -> dict:

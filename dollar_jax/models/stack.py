@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dollar_jax.errors import UserError
+from dollar_jax.models.linear import MATRICES
 from dollar_jax.sharding import BATCH, CONTEXT, constrain, context_size
 
 Sequence = Float[Array, "b n d"]
@@ -61,7 +62,8 @@ def run(
       dtype: dtype of the matrices in the computation.
       remat: the rematerialisation policy.
     """
-    graph, matrices, others = nnx.split(blocks, nnx.PathContains("kernel"), ...)
+    gathered = nnx.Any(*map(nnx.PathContains, ("kernel", *MATRICES)))
+    graph, matrices, others = nnx.split(blocks, gathered, ...)
 
     def step(x, block):
         # FSDP: the matrices of one block are gathered at a time, in the dtype of the computation, rather than those of

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from dollar_jax.errors import UserError
 from dollar_jax.models import positions, stack
 from dollar_jax.models.attention import attention
+from dollar_jax.models.linear import Linear
 from dollar_jax.models.network import Network, from_module, make_config
 from dollar_jax.models.positions import Turn, time_features, turn
 from dollar_jax.models.stack import Sequence
@@ -122,7 +123,7 @@ class Attention(nnx.Module):
     """Attention with RMS norm on queries and keys, over all heads together."""
 
     def __init__(self, config: Config, dtype: DTypeLike, kernel: str | None, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, config.width, config.width, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, config.width, config.width, dtype=dtype, rngs=rngs)
         norm = partial(nnx.RMSNorm, config.width, epsilon=config.eps, dtype=jnp.float32, rngs=rngs)
         self.query, self.key, self.value, self.project = (linear() for _ in range(4))
         self.query_norm, self.key_norm = norm(), norm()
@@ -150,7 +151,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: Config, dtype: DTypeLike, kernel: str | None, rngs: nnx.Rngs):
         width = config.width
-        linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, dtype=dtype, rngs=rngs)
         self.modulation = nnx.Param(table(6, width, rngs))
         self.norm = Norm(width, epsilon=config.eps, use_bias=False, use_scale=False, rngs=rngs)
         self.self_attention = Attention(config, dtype, kernel, rngs)
@@ -182,7 +183,7 @@ class WanDiT(nnx.Module):
 
     def __init__(self, config: Config, dtype: DTypeLike, remat: str, kernel: str | None, rngs: nnx.Rngs):
         self.config = config
-        linear, exact = (partial(nnx.Linear, dtype=kind, rngs=rngs) for kind in (dtype, jnp.float32))
+        linear, exact = (partial(Linear, dtype=kind, rngs=rngs) for kind in (dtype, jnp.float32))
         width, patch = config.width, int(np.prod(config.patch_size))
         self.patch_embed = linear(config.in_channels * patch, width)
         self.text_expand = linear(config.text_dim, width)

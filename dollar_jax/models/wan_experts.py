@@ -47,4 +47,5 @@ def build(
         case = jnp.where(jnp.all(is_high), 0, jnp.where(jnp.any(is_high), 2, 1))
         return lax.switch(case, (high, low, both))
 
-    return Network(init, apply)
+    linears = tuple(f"{name}/{path}" for name in ("high", "low") for path in expert.linears)
+    return Network(init, apply, linears)

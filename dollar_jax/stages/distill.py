@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax import diffusion
 from dollar_jax.card import Card
-from dollar_jax.checkpoint import bring, load_component, read_card, write_card
+from dollar_jax.checkpoint import SHARED, bring, digest, load_adapter, load_component, read_card, write_card
 from dollar_jax.config import set_named
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
@@ -58,14 +58,14 @@ def teacher_folder(config: ConfigDict, workdir: Path) -> Path:
 
 
 def student_config(config: ConfigDict, name: str) -> ConfigDict:
-    """The config with a student's changes of `generator` and `reward`.
+    """The config with a student's changes of `generator`, `fake_score`, `reward` and `lora`.
 
     `reward.batch_size`, the captions that the latent reward model learns from, is at most the generator's batch size.
     """
     config = config.copy_and_resolve_references()
     for free in (config.reward.options, config.reward.network):
         free.unlock()  # each reward has its own fields here; elsewhere a new field is a mistake
-    for part in ("generator", "reward"):
+    for part in ("generator", "fake_score", "reward", "lora"):
         changes = dict(config.students[name].get(part, {}))
         set_named(config.generator.objectives, changes.pop("objectives", {}))
         config[part].update(changes)
@@ -167,11 +167,14 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         return
     teacher_card = read_card(source)
     _require_same_commit(folder, source, teacher_card)
+    adapters = _adapters(config.lora, source, teacher_card["transformer"])
+    _require_same_adapters(folder, source, adapters)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
-    card = at_size(teacher_card | bring(teacher_card, source, folder), config.video.to_dict()) | {
+    shared = (*SHARED, "transformer") if adapters else SHARED
+    card = at_size(teacher_card | bring(teacher_card, source, folder, shared), config.video.to_dict()) | {
         "role": "student",
         "objectives": {objective.name: objective.weight for objective in objectives},
-        "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"},
+        "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"} | adapters,
         "prediction_type": "x0" if generator.heterogeneous else teacher_card["prediction_type"],
         "schedule": student_schedule(config, teacher_card["schedule"]),
         "times": list(generator.times),
@@ -207,9 +210,45 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         print(f"{name}: an iteration is {describe(iteration)}", flush=True)
     update = _make_update(setup, iteration, frozen, judge, view.pipeline, mesh, key)
     measure, shown = make_measure(setup, config, view, judge, captions, mesh) if captions else (None, ())
-    verdict = train(folder, state, update, batches, loop, mesh, view.show, measure, shown)
+
+    def sampled(function):
+        """The function of a state, with its adapter on the teacher."""
+        return lambda state: function(state.replace(ema=setup.whole(state.ema, frozen)))
+
+    verdict = train(folder, state, update, batches, loop, mesh, sampled(view.show), measure and sampled(measure), shown)
     if verdict.best is not None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
+
+
+def _adapters(options: ConfigDict, source: Path, part: Card) -> Card:
+    """The field `lora` of a student's transformer whose base is the teacher in `source`; {} for full weights.
+
+    Raises:
+      UserError: the teacher is an adapter itself.
+    """
+    if "lora" in part:
+        raise UserError(
+            f"{source} is an adapter on another network: merge it (convert to_torch --merge, then from_torch)"
+        )
+    if not options.rank:
+        return {}
+    fields = {"base": "transformer", "sha256": digest(source, part), "rank": options.rank, "alpha": options.alpha}
+    return {"lora": fields}
+
+
+def _require_same_adapters(folder: Path, source: Path, adapters: Card) -> None:
+    """Raises UserError if the student in `folder` was begun with another base, rank or alpha of adapters."""
+    if not (folder / "config.json").exists():
+        return
+    begun, now = read_card(folder).get("transformer", {}).get("lora", {}), adapters.get("lora", {})
+    if begun == now:
+        return
+    if begun.get("sha256") != now.get("sha256") and begun and now:
+        raise UserError(f"{folder} was begun on another base than {source}: take that one, or another --workdir")
+    known = [
+        f"lora.rank={fields['rank']}, alpha={fields['alpha']:g}" if fields else "all weights" for fields in (begun, now)
+    ]
+    raise UserError(f"{folder} was begun with {known[0]}, not {known[1]}: give the same, or another --workdir")
 
 
 def _require_same_commit(folder: Path, source: Path, card: Card) -> None:
@@ -314,7 +353,8 @@ def merged(metrics: dict, new: dict) -> dict:
 def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
     """The state with student, average and fake score from the folder of another student."""
     part = read_card(folder)["transformer"]
-    student, fake_score = (load_component(folder, part | {"item": item})[1] for item in ("ema", "fake_score"))
+    load = load_adapter if "lora" in part else lambda *where: load_component(*where)[1]
+    student, fake_score = (load(folder, part | {"item": item}) for item in ("ema", "fake_score"))
     place_like = partial(jax.tree.map, lambda old, new: jax.device_put(jnp.array(new), old.sharding))
     return state.replace(
         student=place_like(state.student, student),

@@ -4,7 +4,7 @@ The latent reward model's step is in `dollar_jax.steps.reward`, the order of the
 """
 
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from dollar_jax.diffusion import PredictionType, Schedule, Span
+from dollar_jax.models import lora
 from dollar_jax.models.network import Network
 from dollar_jax.objectives import Objective, needs_of, used
 from dollar_jax.objectives.context import Context
@@ -48,7 +49,8 @@ class DollarState:
 
     Attributes:
       step: number of updates of the student.
-      student, ema, fake_score, reward_model: parameters, as nested dicts; `ema` is the student's average.
+      student, ema, fake_score, reward_model: parameters, as nested dicts; `ema` is the student's average. With
+        `config.lora.rank` the first three are adapters on the teacher.
       own, own_ema: parameters of the objectives' own networks by `Objective.key`, and the averages of those with one.
       reward_statistics: running mean and deviation of the true reward.
       prompt_means: baselines of the policy gradient.
@@ -78,7 +80,7 @@ class Distillation:
       reward_network: the latent reward model.
       prediction_type: prediction type of teacher and fake score.
       schedule: noise schedule.
-      config: a config with the fields `generator`, `fake_score` and `reward`.
+      config: a config with the fields `generator`, `fake_score`, `reward` and `lora`.
       latent_shape: shape of a video's latents, (f, h, w, c).
       videos: whether batches have 'latents', those of the captions' videos; else captions are all that they have.
       own: the objectives' own networks, by `Objective.key`.
@@ -129,8 +131,11 @@ class Distillation:
         return make_optimizer(settings, self.config.generator.iterations * objective.settings.get("updates", 1))
 
     def init(self, teacher: Params, key: Key) -> DollarState:
-        """The initial state: student, its average and fake score are copies of the teacher (Alg. 1, line 4)."""
-        student, ema, fake_score = (jax.tree.map(lambda x: jnp.array(x, jnp.float32), teacher) for _ in range(3))
+        """The initial state: student, its average and fake score equal the teacher (Alg. 1, line 4).
+
+        They are copies of it, or adapters that do not change it yet.
+        """
+        student, ema, fake_score = self._copies(teacher, key)
         reward_model = self.reward_network.init(key)
         trained = {"generator": student, "fake_score": fake_score, "reward": reward_model}
         optimizers = {name: self.optimizer(name).init(params) for name, params in trained.items()}
@@ -154,10 +159,24 @@ class Distillation:
             optimizers=optimizers,
         )
 
+    def _copies(self, teacher: Params, key: Key) -> Iterator[Params]:
+        options = self.config.lora
+        if not options.rank:
+            return (jax.tree.map(lambda x: jnp.array(x, jnp.float32), teacher) for _ in range(3))
+        paths = lora.adaptable(self.network, options.targets)
+        # The fake score's adapter has another draw of A: its gradient at the start is not the student's.
+        draws = ((options.rank, 0), (options.rank, 0), (options.fake_score_rank or options.rank, 1))
+        return (lora.init(teacher, paths, rank, jax.random.fold_in(key, -1 - draw)) for rank, draw in draws)
+
+    def whole(self, params: Params, frozen: Params) -> Params:
+        """What `network` gets for the student, its average or the fake score: `params`, or the teacher with them."""
+        options = self.config.lora
+        return lora.attach(frozen["teacher"], params, options.alpha) if options.rank else params
+
     def generate(self, student: Params, batch: dict, keys: Keys) -> tuple[Latent, Span]:
         """Generates x^ = G(c, eps), the student's one-step x0 at one of its times (Alg. 1, line 8).
 
-        Only the last call of the network has a gradient.
+        Only the last call of the network has a gradient. `student` are its `whole` parameters, as in all that follows.
 
         Returns:
           x^ [b f h w c], and the span of times at which it is compared with data.
@@ -227,9 +246,9 @@ class Distillation:
         return Context(
             schedule=self.schedule,
             student=network("student", student, self.student_prediction_type),
-            ema=network("ema", state.ema, self.student_prediction_type),
+            ema=network("ema", self.whole(state.ema, frozen), self.student_prediction_type),
             teacher=partial(network, "teacher", frozen["teacher"], self.prediction_type),
-            fake_score=network("fake_score", state.fake_score, self.prediction_type),
+            fake_score=network("fake_score", self.whole(state.fake_score, frozen), self.prediction_type),
             reward_model=reward_model,
             own=None,
             latents=part["latents"] if self.videos else None,
@@ -291,7 +310,7 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
             means = means.add(prompt, reward)
 
         def loss(student, part):
-            context = setup.context(state, frozen, part, student, statistics)
+            context = setup.context(state, frozen, part, setup.whole(student, frozen), statistics)
             total, metrics = 0.0, {}
             for index, objective in enumerate(objectives):
                 own = setup.own_network(objective, state.own[objective.key]) if objective.own else None
@@ -325,13 +344,12 @@ def make_fake_score_step(setup: Distillation) -> Callable:
     optimizer = setup.optimizer("fake_score")
 
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
-        del frozen  # the fake score learns only from samples of the student
-
         def loss(fake_score, part):
             keys = part["keys"]
-            x0, span = setup.generate(state.student, part, fold(keys, 0))
+            x0, span = setup.generate(setup.whole(state.student, frozen), part, fold(keys, 0))
             times = draw_times(fold(keys, 1), setup.schedule, span)
-            network = partial(timed(jax.named_scope("fake_score")(setup.network.apply), setup.schedule), fake_score)
+            apply = timed(jax.named_scope("fake_score")(setup.network.apply), setup.schedule)
+            network = partial(apply, setup.whole(fake_score, frozen))
             return denoising_loss(
                 network, setup.prediction_type, setup.schedule, x0, times, part["condition"], fold(keys, 2)
             ), {}
@@ -358,7 +376,7 @@ def make_own_step(setup: Distillation, objective: Objective) -> Callable:
 
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
         def loss(params, part):
-            context = setup.context(state, frozen, part, state.student, state.reward_statistics)
+            context = setup.context(state, frozen, part, setup.whole(state.student, frozen), state.reward_statistics)
             own = setup.own_network(objective, params)
             with jax.named_scope(name):
                 return own_loss(replace(context, keys=fold(part["keys"], 1), own=own))
@@ -390,10 +408,9 @@ def make_proposal(setup: Distillation) -> Callable:
     """
 
     def propose(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
-        del frozen
-        keys = example_keys(key, state.step, count(batch))
-        generated, _ = setup.generate(state.student, batch, keys)
-        other = batch["latents"] if setup.videos else setup.generate(state.student, batch, fold(keys, 3))[0]
+        keys, student = example_keys(key, state.step, count(batch)), setup.whole(state.student, frozen)
+        generated, _ = setup.generate(student, batch, keys)
+        other = batch["latents"] if setup.videos else setup.generate(student, batch, fold(keys, 3))[0]
         latents = interleave(other, generated)
         condition = interleave(batch["condition"], batch["condition"])
         return {"latents": latents, "condition": condition, "scored": latents}
@@ -409,9 +426,8 @@ def make_trajectory(setup: Distillation) -> Callable:
     """
 
     def follow(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
-        del frozen
         keys = example_keys(key, state.step, count(batch))
-        trajectory, x0 = setup.trajectory(state.student, batch, keys)
+        trajectory, x0 = setup.trajectory(setup.whole(state.student, frozen), batch, keys)
         return {**batch, "trajectory": trajectory, "scored": x0}
 
     return follow
