@@ -37,6 +37,7 @@ def _weights(**weights: float) -> dict:
 
 
 BOTH = _weights(variational_score=1.0, consistency=0.5)
+TUNED = {"iterations": 60, "save_every": 10, "objectives": BOTH | {"latent_reward": 0.15}}
 
 
 def _base(config: ConfigDict) -> None:
@@ -52,8 +53,7 @@ def _objectives(config: ConfigDict) -> None:
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
     config.students.cd = _student(objectives=_weights(consistency=0.5))
     config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
-    lrm = {"iterations": 60, "save_every": 10, "objectives": BOTH | {"latent_reward": 0.15}}
-    config.students.vsd_cd_lrm = _student("parent/vsd_cd", **lrm)
+    config.students.vsd_cd_lrm = _student("parent/vsd_cd", **TUNED)
 
 
 def _prompts_alone(config: ConfigDict) -> None:
@@ -62,6 +62,21 @@ def _prompts_alone(config: ConfigDict) -> None:
     config.data.prompts = str(Path(__file__).with_name("shapes_prompts.txt"))
     config.held_out.videos_per_caption = 2
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
+
+
+def _lora(config: ConfigDict) -> None:
+    """Adapters in place of full weights, with the same updates: ranks, learning rates, a weaker fake score, a reward."""
+    config.held_out.videos_per_caption = 2
+    config.students.full = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
+    config.students.full_lrm = _student("parent/vsd_cd", **TUNED)
+    for name, (rank, times, fake_rank) in ADAPTERS.items():
+        for student in (name, f"{name}_lrm") if name == "rank_16" else (name,):
+            fields = _student(name, **TUNED) if student != name else _student(objectives=BOTH)
+            fields.generator.optimizer = {"learning_rate": times * config.generator.optimizer.learning_rate}
+            fake_rate = times * config.fake_score.optimizer.learning_rate
+            fields.update({"fake_score": {"optimizer": {"learning_rate": fake_rate}}})
+            fields.update({"lora": {"rank": rank, "fake_score_rank": fake_rank}})
+            config.students[student] = fields
 
 
 def _ablations(config: ConfigDict) -> None:
@@ -153,6 +168,16 @@ def _collapse(config: ConfigDict) -> None:
     config.students.too_high = _student(iterations=150, optimizer={"learning_rate": 1e-2}, **vsd)
 
 
+# Rank of the student's adapter, learning rates in multiples of those of full weights, rank of the fake score's.
+ADAPTERS = {
+    "rank_4": (4, 10, 0),
+    "rank_16": (16, 10, 0),
+    "rank_64": (64, 10, 0),
+    "rank_16_x3": (16, 3, 0),
+    "rank_16_x30": (16, 30, 0),
+    "rank_16_fake_4": (16, 10, 4),
+}
+
 CHANGES = {
     "steps_1": {"times": (999,)},
     "steps_2": {"times": (499, 999)},
@@ -187,6 +212,7 @@ EXPERIMENTS = {
     "base": _base,
     "objectives": _objectives,
     "prompts_alone": _prompts_alone,
+    "lora": _lora,
     "ablations": _ablations,
     "long_prompts": _long_prompts,
     "short_prompts": _short_prompts,

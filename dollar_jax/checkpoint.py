@@ -101,7 +101,7 @@ def network_of(part: Card, **options) -> Network:
     return network
 
 
-def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Network, Params]:
+def load_component(folder: str | os.PathLike, part: Card, lora_scale: float = 1.0, **options) -> tuple[Network, Params]:
     """Loads one component of a card. Returns (network, parameters); parameters keep the dtype in which they are stored.
 
     Under a mesh, each device reads only its own part of the parameters. Those of a component with `lora` are the base's
@@ -110,6 +110,7 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
     Args:
       folder: the model's folder, or a numbered checkpoint in it.
       part: the component's entry in the card.
+      lora_scale: strength of the adapter.
       **options: options of the network: dtype, remat, attention.
     Raises:
       UserError: the checkpoint is missing or damaged, its shapes differ from the card, or the base of its adapter is
@@ -124,7 +125,7 @@ def load_component(folder: str | os.PathLike, part: Card, **options) -> tuple[Ne
                 f"{root(folder)}/{part['lora']['base']} is not the base that the adapter was trained on: put that one"
                 " back, or train again"
             )
-        params = lora.attach(base, params, part["lora"]["alpha"])
+        params = lora.attach(base, params, part["lora"]["alpha"], lora_scale)
     return network, params
 
 

@@ -281,17 +281,27 @@ def noise_at(card: Card, seed: int, prompt: Int[Array, " n"], video: Int[Array, 
     return np.asarray(sampling.normal(keys, card["latent_shape"])), sampling.fold(keys, 1)
 
 
-def load(folder: str | os.PathLike, parts: Sequence[str] = COMPONENTS, tiled: bool = False) -> Pipeline:
+def load(
+    folder: str | os.PathLike,
+    parts: Sequence[str] = COMPONENTS,
+    tiled: bool = False,
+    lora_scale: float | None = None,
+) -> Pipeline:
     """Reads a model's folder, or one numbered checkpoint in it.
 
+    Args:
+      lora_scale: strength of the transformer's adapter: 0 is its base alone; None: 1, also for one without adapter.
     Raises:
-      UserError: a part of the model is missing, damaged or does not fit its card.
+      UserError: a part of the model is missing, damaged or does not fit its card; there is no adapter to scale.
     """
     card = checkpoint.read_card(folder)
     require(card, [*parts, *(SAMPLED if "transformer" in parts else ())], folder)
     if "text_encoder" in parts:
         require(card, ("tokenizer",), folder)
-    networks = {part: checkpoint.load_component(folder, card[part]) for part in parts}
+    if lora_scale is not None and "lora" not in card["transformer"]:
+        raise UserError(f"--lora_scale={lora_scale:g}: {folder} has all weights of its own, no adapter")
+    strength = 1.0 if lora_scale is None else lora_scale
+    networks = {part: checkpoint.load_component(folder, card[part], strength) for part in parts}
     _require_roles(card, networks)
     tokenizer = None
     if "text_encoder" in parts:

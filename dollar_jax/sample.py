@@ -31,6 +31,7 @@ _NEGATIVE_PROMPT = flags.DEFINE_string(
 )
 _SAMPLER = flags.DEFINE_enum("sampler", None, list(SOLVERS), "Solver; default: the checkpoint's.")
 _SHIFT = flags.DEFINE_float("shift", None, "Shift of a flow's noise levels; default: the checkpoint's.")
+_LORA_SCALE = flags.DEFINE_float("lora_scale", None, "Strength of a student's adapter; default: 1, 0 is its teacher.")
 _SIZE = flags.DEFINE_string("size", None, "FRAMESxHEIGHTxWIDTH of the videos, 81x480x832; default: the checkpoint's.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 _NOISE = flags.DEFINE_string("noise", None, "Initial noise, a float32 .npy file [prompts * videos, f, h, w, c].")
@@ -47,7 +48,7 @@ def main() -> None:
     from dollar_jax.data.video import write_video
     from dollar_jax.videos import Sample, draw, read_noise
 
-    model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value)
+    model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value, lora_scale=_LORA_SCALE.value)
     card = pipeline.with_solver(model.card, _SAMPLER.value, _SHIFT.value)
     if _SIZE.value:
         card = pipeline.at_size(card, card["video"] | _size(_SIZE.value))

@@ -54,11 +54,16 @@ def init(base: Shapes, paths: Sequence[str], rank: int, key: Key) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
-def attach(base: Params, adapter: Params, alpha: float = 0.0) -> Params:
-    """The parameters of the network `base` with an adapter, for `Network.apply`. `alpha` 0 is the rank: s = 1."""
+def attach(base: Params, adapter: Params, alpha: float = 0.0, strength: float = 1.0) -> Params:
+    """The parameters of the network `base` with an adapter, for `Network.apply`.
+
+    Args:
+      alpha: s is alpha / rank; 0: s is 1.
+      strength: a factor of s: 0 is the base alone.
+    """
     flat = flatten_dict(base, sep="/")
     for path, (a, b) in _pairs(adapter).items():
-        scale = np.full(a.shape[:-2], alpha / a.shape[-1] if alpha else 1.0, np.float32)
+        scale = np.full(a.shape[:-2], strength * (alpha / a.shape[-1] if alpha else 1.0), np.float32)
         names = (*MATRICES, SCALE)
         flat |= {f"{path}/{name}": value for name, value in zip(names, (a, b, scale), strict=True)}
     return unflatten_dict(flat, sep="/")

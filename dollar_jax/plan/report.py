@@ -63,6 +63,8 @@ def remedies(plan: dict[str, Any], config: ConfigDict) -> list[str]:
     ]
     if not config.offload:
         state.append("--config.offload: average and Adam's moments are kept in the host's memory")
+    if not config.lora.rank:
+        state.append("--config.lora.rank=64: adapters are trained instead of all weights, see docs/lora.md")
     activations = []
     if config.remat != "nothing_saveable":
         activations.append("--config.remat=nothing_saveable: activations are recomputed instead of stored")

@@ -164,9 +164,9 @@ class Distillation:
         if not options.rank:
             return (jax.tree.map(lambda x: jnp.array(x, jnp.float32), teacher) for _ in range(3))
         paths = lora.adaptable(self.network, options.targets)
-        # The fake score's adapter has another draw of A: its gradient at the start is not the student's.
-        draws = ((options.rank, 0), (options.rank, 0), (options.fake_score_rank or options.rank, 1))
-        return (lora.init(teacher, paths, rank, jax.random.fold_in(key, -1 - draw)) for rank, draw in draws)
+        mine, other = jax.random.split(key)  # the fake score's A is another draw
+        draws = (options.rank, mine), (options.rank, mine), (options.fake_score_rank or options.rank, other)
+        return (lora.init(teacher, paths, rank, draw) for rank, draw in draws)
 
     def whole(self, params: Params, frozen: Params) -> Params:
         """What `network` gets for the student, its average or the fake score: `params`, or the teacher with them."""

@@ -1,0 +1,165 @@
+"""Students that are adapters: only they move and are saved, on one base that is checked wherever they meet it again."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_pipeline
+from ml_collections import ConfigDict
+
+from configs import shapes
+from dollar_jax import checkpoint
+from dollar_jax.config import set_named
+from dollar_jax.errors import UserError
+from dollar_jax.models import build, lora
+from dollar_jax.pipeline import draw_noise, load
+from dollar_jax.sharding import make_mesh
+from dollar_jax.stages.distill import distill
+from dollar_jax.stages.encode import encode
+
+CAPTIONS = "a red ring", "a blue cross", "a green square", "a red cross"
+SIZES = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 8,
+    "text_embed_dim": 2,
+    "num_layers": 2,
+}
+NETWORK = build("cogvideox_dit", SIZES)
+BASE = jax.tree.map(lambda x: x + 0.02, NETWORK.init(jax.random.key(3)))  # no weight is zero, the last layer's neither
+
+
+def make_teacher(folder, base=BASE):
+    """A toy pipeline with a real transformer."""
+    toy_pipeline.write(folder, CAPTIONS)
+    checkpoint.save_params(folder / "transformer", base)
+    part = {"architecture": "cogvideox_dit", "config": SIZES, "path": "transformer", "item": ""}
+    checkpoint.write_card(folder, checkpoint.read_card(folder) | {"role": "teacher", "transformer": part})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    make_teacher(folder / "teacher")
+    (folder / "prompts.txt").write_text("\n".join(CAPTIONS))
+    return folder
+
+
+def make_config(work, iterations=4, **adapters):
+    """VSD and a latent reward from prompts alone; `adapters` are fields of `config.lora`."""
+    config = shapes.get_config()
+    config.teacher.path, config.data.prompts = str(work / "teacher"), str(work / "prompts.txt")
+    config.video.update(toy_pipeline.CARD["video"])
+    loop = {"iterations": iterations, "save_every": 2, "log_every": 1, "batch_size": 2, "show_every": 0, "keep": 9}
+    config.generator.update(loop | {"times": (499, 999), "sampler": "renoise"})
+    for part in (config.generator, config.fake_score, config.reward):
+        part.optimizer.update({"warmup": 0, "decay_from": 1.0, "learning_rate": 1e-2})
+    set_named(config.generator.objectives, {"consistency": 0.0})
+    config.fake_score.updates, config.reward.batch_size, config.held_out.videos_per_caption = 1, 2, 0
+    config.students = ConfigDict({"student": {"start_from": ""}})
+    config.lora.update({"rank": 2, "fake_score_rank": 3, "alpha": 5.0} | adapters)
+    return config
+
+
+def run(config, workdir):
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        encode(config, workdir, mesh)
+        distill(config, workdir, mesh)
+    return workdir / "student"
+
+
+@pytest.fixture(scope="module")
+def student(work):
+    return run(make_config(work), work / "W")
+
+
+def items(folder, step, names=("student", "ema", "fake_score")):
+    part = checkpoint.read_card(folder)["transformer"] | {"path": f"checkpoints/{step}"}
+    return {name: checkpoint.load_adapter(folder, part | {"item": name}) for name in names}
+
+
+def equal(one, other):
+    return jax.tree.all(jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), one, other))
+
+
+def test_only_adapters_are_trained_and_saved(student, work):
+    """Two blocks of width 32: A and B of six layers, four of 32 x 32 and two of 32 x 128."""
+    early, late = items(student, 2), items(student, 4)
+    for name, rank in {"student": 2, "ema": 2, "fake_score": 3}.items():
+        leaves = jax.tree.leaves(late[name])
+        assert sum(x.size for x in leaves) == 2 * rank * (4 * (32 + 32) + 2 * (32 + 128))
+        assert all(x.dtype == jnp.float32 for x in leaves)
+        assert not any(bool((a == b).all()) for a, b in zip(leaves, jax.tree.leaves(early[name]), strict=True))
+    lines = (student / "parameters.txt").read_text()
+    assert "lora_a" in lines
+    assert "kernel" not in lines.partition("reward_model")[0]
+    card = checkpoint.read_card(student)
+    base = checkpoint.base_of(card["transformer"])
+    assert equal(checkpoint.load_component(student, base)[1], BASE)
+    assert checkpoint.digest(student, base) == card["transformer"]["lora"]["sha256"]
+    file = next(path for path in (work / "teacher" / "transformer").rglob("*") if path.is_file())
+    assert file.samefile(student / file.relative_to(work / "teacher"))  # a link: it takes no space
+
+
+def test_it_is_sampled_as_the_base_with_its_adapter(student, work):
+    model, adapter, apply = load(student), items(student, 4)["ema"], jax.jit(NETWORK.apply)
+    _, params = model.networks["transformer"]
+    x, times = draw_noise(toy_pipeline.CARD, 0, 1, 2)[0], jnp.full(2, 500.0)
+    told = model.encode_text(CAPTIONS[:2])
+    made = apply(params, x, times, told)
+    wanted = apply(lora.merge(BASE, adapter, 5.0), x, times, told)
+    np.testing.assert_allclose(made, wanted, atol=1e-5)
+    assert np.abs(made - apply(BASE, x, times, told)).max() > 1e-3
+    for strength in (0.0, 0.5):
+        _, params = load(student, ("transformer",), lora_scale=strength).networks["transformer"]
+        wanted = apply(lora.merge(BASE, adapter, strength * 5.0 or 1e-9), x, times, told)
+        np.testing.assert_allclose(apply(params, x, times, told), wanted, atol=1e-5)
+    with pytest.raises(UserError, match="has all weights of its own"):
+        load(work / "teacher", ("transformer",), lora_scale=0.5)
+
+
+def test_a_run_that_stopped_halfway_goes_on_to_the_bit(student, work):
+    run(make_config(work, iterations=2), work / "halves")
+    assert equal(items(run(make_config(work), work / "halves"), 4), items(student, 4))
+
+
+def test_a_student_starts_from_an_earlier_one(student, work):
+    config = make_config(work, iterations=0)
+    config.students.later = {"start_from": "student", "generator": {"iterations": 0}}
+    config.students.student.generator = {"iterations": 4}
+    run(config, work / "W")
+    first, later = items(student, 4), items(work / "W" / "later", 0)
+    assert equal(later, {"student": first["ema"], "ema": first["ema"], "fake_score": first["fake_score"]})
+
+
+def test_another_base_or_another_form_is_refused(student, work, tmp_path):
+    copy = tmp_path / "W"
+    shutil.copytree(work / "W", copy)
+    for changes, words in {
+        (("rank", 4),): r"begun with lora.rank=2, alpha=5, not lora.rank=4, alpha=5",
+        (("alpha", 2.0),): r"not lora.rank=2, alpha=2",
+        (("rank", 0),): r"begun with lora.rank=2, alpha=5, not all weights",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            run(make_config(work, 6, **dict(changes)), copy)
+    make_teacher(tmp_path / "teacher", jax.tree.map(lambda x: x + 1e-3, BASE))
+    other = make_config(work, 6)
+    other.teacher.path = str(tmp_path / "teacher")
+    with pytest.raises(UserError, match="begun on another base than"):
+        run(other, copy)
+
+    shutil.rmtree(copy / "student" / "transformer")
+    shutil.copytree(tmp_path / "teacher" / "transformer", copy / "student" / "transformer")
+    with pytest.raises(UserError, match="not the base that the adapter was trained on"):
+        load(copy / "student")
+
+    adapted = make_config(work)
+    adapted.teacher.path = str(student)
+    with pytest.raises(UserError, match="is an adapter on another network: merge it"):
+        run(adapted, tmp_path / "new")
