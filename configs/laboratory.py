@@ -65,7 +65,7 @@ def _prompts_alone(config: ConfigDict) -> None:
 
 
 def _lora(config: ConfigDict) -> None:
-    """Adapters in place of full weights, with the same updates: ranks, learning rates, a weaker fake score, a reward."""
+    """Adapters in place of full weights, for as many updates: ranks, learning rates, a weaker fake score, a reward."""
     config.held_out.videos_per_caption = 2
     config.students.full = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     config.students.full_lrm = _student("parent/vsd_cd", **TUNED)
