@@ -30,7 +30,7 @@ from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space, write_atomically
 from dollar_jax.models import build, lora
-from dollar_jax.models.network import Network
+from dollar_jax.models.network import Network, parameter_shapes
 from dollar_jax.reading import inside
 from dollar_jax.sharding import with_shardings
 from dollar_jax.types import Params
@@ -169,7 +169,7 @@ def open_component(folder: str | os.PathLike, part: Card) -> Params:
 
 def _stored(folder: str | os.PathLike, part: Card, network: Network) -> tuple[Path, Params]:
     """Verifies a component's files: their folder, and Orbax's description of each parameter."""
-    target = jax.eval_shape(network.init, jax.random.key(0))
+    target = parameter_shapes(network)
     path, item = _place(folder, part), part["item"]
     if item and not (path / item).is_dir():
         items = sorted(child.name for child in path.iterdir() if child.is_dir())

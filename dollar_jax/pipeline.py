@@ -17,7 +17,7 @@ from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Points, Schedule
 from dollar_jax.errors import UserError
 from dollar_jax.models import independent_chunks, roles
-from dollar_jax.models.network import Network
+from dollar_jax.models.network import Network, parameter_shapes
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.reading import inside
 from dollar_jax.sharding import BATCH, constrain
@@ -203,7 +203,7 @@ def at_size(card: Card, video: Mapping[str, Any]) -> Card:
     network = checkpoint.network_of(part)
     card = card | {"video": dict(video), "latent_shape": [video["frames"], 0, 0, 0]}
     clip = jax.ShapeDtypeStruct((1, video["frames"], video["height"], video["width"], 3), jnp.float32)
-    params = jax.eval_shape(network.init, jax.random.key(0))
+    params = parameter_shapes(network)
     mean, _ = jax.eval_shape(_autoencoder(card, network)[0], params, clip)
     return {name: value for name, value in card.items() if name != "lead"} | {"latent_shape": list(mean.shape[1:])}
 

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax.compiling import OPTIONS, progress
 from dollar_jax.models import clip, cogvideox_vae, independent_chunks, latent_reward
-from dollar_jax.models.network import Network, count_parameters
+from dollar_jax.models.network import Network, count_parameters, parameter_shapes
 from dollar_jax.rewards.clip import letterboxed
 from dollar_jax.sharding import AXES, make_mesh, replicated
 from dollar_jax.types import Params
@@ -201,4 +201,4 @@ def _shape(*sides: int) -> jax.ShapeDtypeStruct:
 
 def _params(network: Network, dtype: str = "float32") -> Params:
     """ShapeDtypeStructs of the parameters, stored in `dtype`."""
-    return jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), jax.eval_shape(network.init, jax.random.key(0)))
+    return jax.tree.map(lambda x: x.update(dtype=jnp.dtype(dtype)), parameter_shapes(network))

@@ -56,6 +56,11 @@ def _at(tree: Params, path: str) -> Params:
     return reduce(getitem, path.split("/"), tree)
 
 
+def parameter_shapes(network: Network) -> Params:
+    """The network's parameters as ShapeDtypeStructs. Nothing runs, so that the devices need not exist (planning)."""
+    return jax.eval_shape(lambda: network.init(jax.random.key(0)))
+
+
 def _string_keys(tree: dict) -> dict:
     # A checkpoint does not distinguish 0 from "0", so lists of layers get strings as keys.
     return {str(key): _string_keys(value) if isinstance(value, dict) else value for key, value in tree.items()}

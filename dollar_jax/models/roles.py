@@ -74,7 +74,7 @@ def require(role: str, network: Network, name: str, *examples, params=None) -> N
       UserError: the call fails, or its result has another shape.
     """
     if params is None:
-        params = _try(role, name, "init(key)", network.init, jax.random.key(0))
+        params = _try(role, name, "init(key)", lambda: network.init(jax.random.key(0)))
 
     def call(words: str, *arguments, **method):
         return _try(role, name, words, lambda p, *a: network.apply(p, *a, **method), params, *arguments)

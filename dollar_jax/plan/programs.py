@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Card
 from dollar_jax.models import build
+from dollar_jax.models.network import parameter_shapes
 from dollar_jax.pipeline import Pipeline
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, check_batch, replicated, with_shardings
@@ -72,9 +73,9 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     setup = make_setup(config, card, network, one)
     vae_network = build(card["vae"]["architecture"], card["vae"]["config"])
     key = jax.eval_shape(lambda: jax.random.key(0)).update(sharding=replicated(mesh))
-    vae = with_shardings(jax.eval_shape(vae_network.init, key), mesh)
+    vae = with_shardings(parameter_shapes(vae_network), mesh)
     pipeline = Pipeline(card, {"vae": (vae_network, vae)}, None)
-    teacher = with_shardings(jax.eval_shape(network.init, key), mesh)
+    teacher = with_shardings(parameter_shapes(network), mesh)
     frozen = {"teacher": jax.tree.map(lambda x: x.update(dtype=jnp.dtype(config.dtype)), teacher)}
     frozen |= {"negative": one, "empty": one}
     if "pixel_reward" in setup.needs:
@@ -129,7 +130,7 @@ def _batch(card: Card, size: int, sharding: NamedSharding) -> dict:
     part, tokens = card["text_encoder"], (size, card["tokenizer"]["length"])
     encoder = build(part["architecture"], part["config"])
     words = jax.ShapeDtypeStruct(tokens, jnp.int32), jax.ShapeDtypeStruct(tokens, bool)
-    params = jax.eval_shape(encoder.init, jax.random.key(0))
+    params = parameter_shapes(encoder)
     latents = jax.ShapeDtypeStruct((size, *card["latent_shape"]), jnp.float32)
     batch = {"latents": latents, "condition": jax.eval_shape(encoder.apply, params, *words)}
     return jax.tree.map(lambda x: x.update(sharding=sharding), batch)

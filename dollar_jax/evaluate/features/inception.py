@@ -14,6 +14,7 @@ from dollar_jax.convert.tables import convert
 from dollar_jax.convert.tensors import open_file
 from dollar_jax.errors import UserError
 from dollar_jax.models import inception as network
+from dollar_jax.models.network import parameter_shapes
 from dollar_jax.types import Params
 
 SIDE = 299
@@ -51,6 +52,6 @@ def _apply() -> Callable:
 @cache
 def _load(path: str) -> Params:
     """Reads the parameters from a file."""
-    target = jax.eval_shape(network.build().init, jax.random.key(0))
+    target = parameter_shapes(network.build())
     tensors = keys.select(open_file(Path(path)))
     return jax.device_put(convert(keys.table(target), tensors, target))
