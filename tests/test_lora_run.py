@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_adapted
 import toy_pipeline
 from ml_collections import ConfigDict
 
@@ -13,31 +14,24 @@ from configs import shapes
 from dollar_jax import checkpoint
 from dollar_jax.config import set_named
 from dollar_jax.errors import UserError
-from dollar_jax.models import build, lora
+from dollar_jax.importing import trust
+from dollar_jax.models import lora
 from dollar_jax.pipeline import draw_noise, load
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages.distill import distill
 from dollar_jax.stages.encode import encode
 
+trust(["toy_adapted"])
 CAPTIONS = "a red ring", "a blue cross", "a green square", "a red cross"
-SIZES = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "time_embed_dim": 8,
-    "text_embed_dim": 2,
-    "num_layers": 2,
-}
-NETWORK = build("cogvideox_dit", SIZES)
-BASE = jax.tree.map(lambda x: x + 0.02, NETWORK.init(jax.random.key(3)))  # no weight is zero, the last layer's neither
+NETWORK = toy_adapted.transformer()
+BASE = NETWORK.init(jax.random.key(3))
 
 
 def make_teacher(folder, base=BASE):
-    """A toy pipeline with a real transformer."""
+    """A toy pipeline whose transformer takes adapters."""
     toy_pipeline.write(folder, CAPTIONS)
     checkpoint.save_params(folder / "transformer", base)
-    part = {"architecture": "cogvideox_dit", "config": SIZES, "path": "transformer", "item": ""}
+    part = {"architecture": "toy_adapted:transformer", "config": {}, "path": "transformer", "item": ""}
     checkpoint.write_card(folder, checkpoint.read_card(folder) | {"role": "teacher", "transformer": part})
     return folder
 
@@ -62,7 +56,7 @@ def make_config(work, iterations=4, **adapters):
     set_named(config.generator.objectives, {"consistency": 0.0})
     config.fake_score.updates, config.reward.batch_size, config.held_out.videos_per_caption = 1, 2, 0
     config.students = ConfigDict({"student": {"start_from": ""}})
-    config.lora.update({"rank": 2, "fake_score_rank": 3, "alpha": 5.0} | adapters)
+    config.lora.update({"rank": 2, "fake_score_rank": 3, "alpha": 5.0, "targets": ("expand", "contract")} | adapters)
     return config
 
 
@@ -89,11 +83,11 @@ def equal(one, other):
 
 
 def test_only_adapters_are_trained_and_saved(student, work):
-    """Two blocks of width 32: A and B of six layers, four of 32 x 32 and two of 32 x 128."""
+    """A and B of two layers, of 7 x 6 and of 6 x 4."""
     early, late = items(student, 2), items(student, 4)
     for name, rank in {"student": 2, "ema": 2, "fake_score": 3}.items():
         leaves = jax.tree.leaves(late[name])
-        assert sum(x.size for x in leaves) == 2 * rank * (4 * (32 + 32) + 2 * (32 + 128))
+        assert sum(x.size for x in leaves) == rank * (7 + 6 + 6 + 4)
         assert all(x.dtype == jnp.float32 for x in leaves)
         assert not any(bool((a == b).all()) for a, b in zip(leaves, jax.tree.leaves(early[name]), strict=True))
     lines = (student / "parameters.txt").read_text()
