@@ -42,6 +42,7 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
                 part.add_adapter()
         return nnx.graphdef(changed)
 
+    @jax.jit  # one program, not one for each shape of a parameter
     def init(key: Key) -> Params:
         return _string_keys(nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param)))
 
