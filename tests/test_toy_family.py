@@ -181,7 +181,7 @@ def test_it_moves_the_student_and_the_student_does_not_move_it(workdir):
         setup = make_setup(config, card, network, one)
         state = setup.init(teacher, jax.random.key(0))
         frozen = {"teacher": teacher, "negative": one, "empty": one}
-        by_name = {part.name: part.step for part in parts(setup)}
+        by_name = {part.name: jax.jit(part.step) for part in parts(setup)}
         after, _ = by_name["generator"](state, frozen, batch, jax.random.key(1))
         assert unchanged(state.own, after.own)
         assert not unchanged(state.student, after.student)
