@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import toy_family
-from ml_collections import ConfigDict
+from toy_run import ADVERSARIAL, NEGATIVE, adversarial_config, make_config
 
-from configs import shapes
 from dollar_jax import checkpoint, metrics
 from dollar_jax.check import check
-from dollar_jax.config import named, put_named, set_named, take_named
+from dollar_jax.config import set_named
 from dollar_jax.data.pipeline import batches
 from dollar_jax.errors import UserError
 from dollar_jax.importing import resolve, trust
@@ -33,39 +31,6 @@ from dollar_jax.stages.distill import make_setup, student_config
 from dollar_jax.steps.iteration import parts
 
 ROOT = Path(__file__).parents[1]
-NEGATIVE = "a blue cross standing still"
-ADVERSARIAL = "toy_family:adversarial"
-
-
-def make_config():
-    """A run of all stages with the toy family's networks."""
-    config = shapes.get_config()
-    config.video.update({"frames": 2, "height": 16, "width": 16})
-    config.data.clips = 48
-    loop = {"iterations": 6, "save_every": 2, "log_every": 1, "batch_size": 4, "show_every": 0, "keep": 9}
-    for stage in (config.vae, config.teacher, config.generator):
-        stage.update(loop)
-    config.vae.update({"architecture": "toy_family:vae", "per_channel": True})
-    config.vae.network, config.text.network = ConfigDict(), ConfigDict({"width": 5})
-    config.text.architecture = "toy_family:text_encoder"
-    config.teacher.architecture, config.teacher.network = "toy_family:transformer", ConfigDict({"width": 16})
-    config.teacher.prediction_type = "flow"
-    config.teacher.schedule = ConfigDict({"kind": "flow", "shift": 5.0})
-    config.teacher.update({"steps": 10, "guidance": 2.0, "negative_prompt": NEGATIVE})
-    config.generator.times = toy_family.FOUR
-    config.generator.objectives = named(
-        variational_score={"weight": 1.0, "guidance": 1.0},
-        consistency={"weight": 0.5, "guidance": 2.0},
-        latent_reward={"weight": 0.1, "units": "deviations"},
-    )
-    config.generator.guard.metric = ""
-    for part in (config.vae, config.teacher, config.generator, config.fake_score, config.reward):
-        part.optimizer.warmup = 0
-    config.held_out.videos_per_caption = 0
-    config.reward.update({"batch_size": 2, "replay": 8})
-    config.reward.network.channels = toy_family.CHANNELS
-    config.students = ConfigDict({"student": {"start_from": ""}})
-    return config
 
 
 def run(config, workdir, stages=("vae", "encode", "teacher", "distill")):
@@ -144,32 +109,10 @@ def test_the_command_samples_it(workdir, tmp_path):
     assert np.abs(latents[""] - latents["a green square"]).max() > 1e-3
 
 
-def same_state(one, other, step=6):
-    """Whether two runs of the student left the same numbers at a step."""
-
-    def read(folder):
-        items = sorted(path for path in (folder / "student" / "checkpoints" / str(step)).iterdir() if path.is_dir())
-        names = [path.name for path in items if not path.name.startswith("_") and path.name not in ("data", "metrics")]
-        with ocp.StandardCheckpointer() as reader:
-            return {name: reader.restore(folder / "student" / "checkpoints" / str(step) / name) for name in names}
-
-    one, other = read(one), read(other)
-    return one.keys() == other.keys() and jax.tree.all(jax.tree.map(np.array_equal, one, other))
-
-
 def borrow(source, target):
     """The finished stages before the student, as links."""
     for name in ("vae", "encoded", "teacher"):
         (target / name).symlink_to((source / name).resolve())
-
-
-def resume(config, whole, folder):
-    """Runs the student of `whole` again in `folder`, from its first checkpoint on."""
-    borrow(whole, folder)
-    shutil.copytree(whole / "student", folder / "student")
-    for step in (4, 6):
-        shutil.rmtree(folder / "student" / "checkpoints" / str(step))
-    run(config, folder, ("distill",))
 
 
 def planned(config, workdir):
@@ -181,12 +124,6 @@ def planned(config, workdir):
         return iteration(config, teacher_card(config, ""), mesh)
 
 
-def test_a_stopped_run_goes_on_to_the_bit(workdir, tmp_path):
-    """Student, fake score, reward model, replay and optimisers."""
-    resume(make_config(), workdir, tmp_path)
-    assert same_state(workdir, tmp_path)
-
-
 def test_a_plan_has_it(workdir):
     work = planned(make_config(), workdir)
     names = [program.name for program in work.programs]
@@ -195,17 +132,6 @@ def test_a_plan_has_it(workdir):
 
 
 # An objective with a network of its own.
-
-
-def adversarial_config():
-    """The run with the toy discriminator beside VSD and CD, added as on the command line."""
-    config = make_config()
-    flags = ["=0.1", ".flip=1.0", ".own.network.width=7", ".own.options.margin=0.5", ".own.updates=2", ".own.ema=0.9"]
-    rest, changes = take_named([f"--config.generator.objectives.{ADVERSARIAL}{flag}" for flag in flags])
-    assert not rest
-    put_named(config, changes)
-    config.generator.objectives.latent_reward.weight = 0.0
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +154,6 @@ def test_an_objectives_own_network_learns_beside_the_others(played):
     assert not np.array_equal(first["adversarial"]["in"], last["adversarial"]["in"])
     assert not np.array_equal(average["adversarial"]["in"], last["adversarial"]["in"])
     assert checkpoint.read_card(played / "student")["objectives"][ADVERSARIAL] == 0.1
-
-
-def test_it_goes_on_to_the_bit_too(played, tmp_path):
-    resume(adversarial_config(), played, tmp_path)
-    assert same_state(played, tmp_path)
 
 
 def test_a_plan_counts_it(workdir):
@@ -260,7 +181,7 @@ def test_it_moves_the_student_and_the_student_does_not_move_it(workdir):
         setup = make_setup(config, card, network, one)
         state = setup.init(teacher, jax.random.key(0))
         frozen = {"teacher": teacher, "negative": one, "empty": one}
-        by_name = {part.name: part.step for part in parts(setup)}
+        by_name = {part.name: jax.jit(part.step) for part in parts(setup)}
         after, _ = by_name["generator"](state, frozen, batch, jax.random.key(1))
         assert unchanged(state.own, after.own)
         assert not unchanged(state.student, after.student)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import stock_wan
 import torch
-from commands import run
+from commands import ROOT, run
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from folders import assert_same_tensors, relative
@@ -199,13 +199,6 @@ def test_two_experts(tmp_path):
 def student(folders, tmp_path_factory) -> Path:
     """A student of the stock pipeline's teacher, after a few iterations of VSD and CD."""
     work = tmp_path_factory.mktemp("distilled")
-    (work / "one_student.py").write_text(
-        "from configs import shapes_wan\n"
-        "def get_config():\n"
-        "    config = shapes_wan.get_config()\n"
-        "    del config.students.vsd_cd_lrm\n"
-        "    return config\n"
-    )
     fields = {
         "teacher.path": folders[1],
         "stages": "('encode','distill')",
@@ -221,8 +214,9 @@ def student(folders, tmp_path_factory) -> Path:
         "fake_score.updates": 1,
         "reward.network.channels": 4,
     }
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    done = run(["main", "--config=one_student.py", "--workdir=W", *flags], cwd=work)
+    flags = [f"--config={ROOT / 'tests/helpers/one_student.py'}:shapes_wan.vsd_cd", "--workdir=W"]
+    flags += [f"--config.{name}={value}" for name, value in fields.items()]
+    done = run(["main", *flags], cwd=work)
     assert done.returncode == 0, done.stderr
     return work / "W" / "vsd_cd"
 
@@ -232,14 +226,14 @@ def student(folders, tmp_path_factory) -> Path:
     [("unipc", "ddim"), ("unipc", "renoise"), ("stretched", "ddim"), ("stretched", "renoise"), ("trailing", "renoise")],
 )
 def test_a_student_in_the_stock_pipeline(student, told, tmp_path, monkeypatch, spacing, sampler):
-    """4, 2 and 1 steps, deterministic and re-noising, from the exported folder alone.
+    """Two numbers of steps, deterministic and re-noising, from the exported folder alone.
 
     UniPC cuts a time to an integer, so a student of its times is trained with integers. A stock scheduler has one
     number of steps where it re-noises, our own has as few as divide the student's.
     """
     schedule = {"kind": "flow", "steps": 1000, "shift": 5.0, "spacing": spacing}
     card, made = checkpoint.read_card(student), 0
-    for count in (4, 2, 1) if spacing == "stretched" else (4,):
+    for count in (4, 1) if spacing == "stretched" else (4,):
         times = make_schedule(**schedule).spaced(count)
         folder = tmp_path / f"student{count}"
         shutil.copytree(student, folder)
@@ -252,7 +246,7 @@ def test_a_student_in_the_stock_pipeline(student, told, tmp_path, monkeypatch, s
         ours = pipeline.load(folder, ("transformer",))
         noise = noise_of(ours)
         _, keys = pipeline.draw_noise(ours.card, 0, len(noise), 1)
-        for steps in (count,) if spacing == "stretched" else (4, 2, 1):
+        for steps in (count,) if spacing == "stretched" else (4, 2):
             drawn = [sampling.normal(sampling.fold(keys, step), noise.shape[1:]) for step in range(steps)]
 
             def same_noise(shape, drawn=drawn, **options):
@@ -262,4 +256,4 @@ def test_a_student_in_the_stock_pipeline(student, told, tmp_path, monkeypatch, s
             wanted = stock_latents(pipe, noise, steps, 0.0)
             assert relative(our_latents(ours, noise, told, steps, 0.0), wanted) < 1e-3
             made += 1
-    assert made == 3
+    assert made == 2

@@ -51,7 +51,8 @@ class Command:
 
 def _become(arguments: list[str], environment: dict[str, str], cwd: Path, streams: list[Path]) -> None:
     """What `python -m dollar_jax.MODULE` does, in a new process."""
-    gc.freeze()  # what has been imported is not looked through again and again
+    gc.freeze()  # what has been imported is not looked through again and again, nor is what JAX traces
+    gc.set_threshold(100_000, 50, 50)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -79,3 +80,16 @@ def program(arguments: Sequence[str | Path]) -> list[str | Path]:
     """The command as a program for `subprocess`, to see it start, too."""
     module, *rest = arguments
     return [sys.executable, "-m", f"dollar_jax.{module}", *rest]
+
+
+def command(module: str, **options) -> list[str]:
+    """The arguments of `Command`: a module and its flags."""
+    return [module, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def refused(result: subprocess.CompletedProcess, *words: str) -> None:
+    """Asserts a refusal: one line with these words, exit status 2, no traceback."""
+    assert result.returncode == 2, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.stderr
+    assert all(word in line for word in words), line

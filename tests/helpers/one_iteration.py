@@ -1,11 +1,12 @@
-"""One iteration of the full DOLLAR step on each of several meshes, one after the other.
+"""One iteration of the full DOLLAR step on a mesh, of several processes.
 
-    python one_iteration.py FOLDER DATA,FSDP,CONTEXT:... [COORDINATOR PROCESSES PROCESS]
+    python one_iteration.py FILE DATA,FSDP,CONTEXT COORDINATOR PROCESSES PROCESS
 
-Everything that training changes, and the metrics, are written by path into FOLDER/DATA,FSDP,CONTEXT.npz. A mesh takes
-the first devices that there are. The networks are small; no context axis divides the tokens.
+Everything that training changes, and the metrics, are written by path into FILE. The networks are small; no context
+axis divides the tokens.
 """
 
+import gc
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs.shapes import get_config
+from dollar_jax.distributed import start
 from dollar_jax.models import build
 from dollar_jax.sharding import batch_sharding, data_share, local_rows, make_mesh, replicated, shard
 from dollar_jax.stages.distill import make_setup
@@ -35,14 +37,14 @@ SIZES = {
     "num_layers": 2,
     "use_rotary_positional_embeddings": True,
 }
-BATCH_SIZE, FRAMES, TEXT_TOKENS = 8, 3, 5  # 5 + 3 x 2 x 2 tokens
+BATCH_SIZE, FRAMES, TEXT_TOKENS = 4, 3, 5  # 5 + 3 x 2 x 2 tokens
 CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}, "latent_shape": [FRAMES, 4, 4, 4]}
 
 
 def get_setup():
     config = get_config()
     config.dtype, config.remat = "float32", "nothing_saveable"
-    config.fake_score.updates = 5
+    config.fake_score.updates = 2
     config.generator.update({"batch_size": BATCH_SIZE, "accumulate": 1})
     config.generator.objectives.consistency.guidance = 2.0
     for part in (config.generator, config.fake_score, config.reward):
@@ -63,7 +65,7 @@ def random_params(network, seed: int) -> dict:
 
 
 def iterate(mesh) -> dict[str, np.ndarray]:
-    """Generator, five fake scores, reward model."""
+    """Generator, two fake scores, reward model."""
     setup, key = get_setup(), jax.random.key(0)
     config = setup.config
 
@@ -103,18 +105,12 @@ def iterate(mesh) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    folder, meshes, *others = sys.argv[1:]
-    if others:
-        from dollar_jax.distributed import start
-
-        start(others[0], int(others[1]), int(others[2]))
-    for name in meshes.split(":"):
-        sizes = dict(zip(("data", "fsdp", "context"), map(int, name.split(",")), strict=True))
-        mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
-        with jax.set_mesh(mesh):
-            result = iterate(mesh)
-        if jax.process_index() == 0:
-            np.savez(Path(folder) / f"{name}.npz", **result)
-        jax.clear_caches()
-    if others:
-        multihost_utils.sync_global_devices("written")
+    gc.disable()
+    file, sizes, coordinator, processes, process = sys.argv[1:]
+    start(coordinator, int(processes), int(process))
+    mesh = make_mesh(dict(zip(("data", "fsdp", "context"), map(int, sizes.split(",")), strict=True)))
+    with jax.set_mesh(mesh):
+        result = iterate(mesh)
+    if jax.process_index() == 0:
+        np.savez(file, **result)
+    multihost_utils.sync_global_devices("written")

@@ -56,19 +56,19 @@ def text_encoder(vocab_size: int, width: int = 5) -> Network:
 
 
 def transformer(width: int, dtype="float32", remat="", attention=None) -> Network:
-    """A perceptron on every position, shifted by time, words and pooled text."""
+    """A perceptron on every position, shifted by time, words and pooled text; a mesh splits its kernels."""
 
     def init(key):
         keys = jax.random.split(key, 4)
         sizes = {"in": (CHANNELS, width), "told": (5 + 3 + 2, width), "out": (width, CHANNELS)}
-        return {name: _linear(k, *size) for k, (name, size) in zip(keys, sizes.items(), strict=False)}
+        return {name: {"kernel": _linear(k, *size)} for k, (name, size) in zip(keys, sizes.items(), strict=False)}
 
     def apply(params, latents, times, condition):
         sigma = times[:, None] / 1000  # what this family's networks are told
         told = [condition.embedding.mean(1), condition.extra["pooled"], sigma, jnp.cos(3 * sigma)]
-        shift = jnp.concatenate(told, axis=1) @ params["told"]
-        hidden = jnp.tanh(latents @ params["in"] + shift[:, None, None, None])
-        return hidden @ params["out"]
+        shift = jnp.concatenate(told, axis=1) @ params["told"]["kernel"]
+        hidden = jnp.tanh(latents @ params["in"]["kernel"] + shift[:, None, None, None])
+        return hidden @ params["out"]["kernel"]
 
     return Network(init, apply)
 
