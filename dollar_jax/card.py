@@ -17,6 +17,7 @@
   lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
   objectives    what a student was trained for, with weights
   hub           {repository, commit} on the Hugging Face hub that the model, or its teacher, was converted from
+  merged        [{file, sha256}]: the LoRAs that were merged into the transformer, or its teacher's, in conversion
 
 Paths are relative to the card's folder and stay inside it. A converted network also has its `source`, the config.json
 that it came with.
@@ -64,6 +65,8 @@ def _number(low: float | int, high: float | int) -> dict:
 
 _POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
 _WORD = {"type": "string", "maxLength": 100}
+_LINE = {"type": "string", "maxLength": 10_000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"}
+_SHA256 = {"type": "string", "pattern": r"^[0-9a-f]{64}\Z"}
 # No absolute path, no `..`, nothing hidden.
 _PATH = {"type": "string", "pattern": r"^(\.|[\w][\w.-]*(/[\w][\w.-]*)*)\Z", "maxLength": 200}
 REPOSITORY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}\Z"  # an id on the Hugging Face hub
@@ -84,7 +87,7 @@ _NETWORK = _object(
     lora=_object(
         ("base", "sha256", "rank", "alpha"),
         base=_PATH,
-        sha256={"type": "string", "pattern": r"^[0-9a-f]{64}\Z"},
+        sha256=_SHA256,
         rank=_integer(1, 100_000),
         alpha=_number(-1e6, 1e6),
     ),
@@ -119,7 +122,7 @@ SCHEMA = _object(
     sampler={"enum": [*get_args(sampling.Sampler), *unipc.ORDER]},
     guidance=_number(-1, 1000),
     low_guidance=_object(("guidance", "below"), guidance=_number(-1, 1000), below=_number(0, 100_000)),
-    negative_prompt={"type": "string", "maxLength": 10_000, "pattern": r"^[^\x00-\x1f\x7f-\x9f]*\Z"},
+    negative_prompt=_LINE,
     video=_object(
         ("frames", "height", "width", "fps", "independent_chunk"),
         frames=_integer(1, 100_000),
@@ -136,6 +139,7 @@ SCHEMA = _object(
         repository={"type": "string", "pattern": REPOSITORY},
         commit={"type": "string", "pattern": r"^[0-9a-f]{40}\Z"},
     ),
+    merged={"type": "array", "items": _object(("file", "sha256"), file=_LINE, sha256=_SHA256), "maxItems": 10},
 )
 
 

@@ -120,13 +120,18 @@ def load_component(folder: str | os.PathLike, part: Card, lora_scale: float = 1.
     params = _read(*_stored(folder, part, network))
     if "lora" in part:
         base = _read(*_stored(folder, base_of(part), network))
-        if digest(folder, base_of(part)) != part["lora"]["sha256"]:
-            raise UserError(
-                f"{root(folder)}/{part['lora']['base']} is not the base that the adapter was trained on: put that one"
-                " back, or train again"
-            )
+        _require_base(folder, part)
         params = lora.attach(base, params, part["lora"]["alpha"], lora_scale)
     return network, params
+
+
+def _require_base(folder: str | os.PathLike, part: Card) -> None:
+    """Raises UserError if the base of a component with `lora` is another one than in training."""
+    if digest(folder, base_of(part)) != part["lora"]["sha256"]:
+        raise UserError(
+            f"{root(folder)}/{part['lora']['base']} is not the base that the adapter was trained on: put that one"
+            " back, or train again"
+        )
 
 
 def load_adapter(folder: str | os.PathLike, part: Card) -> Params:
@@ -163,8 +168,17 @@ def _read(place: Path, stored: Params) -> Params:
 
 
 def open_component(folder: str | os.PathLike, part: Card) -> Params:
-    """The parameters of one component of a card as `Lazy` arrays. Arguments, errors: `load_component`."""
+    """The parameters of one component of a card as `Lazy` arrays; of one with `lora` those of the adapter alone.
+
+    Arguments, errors: `load_component`.
+    """
     return lazy.stored(*_stored(folder, part, network_of(part)))
+
+
+def open_base(folder: str | os.PathLike, part: Card) -> Params:
+    """The parameters of the base of a component with `lora`, as `Lazy` arrays. Arguments, errors: `load_component`."""
+    _require_base(folder, part)
+    return open_component(folder, base_of(part))
 
 
 def _stored(folder: str | os.PathLike, part: Card, network: Network) -> tuple[Path, Params]:

@@ -75,14 +75,24 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():  # a pipe is refused too: reading it could block
         raise UserError(f"{path} is missing")
     try:
-        content = json.loads(path.read_bytes().decode(), parse_constant=_finite, parse_float=_finite)
+        return parse_json(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
+
+
+def parse_json(content: bytes, place: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object in a UTF-8 text; `place` is for the message.
+
+    Raises:
+      UserError: it is not JSON, or not an object; or it has NaN or infinity, which JSON does not allow.
+    """
+    try:
+        parsed = json.loads(content.decode(), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {str(error)[:200]}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object, but a {type(content).__name__}")
-    return content
+        raise UserError(f"{place} is not JSON: {str(error)[:200]}") from error
+    if not isinstance(parsed, dict):
+        raise UserError(f"{place} is not a JSON object, but a {type(parsed).__name__}")
+    return parsed
 
 
 def _finite(word: str) -> float:

@@ -26,7 +26,10 @@ GUIDES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 INDENTED = re.compile(r"^ {4}(.*)", re.M)
 # What a module takes beside flags.
-WORDS = {"dollar_jax.convert.__main__": r"((from|to)_torch|extract_lora \S+) \S+ \S+", "benchmarks.convert": r"\S+ \S+"}
+WORDS = {
+    "dollar_jax.convert.__main__": r"((from|to)_torch \S+|extract_lora \S+ \S+) \S+",
+    "benchmarks.convert": r"\S+ \S+",
+}
 
 # Prints what the module's flags say against the command lines on stdin.
 PARSE = """

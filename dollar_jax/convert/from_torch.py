@@ -3,7 +3,7 @@ them runs or leads out of them.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import jax
 
 from dollar_jax.card import COMPONENTS, Card
 from dollar_jax.checkpoint import network_of, save_params, write_card
-from dollar_jax.convert import aesthetic, clip, families, hub, wan_dit
+from dollar_jax.convert import aesthetic, clip, families, hub, import_lora, wan_dit
 from dollar_jax.convert.architectures import CLIP, SIZES, describing, of_folder, plain, word
 from dollar_jax.convert.families.family import Architecture, Family
+from dollar_jax.convert.import_lora import Lora
 from dollar_jax.convert.tables import Rule, convert_lazily
 from dollar_jax.convert.tensors import Tensors, joined, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
@@ -21,31 +22,34 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
 from dollar_jax.reading import inside, read_json, require_schema, within
 
-LORA = ("*lora*.safetensors", "*lora*.bin", "adapter_config.json")
+WAN = "head.head.weight"  # in every Wan with the names of its authors
 
 
-def from_torch(source: str | os.PathLike, target: Path, revision: str = "") -> Card:
+def from_torch(source: str | os.PathLike, target: Path, revision: str = "", lora: str | os.PathLike = "") -> Card:
     """Converts a folder or a file to the checkpoint `target` and returns its card.
 
-    Tensors keep their dtype; one parameter, with blocks stacked, is in memory at a time.
+    Tensors keep their dtype; one parameter, with blocks stacked, is in memory at a time. A LoRA beside the weights of a
+    transformer is merged into them.
 
     Args:
       source: a diffusers pipeline folder, a model folder of diffusers or transformers, or a file of open_clip, of
         LAION's aesthetic predictors or of Wan's authors. If there is no such path: the id of a folder on the Hugging
         Face hub.
       revision: its branch, tag or commit there; '' is main.
+      lora: a LoRA from elsewhere to be merged, a file or a folder here; '' for none.
     Raises:
       UserError: the source cannot be downloaded or read, or does not fit a network; then nothing is written.
     """
+    if lora and not Path(lora).exists():
+        raise UserError(f"--lora={lora} does not exist: name a file of safetensors, or a folder with one")
     with new_folder(target) as folder:
         place, origin = _place(source, revision)
         if place.is_file():
-            card = _file(place, folder)
+            card = _file(place, folder, lora)
         elif (place / "model_index.json").exists():
-            card = _pipeline(place, folder)
+            card = _pipeline(place, folder, lora)
         else:
-            part, architecture = _component(place, "", folder)
-            card = {"role": architecture.component, architecture.component: part}
+            card = _model(place, folder, lora)
         card |= origin
         write_card(folder, card)
     return card
@@ -62,11 +66,15 @@ def _place(source: str | os.PathLike, revision: str) -> tuple[Path, Card]:
     place, commit = hub.download(repository, revision or "main", hub.DESCRIPTIONS)
     print(f"{repository}: commit {commit}", flush=True)
     # What cannot be converted is refused before gigabytes of weights come.
-    _refuse_lora(place)
     if (place / "model_index.json").exists():
         _family(place)
     elif (place / "config.json").exists():
         of_folder(place)
+    elif (place / import_lora.PEFT).exists():
+        raise UserError(
+            f"{repository} is a LoRA alone: name the model that it changes, and with --lora a folder of this one here"
+            f" (hf download {repository} --local-dir DIR)"
+        )
     else:
         raise UserError(
             f"{repository} has neither model_index.json nor config.json, so it is no folder of diffusers or"
@@ -95,12 +103,12 @@ def _family(source: Path) -> tuple[Family, dict[str, Any]]:
     return family, index
 
 
-def _pipeline(source: Path, folder: Path) -> Card:
+def _pipeline(source: Path, folder: Path, lora: str | os.PathLike) -> Card:
     """Converts a pipeline folder and returns the card of a teacher."""
     family, index = _family(source)
     parts = (*COMPONENTS, *family.folders, "tokenizer", "scheduler")
     more = {name: value for name, value in index.items() if not name.startswith("_") and name not in parts}
-    _refuse_lora(source)
+    loras = import_lora.find(source, lora, family.folders)
     path = within(source, "scheduler/scheduler_config.json")
     scheduler = read_json(path)
     require_schema(scheduler, SIZES, path, "no such scheduler can be converted")
@@ -108,9 +116,9 @@ def _pipeline(source: Path, folder: Path) -> Card:
     card |= {"guidance": family.guidance, "negative_prompt": family.negative_prompt}
     for name in COMPONENTS:
         if name == "transformer" and len(family.folders) > 1:
-            card[name] = _experts(source, family, index, folder)
+            card[name] = _experts(source, family, index, folder, loras)
             continue
-        part, architecture = _component(source, name, folder)
+        part, architecture = _component(source, name, folder, loras.get(name))
         if architecture != (wanted := family.component(name)):
             holds = architecture.class_name
             raise UserError(
@@ -130,16 +138,26 @@ def _pipeline(source: Path, folder: Path) -> Card:
     for name, value in more.items():
         if value not in (None, [None, None], known.get(name)):
             raise UserError(f"{source}/model_index.json has {word(name)} = {value!r:.100}, which is not supported")
-    return card
+    return card | _merged(loras.values())
 
 
-def _experts(source: Path, family: Family, index: Mapping[str, Any], folder: Path) -> Card:
+def _model(source: Path, folder: Path, lora: str | os.PathLike) -> Card:
+    """Converts a model folder and returns its card."""
+    loras = import_lora.find(source, lora, [""])
+    part, architecture = _component(source, "", folder, loras.get(""))
+    return {"role": architecture.component, architecture.component: part} | _merged(loras.values())
+
+
+def _merged(loras: Iterable[Lora]) -> Card:
+    return {"merged": origins} if (origins := [lora.origin for lora in loras]) else {}
+
+
+def _experts(source: Path, family: Family, index: Mapping[str, Any], folder: Path, loras: Mapping[str, Lora]) -> Card:
     """Converts the transformers of a pipeline with several, to one network with all of them: its part of a card."""
     architecture, described = family.component("transformer"), {}
     for name in family.folders:
         if not (source / name).is_dir():
             raise UserError(f"{source}/{name} is missing: this {family.pipeline} has an expert for low noise there")
-        _refuse_lora(source / name)
         holds, described[name] = of_folder(source, name)
         if holds.class_name != architecture.class_name:
             raise UserError(f"{source / name} holds a {holds.class_name}, not a {architecture.class_name}")
@@ -149,44 +167,56 @@ def _experts(source: Path, family: Family, index: Mapping[str, Any], folder: Pat
             raise UserError(f"{source}: {' and '.join(family.folders)} have other sizes")
         config = configs[0] | family.beside(index)
         table = architecture.keys.table(config)
-    tensors = joined({name: open_folder(source, name) for name in family.folders})
+    parts = {}
+    for name in family.folders:
+        names = import_lora.tables(architecture.keys, config, name)
+        parts[name] = import_lora.merged(open_folder(source, name), loras.get(name), names)
+    tensors = joined(parts)
     part = _save(source, folder, "transformer", architecture.network, config, table, tensors)
     return part | {"source": plain(described["transformer"])}
 
 
-def _component(source: Path, name: str, folder: Path) -> tuple[Card, Architecture]:
+def _component(source: Path, name: str, folder: Path, lora: Lora | None) -> tuple[Card, Architecture]:
     """Converts the model folder `source/name` into `folder`: its part of a card, and its architecture."""
     place = source / name
-    _refuse_lora(place)
     architecture, theirs = of_folder(source, name)
     keys = architecture.keys
+    other = lora.path if lora else next(iter(import_lora.beside(source, name)), None)
+    if other and architecture.component != "transformer":
+        raise UserError(f"{other} is a LoRA of a {architecture.component}: only one of a transformer can be merged")
     with describing(place / "config.json"):
         config = keys.config(theirs)
         scale = keys.scale(theirs) if architecture.component == "vae" else {}
         table = keys.table(config)
     tensors = open_folder(source, name)
+    tensors = import_lora.merged(tensors, lora, import_lora.tables(keys, config))
     if architecture == CLIP:
         tensors = tensors.without(clip.IGNORED)
     part = _save(place, folder, architecture.component, architecture.network, config, table, tensors)
     return part | scale | {"source": plain(theirs)}, architecture
 
 
-def _file(source: Path, folder: Path) -> Card:
+def _file(source: Path, folder: Path, lora: str | os.PathLike) -> Card:
     """Converts a file without a config, known by its tensors: a CLIP of open_clip, an aesthetic predictor, or a Wan in
     the names of its authors' code.
     """
     tensors = open_file(source)
+    plain_names = wan_dit.without_prefix(tensors)
+    if lora and WAN not in plain_names:
+        raise UserError(f"--lora={lora} is for a transformer: {source} holds none")
     if "visual.conv1.weight" in tensors:
         with describing(source):
             config = clip.open_clip_config(tensors.shapes)
             table, split = clip.open_clip_table(config), clip.split_fused(tensors)
         return {"role": "clip", "clip": _save(source, folder, "clip", "clip", config, table, split)}
-    if "head.head.weight" in (plain_names := wan_dit.without_prefix(tensors)):
+    if WAN in plain_names:
         with describing(source):
             config = wan_dit.original_config(plain_names.shapes)
             table = wan_dit.original_table(config)
+        loras = import_lora.find(None, lora, [""])
+        plain_names = import_lora.merged(plain_names, loras.get(""), import_lora.tables(wan_dit, config), own=1)
         part = _save(source, folder, "transformer", "wan_dit", config, table, plain_names)
-        return {"role": "transformer", "transformer": part}
+        return {"role": "transformer", "transformer": part} | _merged(loras.values())
     if tensors.keys() <= {"weight", "bias"} or "layers.0.weight" in tensors:
         with describing(source):
             config = aesthetic.config(tensors.shapes)
@@ -213,12 +243,3 @@ def _save(
         params = convert_lazily(table, tensors.lazy, target)
     save_params(folder / component, params)
     return {"architecture": network, "config": dict(config), "path": component, "item": ""}
-
-
-def _refuse_lora(folder: Path) -> None:
-    for pattern in LORA:
-        for path in folder.glob(pattern):
-            raise UserError(
-                f"{path} is a LoRA, which would be left out: merge it in diffusers (pipe.load_lora_weights, fuse_lora,"
-                " unload_lora_weights, save_pretrained) and convert the result"
-            )

@@ -15,9 +15,11 @@ from dollar_jax.errors import UserError
 DESCRIPTIONS = ("*.json", "*.txt", "*.model")  # with the files of tokenizers
 _FOLDERS = dict.fromkeys([*COMPONENTS, *(name for family in families.FAMILIES for name in family.folders)])
 PLACES = ("", *(f"{name}/" for name in _FOLDERS))
-# By their exact names: the same weights often lie beside them in other dtypes. A LoRA is fetched to be refused.
+# By their exact names: the same weights often lie beside them in other dtypes. A LoRA beside them is merged.
 WEIGHTS = tuple(
-    f"{place}{name}.safetensors" for place in PLACES for stem in STEMS for name in (stem, f"{stem}-*", "*lora*")
+    f"{place}{name}.safetensors"
+    for place in PLACES
+    for name in (*(name for stem in STEMS for name in (stem, f"{stem}-*")), "*lora*", "adapter_model")
 )
 
 

@@ -68,10 +68,10 @@ def layer_rules(theirs: str, ours: str, weight: str, change: Change) -> list[Rul
     return [Rule(f"{theirs}.weight", f"{ours}/{weight}", change), Rule(f"{theirs}.bias", f"{ours}/bias", same)]
 
 
-def _match(template: str, text: str) -> dict[str, str] | None:
+def match(template: str, text: str) -> dict[str, str] | None:
     """The number for each name in a template; None where the text does not fit it."""
-    match = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(template)), text)
-    return match and match.groupdict()
+    found = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(template)), text)
+    return found and found.groupdict()
 
 
 def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target: Params) -> Params:
@@ -98,7 +98,7 @@ def convert_lazily(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray | 
     seen = {path: np.zeros(shape[:1], bool) for path, shape in shapes.items()}
 
     def fill(key: str) -> None:
-        matches = [(fields, rule) for rule in table if (fields := _match(rule.theirs, key)) is not None]
+        matches = [(fields, rule) for rule in table if (fields := match(rule.theirs, key)) is not None]
         if len(matches) != 1:
             raise UserError(f"{key} matches {len(matches)} rules")
         fields, rule = matches[0]
@@ -174,7 +174,7 @@ def restore_lazily(table: Sequence[Rule], params: Params) -> dict[str, Lazy]:
         return held[1][layer].copy()  # a view would keep all rows
 
     for path, leaf in jax.tree.leaves_with_path(jax.tree.map(lazy, params)):
-        matches = ((_match(rule.ours, _name(path)), rule) for rule in table)
+        matches = ((match(rule.ours, _name(path)), rule) for rule in table)
         fields, rule = next((fields, rule) for fields, rule in matches if fields is not None)
         if STACKED in rule.theirs:
             for layer in range(leaf.shape[0]):

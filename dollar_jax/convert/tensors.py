@@ -3,10 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import ml_dtypes
 import numpy as np
@@ -64,6 +65,16 @@ def joined(parts: Mapping[str, Tensors]) -> Tensors:
     """The tensors of several networks, each behind the name of its part: `PART.KEY`."""
     named = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.lazy.items()}
     return Tensors(named, sum(tensors.nbytes for tensors in parts.values()))
+
+
+def parted(tensors: Mapping[str, Lazy], parts: Sequence[str]) -> dict[str, dict[str, Lazy]]:
+    """The tensors of each network, the inverse of `joined`; of one alone the names have no part in front."""
+    if len(parts) == 1:
+        return {parts[0]: dict(tensors)}
+    return {
+        part: {key.removeprefix(f"{part}."): x for key, x in tensors.items() if key.startswith(f"{part}.")}
+        for part in parts
+    }
 
 
 def open_folder(root: Path, folder: str = "") -> Tensors:
@@ -125,6 +136,11 @@ def _open_safetensors(path: Path) -> Tensors:
         for key, part in slices.items()
     }
     return Tensors(found, path.stat().st_size)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in the header of a file of safetensors, which `open_file` reads."""
+    return safe_open(path, "np", backend="pread").metadata() or {}
 
 
 def _require_dtype(path: Path, key: str, dtype: str, known: Collection[str]) -> None:
@@ -194,7 +210,7 @@ def write_folder(
     places = {}
     for number, keys in enumerate(shards, 1):
         name = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / name, {key: state_dict[key] for key in keys})
+        write_file(folder / name, {key: state_dict[key] for key in keys})
         places |= dict.fromkeys(keys, name)
     if len(shards) > 1:
         total = sum(value.nbytes for value in state_dict.values())
@@ -202,6 +218,9 @@ def write_folder(
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_file(path: Path, tensors: Mapping[str, np.ndarray | Lazy]) -> None:
+def write_file(
+    path: Path, tensors: Mapping[str, np.ndarray | Lazy], metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Writes a file of safetensors, with more fields of its header's metadata. All tensors are in memory."""
     contiguous = {key: np.asarray(lazy(value).read(), order="C") for key, value in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})  # transformers refuses files without it
+    save_file(contiguous, path, metadata={"format": "pt", **metadata})  # transformers refuses files without it

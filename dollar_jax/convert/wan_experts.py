@@ -10,7 +10,7 @@ from dollar_jax.convert import wan_dit
 from dollar_jax.convert.tables import Rule
 from dollar_jax.convert.wan_dit import config
 
-__all__ = ["config", "table", "their_config"]
+__all__ = ["config", "original_table", "table", "their_config"]
 
 FOLDERS = {"transformer": "high", "transformer_2": "low"}
 
@@ -22,10 +22,19 @@ def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(config: Mapping[str, Any]) -> list[Rule]:
     """The rules for both networks."""
+    return _both(wan_dit.table(_sizes(config)))
+
+
+def original_table(config: Mapping[str, Any]) -> list[Rule]:
+    """The rules for files of both with the original names."""
+    return _both(wan_dit.original_table(_sizes(config)))
+
+
+def _both(rules: list[Rule]) -> list[Rule]:
     return [
         rule._replace(theirs=f"{folder}.{rule.theirs}", ours=f"{expert}/{rule.ours}")
         for folder, expert in FOLDERS.items()
-        for rule in wan_dit.table(_sizes(config))
+        for rule in rules
     ]
 
 

@@ -72,7 +72,7 @@ FAULTS = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "transformer has no weights"),
     "lost shard": (lose_a_shard, "diffusion_pytorch_model-00001-of-00001.safetensors is missing"),
     "code in a pickle": (hide_code_in_a_pickle, "holds more than tensors and was not run"),
-    "lora": (lambda f: (f / "pytorch_lora_weights.safetensors").touch(), "is a LoRA, which would be left out"),
+    "lora": (lambda f: (f / "pytorch_lora_weights.safetensors").touch(), "pytorch_lora_weights.safetensors is damaged"),
     "other pipeline": (
         lambda f: change_json(f, "model_index.json", _class_name="CogVideoXImageToVideoPipeline"),
         "holds a CogVideoXImageToVideoPipeline",

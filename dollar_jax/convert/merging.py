@@ -1,0 +1,44 @@
+"""Adapters merged into the weights that they change, one matrix at a time."""
+
+import os
+from functools import partial
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dollar_jax.card import Card
+from dollar_jax.checkpoint import open_base, open_component
+from dollar_jax.lazy import Lazy
+from dollar_jax.models.linear import MATRICES
+from dollar_jax.types import Params
+
+
+def plus(matrix: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> np.ndarray:
+    """matrix + scale left right, computed in float32, in the dtype of `matrix`."""
+    product = left.astype(np.float32) @ right.astype(np.float32)
+    return (matrix.astype(np.float32) + np.float32(scale) * product.reshape(matrix.shape)).astype(matrix.dtype)
+
+
+def open_merged(folder: str | os.PathLike, part: Card) -> Params:
+    """The parameters of one component of a card as `Lazy` arrays, with its adapter merged into them if it has one.
+
+    Of the sums W + A B s of a stack of blocks one is in float32 at a time, see `models.lora.merge`. Arguments, errors:
+    `checkpoint.load_component`.
+    """
+    if "lora" not in part:
+        return open_component(folder, part)
+    base, adapter = (flatten_dict(tree, sep="/") for tree in (open_base(folder, part), open_component(folder, part)))
+    alpha = part["lora"]["alpha"]
+    for path in {name.rpartition("/")[0] for name in adapter}:
+        a, b = (adapter[f"{path}/{name}"] for name in MATRICES)
+        kernel, scale = base[f"{path}/kernel"], alpha / a.shape[-1] if alpha else 1.0
+        base[f"{path}/kernel"] = Lazy(kernel.shape, kernel.dtype, partial(_merged, kernel, a, b, scale))
+    return unflatten_dict(base, sep="/")
+
+
+def _merged(kernel: Lazy, a: Lazy, b: Lazy, scale: float) -> np.ndarray:
+    # What is read from a checkpoint belongs to the reader and is changed in place; the rest is never in memory twice.
+    merged, a, b = np.require(kernel.read(), requirements="W"), a.read(), b.read()
+    for block in np.ndindex(merged.shape[:-2]):
+        merged[block] = plus(merged[block], a[block], b[block], scale)
+    return merged
