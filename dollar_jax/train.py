@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax import guard
-from dollar_jax.checkpoint import Checkpoints
 from dollar_jax.distributed import Preemption, is_main
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate import collapse
 from dollar_jax.files import write_atomically
 from dollar_jax.metrics import Logger, read
 from dollar_jax.sharding import batch_sharding, shard
+from dollar_jax.stage_checkpoints import Checkpoints
 from dollar_jax.watch import Heartbeat
 
 Update = Callable[[Any, dict, list[str], int], tuple[Any, dict]]

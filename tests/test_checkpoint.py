@@ -15,6 +15,7 @@ import pytest
 from dollar_jax import checkpoint, checksums
 from dollar_jax.errors import UserError
 from dollar_jax.models import build
+from dollar_jax.stage_checkpoints import Checkpoints
 
 SIZES = {"channels": 2}
 PART = {"architecture": "latent_reward", "config": SIZES, "path": "checkpoints", "item": "ema"}
@@ -25,7 +26,7 @@ def batches():
 
 
 def open_checkpoints(folder):
-    return checkpoint.Checkpoints(folder, keep=2, networks=["ema"])
+    return Checkpoints(folder, keep=2, networks=["ema"])
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_left_alone(saved):
 
 @pytest.mark.parametrize(("best", "kept"), [("", ["3", "4"]), ("psnr", ["2", "3", "4"]), ("-psnr", ["1", "3", "4"])])
 def test_the_last_and_the_best_are_kept(tmp_path, best, kept):
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2, best=best)
+    checkpoints = Checkpoints(tmp_path, keep=2, best=best)
     for step, value in enumerate((1.0, 5.0, 3.0, 4.0), 1):
         checkpoints.save(step, {"x": jnp.ones(2)}, batches(), {"psnr": value})
     checkpoints.close()
@@ -150,7 +151,7 @@ def test_the_last_and_the_best_are_kept(tmp_path, best, kept):
 
 
 def test_a_metric_that_is_not_there(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, keep=2, best="-loss")
+    checkpoints = Checkpoints(tmp_path, keep=2, best="-loss")
     with pytest.raises(UserError, match="no metric 'loss'; there are psnr"):
         checkpoints.save(1, {"x": jnp.ones(2)}, batches(), {"psnr": 1.0})
     checkpoints.close()

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dollar_jax.card import COMPONENTS, Card
 from dollar_jax.checkpoint import network_of, save_params, write_card
 from dollar_jax.convert import aesthetic, clip, families, hub, import_lora, wan_dit
@@ -20,6 +18,7 @@ from dollar_jax.convert.tensors import Tensors, joined, open_file, open_folder
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
+from dollar_jax.models.network import parameter_shapes
 from dollar_jax.reading import inside, read_json, require_schema, within
 
 WAN = "head.head.weight"  # in every Wan with the names of its authors
@@ -239,7 +238,7 @@ def _save(
     require_space(folder, tensors.nbytes)
     print(f"{component}: {len(tensors)} tensors, {tensors.nbytes / 1e6:,.1f} MB", flush=True)
     with describing(source):
-        target = jax.eval_shape(network_of({"architecture": network, "config": config}).init, jax.random.key(0))
+        target = parameter_shapes(network_of({"architecture": network, "config": config}))
         params = convert_lazily(table, tensors.lazy, target)
     save_params(folder / component, params)
     return {"architecture": network, "config": dict(config), "path": component, "item": ""}
