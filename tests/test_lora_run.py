@@ -1,6 +1,10 @@
 """Students that are adapters: only they move and are saved, on one base that is checked wherever they meet it again."""
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -157,3 +161,14 @@ def test_another_base_or_another_form_is_refused(student, work, tmp_path):
     adapted.teacher.path = str(student)
     with pytest.raises(UserError, match="is an adapter on another network: merge it"):
         run(adapted, tmp_path / "new")
+
+
+def test_its_gradient_on_a_mesh_is_that_on_one_device():
+    """Over data, fsdp and context. A is split by rows, B by columns: the rank is too small."""
+    script = Path(__file__).parent / "helpers" / "adapter_on_mesh.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    differences, axes = json.loads(done.stdout)
+    assert len(differences) == 2 * 10  # self-attention, cross-attention and MLP
+    assert max(differences.values()) < 1e-5
+    assert all(axis == (-2 if path.endswith("lora_a") else -1) for path, axis in axes.items())
