@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from dollar_jax.diffusion import Points, Schedule, Span
 from dollar_jax.errors import UserError
 from dollar_jax.sampling import Denoiser, Keys
-from dollar_jax.types import Condition, Latent, PerExample
+from dollar_jax.types import Condition, Latent, PerExample, Times
 
 Units = Literal["raw", "deviations"]
 
@@ -33,6 +33,7 @@ class Context:
       empty: the condition (b = 1) of the empty caption.
       generated: the student's one-step x0 at one of its times (Alg. 1, line 8), with gradient, [b f h w c].
       matched_times: for each example, the span of times at which `generated` is compared with data.
+      generated_at: the time of the student from which each example was generated.
       keys: random keys [b], independent for each objective.
       times: times of the student.
       sample: sample(k) runs the student's whole chain from pure noise and returns its end, with a gradient through the
@@ -57,6 +58,7 @@ class Context:
     empty: Condition
     generated: Latent
     matched_times: Span
+    generated_at: Times
     keys: Keys
     times: Points
     sample: Callable[[int], Latent]

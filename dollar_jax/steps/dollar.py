@@ -40,7 +40,7 @@ from dollar_jax.sampling import (
 )
 from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient, moving_average, update
 from dollar_jax.steps.reward import PromptMeans, Replay, RewardStatistics
-from dollar_jax.types import Key, Latent, Leaf, Params, PerExample, Video
+from dollar_jax.types import Key, Latent, Leaf, Params, PerExample, Times, Video
 
 
 @struct.dataclass
@@ -173,13 +173,13 @@ class Distillation:
         options = self.config.lora
         return lora.attach(frozen["teacher"], params, options.alpha) if options.rank else params
 
-    def generate(self, student: Params, batch: dict, keys: Keys) -> tuple[Latent, Span]:
+    def generate(self, student: Params, batch: dict, keys: Keys) -> tuple[Latent, Span, Times]:
         """Generates x^ = G(c, eps), the student's one-step x0 at one of its times (Alg. 1, line 8).
 
         Only the last call of the network has a gradient. `student` are its `whole` parameters, as in all that follows.
 
         Returns:
-          x^ [b f h w c], and the span of times at which it is compared with data.
+          x^ [b f h w c], the span of times at which it is compared with data, and the times of the student's input.
         """
         generator = self.config.generator
         # A simulated rollout takes only the shape from the latents.
@@ -195,7 +195,7 @@ class Distillation:
             keys,
         )
         span = matched_times(generator.matched_times, times, generator.times, self.schedule)
-        return self.denoiser(student)(x_t, times, batch["condition"])[0], span
+        return self.denoiser(student)(x_t, times, batch["condition"])[0], span, times
 
     def denoiser(self, student: Params) -> Denoiser:
         """The student with these parameters as a denoiser (x_t, t, condition) -> (x0, eps)."""
@@ -242,7 +242,7 @@ class Distillation:
             return self.pixel_reward(self.decode(frozen["vae"], latents), part["prepared"], frozen["reward"])
 
         keys = part["keys"]
-        generated, span = self.generate(student, part, fold(keys, 0))
+        generated, span, times = self.generate(student, part, fold(keys, 0))
         return Context(
             schedule=self.schedule,
             student=network("student", student, self.student_prediction_type),
@@ -257,6 +257,7 @@ class Distillation:
             empty=frozen["empty"],
             generated=generated,
             matched_times=span,
+            generated_at=times,
             keys=keys,
             times=tuple(self.config.generator.times),
             sample=lambda steps: self.sample(student, part, fold(keys, len(self.objectives) + 1), steps),
@@ -346,7 +347,7 @@ def make_fake_score_step(setup: Distillation) -> Callable:
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
         def loss(fake_score, part):
             keys = part["keys"]
-            x0, span = setup.generate(setup.whole(state.student, frozen), part, fold(keys, 0))
+            x0, span, _ = setup.generate(setup.whole(state.student, frozen), part, fold(keys, 0))
             times = draw_times(fold(keys, 1), setup.schedule, span)
             apply = timed(jax.named_scope("fake_score")(setup.network.apply), setup.schedule)
             network = partial(apply, setup.whole(fake_score, frozen))
@@ -409,7 +410,7 @@ def make_proposal(setup: Distillation) -> Callable:
 
     def propose(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
         keys, student = example_keys(key, state.step, count(batch)), setup.whole(state.student, frozen)
-        generated, _ = setup.generate(student, batch, keys)
+        generated, *_ = setup.generate(student, batch, keys)
         other = batch["latents"] if setup.videos else setup.generate(student, batch, fold(keys, 3))[0]
         latents = interleave(other, generated)
         condition = interleave(batch["condition"], batch["condition"])

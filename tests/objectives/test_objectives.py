@@ -47,6 +47,7 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "empty": toy.condition(value=-1.0),
         "generated": latents,
         "matched_times": (jnp.full(count, -1.0), jnp.full(count, 999.0)),
+        "generated_at": jnp.full(count, 999.0),
         "keys": keys(count),
         "times": (249, 499, 749, 999),
         "sample": no,
@@ -379,3 +380,67 @@ def test_a_latent_reward_in_deviations_is_over_the_rewards_deviation():
     np.testing.assert_allclose(metrics["latent_reward_estimate"], 0.25)
     with pytest.raises(UserError, match="units are raw or deviations, not 'percent'"):
         inspect.unwrap(in_units)(loss, ctx.deviation, "percent")
+
+
+def by_caption(of_caption, of_negative):
+    """A teacher for which a caption (0) is one Gaussian and the negative prompt (-2) another; guided it is refused."""
+
+    def teacher(guidance):
+        assert guidance == 0
+
+        def denoise(x_t, times, condition):
+            negative = condition.embedding[:, 0, 0] == -2
+            pairs = zip(of_caption(x_t, times), of_negative(x_t, times), strict=True)
+            return tuple(jnp.where(negative[:, None, None, None, None], away, own) for own, away in pairs)
+
+        return denoise
+
+    return teacher
+
+
+def gradient_of(ctx, **options):
+    def loss(x):
+        changed = replace(ctx, generated=x)
+        return variational_score(changed, normalize=False, **options)[0].sum()
+
+    return jax.grad(loss)(ctx.generated) * ctx.generated[0].size
+
+
+def test_decoupled_guidance_has_a_time_of_its_own():
+    """Two Gaussians that differ in their mean by d: x0_caption - x0_negative = d b^2 / (a^2 s^2 + b^2) at any x_t.
+
+    The fake score is the teacher's, so that guidance alone is left; its only time up to 200 and from 200 on is 200.
+    """
+    d, s, w = 0.4, REAL.deviation, 3.0
+    teacher = by_caption(REAL, Gaussian(REAL.mean - d, s, SCHEDULE))
+    ctx = replace(context(generated_at=jnp.full(4, 200.0)), teacher=teacher)
+    a, b = (x.squeeze() for x in SCHEDULE.at(jnp.array([200.0])))
+    got = gradient_of(ctx, guidance=w, decoupled=True, low=0.2)
+    np.testing.assert_allclose(got, -w * d * b**2 / ((a * s) ** 2 + b**2), rtol=1e-4)
+
+
+def test_decoupled_without_guidance_is_plain():
+    fake = Gaussian(REAL.mean + 0.2, 0.5, SCHEDULE)
+    ctx = replace(context(fake_score=fake), teacher=by_caption(REAL, REAL))
+    np.testing.assert_array_equal(
+        gradient_of(ctx, guidance=0.0, decoupled=True), gradient_of(ctx, guidance=0.0, decoupled=False)
+    )
+
+
+def test_data_forcing_by_its_equation():
+    """With teacher and fake score of one Gaussian, x0_fake(x_t) - x0_real(data_t) = a^2 s^2 / V (x - data)."""
+    once = jnp.full(4, 499.0), jnp.full(4, 500.0)  # one time: 500
+    ctx = context(generated=sampling.normal(keys(4, 3), (1, 2, 2, 2)), matched_times=once)
+    a, b = (x.squeeze() for x in SCHEDULE.at(jnp.array([500.0])))
+    factor = (a * REAL.deviation) ** 2 / ((a * REAL.deviation) ** 2 + b**2)
+    np.testing.assert_allclose(gradient_of(ctx, data_share=1.0), factor * (ctx.generated - ctx.latents), atol=1e-5)
+    np.testing.assert_allclose(gradient_of(ctx), 0, atol=1e-6)
+    assert float(jnp.abs(ctx.generated - ctx.latents).min(axis=(1, 2, 3, 4)).max()) > 0.01
+
+
+def test_a_share_of_examples_looks_at_data():
+    ctx = context(2000, generated=sampling.normal(keys(2000, 3), (1, 2, 2, 2)))
+    moved = jnp.abs(gradient_of(ctx, data_share=0.3)).max(axis=(1, 2, 3, 4)) > 1e-5
+    assert float(moved.mean()) == pytest.approx(0.3, abs=4 * np.sqrt(0.3 * 0.7 / 2000))
+    with pytest.raises(UserError, match=r"data_share=0.3 needs videos"):
+        variational_score(replace(ctx, latents=None), data_share=0.3)

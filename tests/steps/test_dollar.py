@@ -211,7 +211,7 @@ def test_a_proposal_is_each_captions_clip_and_sample(size):
     this, batch, key = setup(), toy.batch(size), jax.random.key(1)
     state = this.init(TEACHER, jax.random.key(0))
     proposed = dollar.make_proposal(this)(state, FROZEN, batch, key)
-    generated, _ = this.generate(state.student, batch, example_keys(key, state.step, size))
+    generated, *_ = this.generate(state.student, batch, example_keys(key, state.step, size))
     np.testing.assert_array_equal(proposed["latents"][::2], batch["latents"])
     np.testing.assert_array_equal(proposed["latents"][1::2], generated)
     np.testing.assert_array_equal(proposed["scored"], proposed["latents"])
@@ -245,7 +245,7 @@ def test_without_videos_the_reward_model_learns_from_two_samples():
     del batch["latents"]
     proposed = dollar.make_proposal(this)(state, FROZEN, batch, key)
     one, other = proposed["latents"][::2], proposed["latents"][1::2]
-    generated, _ = this.generate(state.student, batch, example_keys(key, state.step, 4))
+    generated, *_ = this.generate(state.student, batch, example_keys(key, state.step, 4))
     np.testing.assert_array_equal(other, generated)
     assert one.shape == (4, *toy.LATENT_SHAPE)
     assert (np.abs(one - other).max((1, 2, 3, 4)) > 0.1).all()
