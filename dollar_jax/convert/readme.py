@@ -48,7 +48,7 @@ def of_lora(family: Family, card: Card, name: str, scheduler: str, own: bool) ->
         imports = ["import torch", f"from diffusers import {', '.join(sorted((family.pipeline, scheduler)))}"]
     digest = card["transformer"]["lora"]["sha256"]
     files = [f"`{place(network, family.folders)}`" for network in family.folders]
-    origin = [f"A LoRA for diffusers, {' and '.join(files)}, which needs its base:", ""]
+    origin = [f"A LoRA for diffusers, {' and '.join(files)}, which needs peft and its base:", ""]
     if "hub" in card:
         origin += _origin(card)
     else:
