@@ -1,8 +1,10 @@
 """A student that is an adapter, written as a LoRA and loaded by the libraries that it is for."""
 
+import ast
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,6 +234,30 @@ def test_what_can_have_no_lora_there_is_refused(case, tmp_path):
     with pytest.raises(UserError, match="is not the base that the adapter was trained on"):
         to_torch(tmp_path / "student", tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_of_ours_is_imported_from_the_folder(wan, tmp_path, monkeypatch):
+    """Where no stock one samples like the student; the README says whose LoRA the base has, and where it is from."""
+    stock_folder, teacher = wan
+    make_student(teacher, tmp_path / "student", 0.0, schedule={"kind": "flow", "shift": 5.0, "spacing": "trailing"})
+    card = checkpoint.read_card(tmp_path / "student")
+    origin = {"hub": {"repository": "some/model", "commit": "0a" * 20}}
+    merged = {"merged": [{"file": 'a"); import os; ("', "sha256": "0b" * 32}]}
+    checkpoint.write_card(tmp_path / "student", card | origin | merged)
+    to_torch(tmp_path / "student", tmp_path / "named")
+    code = (tmp_path / "named" / "README.md").read_text()
+    assert f'from_pretrained("some/model", revision="{"0a" * 20}", torch_dtype=torch.bfloat16)' in code
+    assert f"The base is merged with the LoRA of SHA-256 `{'0b' * 32}`." in code
+    imported = [node for node in ast.walk(ast.parse(code.split("```")[1][7:])) if isinstance(node, ast.Import)]
+    assert {name.name for node in imported for name in node.names} == {"sys", "torch"}
+    checkpoint.write_card(tmp_path / "student", card)
+    to_torch(tmp_path / "student", tmp_path / "OUT")
+    (tmp_path / "BASE").symlink_to(stock_folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "dollar_scheduler", raising=False)
+    scheduler = pipe_of_readme(tmp_path / "OUT", monkeypatch).scheduler
+    assert type(scheduler).__name__ == "DollarScheduler"
+    assert scheduler.config.times == sorted(card["times"], reverse=True)
 
 
 def test_two_experts(wan, tmp_path, monkeypatch):

@@ -249,6 +249,7 @@ FAULTS = {
     "columns": (layer() | {f"{KEY}.lora_A.weight": np.zeros((2, 9))}, {}, r"\(24, 2\) and \(2, 9\), does not fit"),
     "vector": (layer() | {f"{KEY}.lora_A.weight": np.zeros(24)}, {}, r"\(24, 2\) and \(24,\), does not fit"),
     "bias": (layer() | {f"{KEY}.lora_B.bias": np.zeros(23)}, {}, r"\(23,\), does not fit a weight of \(24,\)"),
+    "empty": ({}, settings(), "is empty: is it a LoRA"),
     "half": ({f"{KEY}.lora_A.weight": np.zeros((2, 24))}, {}, "to_q.weight lacks a matrix"),
     "alpha alone": ({f"{KEY}.alpha": np.asarray(2.0)}, {}, "to_q.weight lacks a matrix"),
     "two alphas": (
@@ -311,6 +312,14 @@ def test_places_that_are_refused(wan_folder, source, tmp_path):
     beside = shutil.copytree(source, tmp_path / "beside")
     save_file(layer(), beside / FILE)
     refused(beside, tmp_path, "there are several LoRAs", ["beside", "place"], lora=one)
+    (beside / "config.json").rename(tmp_path / "config.json")
+    refused(
+        beside,
+        tmp_path,
+        "beside is a LoRA alone: convert the model that it changes",
+        ["beside", "config.json", "place"],
+    )
+    (tmp_path / "config.json").rename(beside / "config.json")
     (beside / FILE).rename(beside / "lora.bin")
     refused(beside, tmp_path, "lora.bin is a LoRA, but no file of safetensors", ["beside", "place"])
     (beside / "lora.bin").unlink()
