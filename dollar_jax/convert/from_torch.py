@@ -142,6 +142,8 @@ def _pipeline(source: Path, folder: Path, lora: str | os.PathLike) -> Card:
 
 def _model(source: Path, folder: Path, lora: str | os.PathLike) -> Card:
     """Converts a model folder and returns its card."""
+    if not (source / "config.json").exists() and import_lora.beside(source, ""):
+        raise UserError(f"{source} is a LoRA alone: convert the model that it changes, with --lora={source}")
     loras = import_lora.find(source, lora, [""])
     part, architecture = _component(source, "", folder, loras.get(""))
     return {"role": architecture.component, architecture.component: part} | _merged(loras.values())

@@ -170,7 +170,8 @@ def merged(tensors: Tensors, lora: Lora | None, names: Sequence[Sequence[Rule]],
     if lora is None:
         return tensors
     changed, path = dict(tensors.lazy), lora.path
-    modules = _modules(lora)
+    if not (modules := _modules(lora)):
+        raise UserError(f"{path} is empty: is it a LoRA?")
     for module, parts in modules.items():
         scale = _scale(lora, module, parts)
         for ending, change in parts.items():
@@ -179,7 +180,7 @@ def merged(tensors: Tensors, lora: Lora | None, names: Sequence[Sequence[Rule]],
                     f"{path} changes {module}.{ending}, which the network does not have: is it another one's?"
                 )
             changed[key] = _changed(changed[key], change, scale, f"{path}: the change of {module}.{ending}")
-    print(f"transformer: merged with {path.name}, which changes {len(modules)} layers", flush=True)
+    print(f"transformer: a LoRA changes {len(modules)} layers", flush=True)
     return Tensors(changed, tensors.nbytes)
 
 

@@ -13,12 +13,6 @@ from dollar_jax.models.linear import MATRICES
 from dollar_jax.types import Params
 
 
-def plus(matrix: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> np.ndarray:
-    """matrix + scale left right, computed in float32, in the dtype of `matrix`."""
-    product = left.astype(np.float32) @ right.astype(np.float32)
-    return (matrix.astype(np.float32) + np.float32(scale) * product.reshape(matrix.shape)).astype(matrix.dtype)
-
-
 def open_merged(folder: str | os.PathLike, part: Card) -> Params:
     """The parameters of one component of a card as `Lazy` arrays, with its adapter merged into them if it has one.
 
@@ -40,5 +34,6 @@ def _merged(kernel: Lazy, a: Lazy, b: Lazy, scale: float) -> np.ndarray:
     # What is read from a checkpoint belongs to the reader and is changed in place; the rest is never in memory twice.
     merged, a, b = np.require(kernel.read(), requirements="W"), a.read(), b.read()
     for block in np.ndindex(merged.shape[:-2]):
-        merged[block] = plus(merged[block], a[block], b[block], scale)
+        product = a[block].astype(np.float32) @ b[block].astype(np.float32)
+        merged[block] = merged[block].astype(np.float32) + np.float32(scale) * product
     return merged

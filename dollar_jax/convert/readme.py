@@ -15,7 +15,7 @@ def of_pipeline(family: Family, card: Card, name: str, own: bool) -> str:
     trust = ", trust_remote_code=True" if own else ""
     load = [f"pipe = {family.pipeline}.from_pretrained({json.dumps(name)}, torch_dtype=torch.bfloat16{trust})"]
     imports = ["import torch", f"from diffusers import {family.pipeline}"]
-    lines = _page(card, [*_origin(card), *_merged(card)], _code(family, card, imports, load))
+    lines = _page(card, [*_origin(card), *_merged(card, "Merged")], _code(family, card, imports, load))
     return "\n".join([*lines, *_trust(own)])
 
 
@@ -48,12 +48,16 @@ def of_lora(family: Family, card: Card, name: str, scheduler: str, own: bool) ->
         imports = ["import torch", f"from diffusers import {', '.join(sorted((family.pipeline, scheduler)))}"]
     digest = card["transformer"]["lora"]["sha256"]
     files = [f"`{place(network, family.folders)}`" for network in family.folders]
-    origin = [f"A LoRA for diffusers, {' and '.join(files)}, which needs its base:", ""]
+    origin = [f"A LoRA for diffusers, {' and '.join(files)}, which needs peft and its base:", ""]
     if "hub" in card:
         origin += _origin(card)
     else:
         origin += ["BASE, the diffusers folder that the student was distilled from.", ""]
-    origin += [f"The base's transformer, as dollar_jax stores it, has the SHA-256 `{digest}`.", "", *_merged(card)]
+    origin += [
+        f"The base's transformer, as dollar_jax stores it, has the SHA-256 `{digest}`.",
+        "",
+        *_merged(card, "The base is merged"),
+    ]
     if isinstance(family.component("transformer").keys, OriginalKeys):
         ours = [f"`{COMFYUI}/{network}.safetensors`" for network in family.folders]
         origin += [f"ComfyUI and other programs with the original names of the layers read {' and '.join(ours)}.", ""]
@@ -78,9 +82,9 @@ def _origin(card: Card) -> list[str]:
     return [f"From [{hub['repository']}]({page}), commit `{hub['commit']}`.", ""]
 
 
-def _merged(card: Card) -> list[str]:
+def _merged(card: Card, words: str) -> list[str]:
     digests = [f"`{merged['sha256']}`" for merged in card.get("merged", ())]
-    return [f"Merged with the LoRA of SHA-256 {' and '.join(digests)}.", ""] if digests else []
+    return [f"{words} with the LoRA of SHA-256 {' and '.join(digests)}.", ""] if digests else []
 
 
 def _code(family: Family, card: Card, imports: Sequence[str], load: Sequence[str]) -> list[str]:

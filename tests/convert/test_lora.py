@@ -1,47 +1,39 @@
-"""A student that is an adapter, written as a LoRA and loaded by the libraries that it is for; adapters cut out of whole
-students.
-"""
+"""A student that is an adapter, written as a LoRA and loaded by the libraries that it is for."""
 
+import ast
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
 import stock
 import stock_wan
 import torch
-from absl import flags
-from absl.testing import flagsaver
 from diffusers import CogVideoXPipeline, WanPipeline
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from folders import relative
+from lora_student import RANK, SIZE, make_student, teacher_of
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from dollar_jax import checkpoint, pipeline
-from dollar_jax.config import lora as lora_config
-from dollar_jax.convert import __main__ as program
 from dollar_jax.convert import wan_experts
-from dollar_jax.convert.extract_lora import extract_lora
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.convert.tensors import open_folder
 from dollar_jax.convert.to_torch import to_torch
-from dollar_jax.diffusion import make_schedule
 from dollar_jax.errors import UserError
 from dollar_jax.models import lora
 
 PROMPTS = ["a cat asleep on a piano", "a red ring"]
-SIZE = {"frames": 9, "height": 16, "width": 32, "fps": 8, "independent_chunk": 0}
 SCHEDULES = {
     "cogvideox": {},  # the teacher's
     "wan": {"kind": "flow", "steps": 1000, "shift": 5.0, "spacing": "stretched"},
 }
-RANK, ALPHA = 3, 7.5
-TARGETS = (*lora_config().targets, "*time_project")
+ALPHA = 7.5
 RNG = np.random.default_rng
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -59,38 +51,6 @@ class Case(NamedTuple):
     teacher: Path
     student: Path
     adapter: dict[str, Any]
-
-
-def make_student(teacher: Path, folder: Path, alpha: float, targets=TARGETS, schedule=None) -> dict[str, Any]:
-    """Writes a student of 4 steps, as the stage `distill` does, and returns its adapter."""
-    card = checkpoint.read_card(teacher)
-    base, rng, flat = flatten_dict(checkpoint.open_component(teacher, card["transformer"]), sep="/"), RNG(2), {}
-    for layer in lora.adaptable(checkpoint.network_of(card["transformer"]), targets):
-        *stack, rows, columns = base[f"{layer}/kernel"].shape
-        flat[f"{layer}/lora_a"] = 0.3 * rng.normal(size=(*stack, rows, RANK)).astype(np.float32)
-        flat[f"{layer}/lora_b"] = 0.2 * rng.normal(size=(*stack, RANK, columns)).astype(np.float32)
-    adapter = unflatten_dict(flat, sep="/")
-    brought = checkpoint.bring(card, teacher, folder, (*checkpoint.SHARED, "transformer"))
-    checkpoint.save_params(folder / "adapter", adapter)
-    fields = {"base": "transformer", "sha256": checkpoint.digest(teacher, card["transformer"]), "rank": RANK}
-    schedule = schedule or card["schedule"]
-    card |= brought | {
-        "role": "student",
-        "transformer": card["transformer"] | {"path": "adapter", "item": "", "lora": fields | {"alpha": alpha}},
-        "schedule": schedule,
-        "times": list(make_schedule(**schedule).spaced(4)),
-        "sampler": "ddim",
-        "guidance": 0.0,
-    }
-    card.pop("low_guidance", None)
-    checkpoint.write_card(folder, card)
-    return adapter
-
-
-def teacher_of(source: Path, folder: Path) -> Path:
-    from_torch(source, folder / "teacher")
-    checkpoint.write_card(folder / "teacher", pipeline.at_size(checkpoint.read_card(folder / "teacher"), SIZE))
-    return folder / "teacher"
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +193,20 @@ def test_comfyui_gets_the_same_in_the_names_of_the_authors(case):
         np.testing.assert_array_equal(value.numpy(), native[key])
 
 
+def test_from_torch_takes_the_files_back(case, tmp_path):
+    """Each, merged by us into the stock transformer, is what to_torch merges."""
+    merged = open_folder(case.student.with_name("merged") / "transformer")
+    out = case.student.with_name("OUT")
+    for number, file in enumerate([out, *(out / "comfyui").glob("*")]):
+        card = from_torch(case.stock / "transformer", tmp_path / f"{number}", lora=file)
+        assert len(card["merged"]) == 1
+        to_torch(tmp_path / f"{number}", tmp_path / f"back{number}")
+        tensors = open_folder(tmp_path / f"back{number}")
+        for key in merged:
+            np.testing.assert_allclose(tensors[key], merged[key], rtol=0, atol=1e-6, err_msg=key)
+    assert number == {"cogvideox": 0, "wan": 1}[case.family]
+
+
 def test_the_original_names_need_merging(case, tmp_path):
     with pytest.raises(UserError, match="is an adapter: --original needs --merge"):
         to_torch(case.student, tmp_path / "out", original=True)
@@ -260,6 +234,30 @@ def test_what_can_have_no_lora_there_is_refused(case, tmp_path):
     with pytest.raises(UserError, match="is not the base that the adapter was trained on"):
         to_torch(tmp_path / "student", tmp_path / "out", merge=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scheduler_of_ours_is_imported_from_the_folder(wan, tmp_path, monkeypatch):
+    """Where no stock one samples like the student; the README says whose LoRA the base has, and where it is from."""
+    stock_folder, teacher = wan
+    make_student(teacher, tmp_path / "student", 0.0, schedule={"kind": "flow", "shift": 5.0, "spacing": "trailing"})
+    card = checkpoint.read_card(tmp_path / "student")
+    origin = {"hub": {"repository": "some/model", "commit": "0a" * 20}}
+    merged = {"merged": [{"file": 'a"); import os; ("', "sha256": "0b" * 32}]}
+    checkpoint.write_card(tmp_path / "student", card | origin | merged)
+    to_torch(tmp_path / "student", tmp_path / "named")
+    code = (tmp_path / "named" / "README.md").read_text()
+    assert f'from_pretrained("some/model", revision="{"0a" * 20}", torch_dtype=torch.bfloat16)' in code
+    assert f"The base is merged with the LoRA of SHA-256 `{'0b' * 32}`." in code
+    imported = [node for node in ast.walk(ast.parse(code.split("```")[1][7:])) if isinstance(node, ast.Import)]
+    assert {name.name for node in imported for name in node.names} == {"sys", "torch"}
+    checkpoint.write_card(tmp_path / "student", card)
+    to_torch(tmp_path / "student", tmp_path / "OUT")
+    (tmp_path / "BASE").symlink_to(stock_folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "dollar_scheduler", raising=False)
+    scheduler = pipe_of_readme(tmp_path / "OUT", monkeypatch).scheduler
+    assert type(scheduler).__name__ == "DollarScheduler"
+    assert scheduler.config.times == sorted(card["times"], reverse=True)
 
 
 def test_two_experts(wan, tmp_path, monkeypatch):
@@ -304,107 +302,3 @@ def test_two_experts(wan, tmp_path, monkeypatch):
         adapter["low"]["blocks"]["contract"]["lora_b"][1].T * (ALPHA / RANK),
         rtol=1e-6,
     )
-
-
-def orthonormal(rng, rows: int, columns: int) -> np.ndarray:
-    return np.linalg.qr(rng.normal(size=(rows, columns)))[0]
-
-
-@pytest.fixture(scope="module")
-def whole(wan, tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
-    """A folder with a teacher and a student whose layers changed by matrices with the singular values 0.4 and 0.3, and
-    whose norms changed too; and the changes.
-    """
-    folder = tmp_path_factory.mktemp("whole")
-    shutil.copytree(wan[1], folder / "teacher")
-    card, rng, changes = checkpoint.read_card(folder / "teacher"), RNG(3), {}
-    flat = flatten_dict(open_arrays(folder / "teacher"), sep="/")
-    for layer in lora.adaptable(checkpoint.network_of(card["transformer"]), lora_config().targets):
-        blocks, rows, columns = flat[f"{layer}/kernel"].shape
-        each = (orthonormal(rng, rows, 2) * [0.4, 0.3] @ orthonormal(rng, columns, 2).T for _ in range(blocks))
-        changes[f"{layer}/kernel"] = np.stack(list(each)).astype(np.float32)
-    changes["blocks/cross_norm/scale"] = np.full(flat["blocks/cross_norm/scale"].shape, 0.1, np.float32)
-    new = {path: x + changes.get(path, 0) for path, x in flat.items()}
-    brought = checkpoint.bring(card, folder / "teacher", folder / "student")
-    checkpoint.save_params(folder / "student" / "all", unflatten_dict(new, sep="/"))
-    student = {"role": "student", "transformer": card["transformer"] | {"path": "all"}}
-    checkpoint.write_card(folder / "student", card | brought | student)
-    return folder, changes
-
-
-def layers_of(folder: Path) -> dict[str, np.ndarray]:
-    """The parameters that a student samples with."""
-    _, params = checkpoint.load_component(folder, checkpoint.read_card(folder)["transformer"])
-    base = {path: x for path, x in flatten_dict(params, sep="/").items() if "lora_" not in path}
-    adapter = {path: x for path, x in flatten_dict(params, sep="/").items() if path.endswith(("lora_a", "lora_b"))}
-    return flatten_dict(lora.merge(unflatten_dict(base, sep="/"), unflatten_dict(adapter, sep="/")), sep="/")
-
-
-def test_extraction_keeps_the_largest_singular_values(whole, tmp_path, capsys):
-    """Of 0.4 and 0.3 rank 1 keeps .16 / .25 = 64 % of the square, rank 2 all."""
-    folder, changes = whole
-    layers = [path for path in changes if path.endswith("kernel")]
-    before, after = (flatten_dict(open_arrays(folder / name), sep="/") for name in ("teacher", "student"))
-    for rank, share in ((1, 0.64), (2, 1.0)):
-        found = extract_lora(folder / "student", folder / "teacher", tmp_path / f"{rank}", rank, lora_config().targets)
-        for path in layers:
-            assert found[path].all == pytest.approx(2 * 0.25, rel=1e-4)
-            assert found[path].kept == pytest.approx(2 * 0.25 * share, rel=1e-4)
-        made = layers_of(tmp_path / f"{rank}")
-        for path in layers:
-            left = np.linalg.svd(after[path] - made[path], compute_uv=False)
-            np.testing.assert_allclose(left[:, 0], 0.3 if rank == 1 else 0, atol=1e-4)
-        np.testing.assert_array_equal(made["blocks/cross_norm/scale"], before["blocks/cross_norm/scale"])
-    norm = 0.01 * 2 * 24  # squares of the norms' changes: two blocks of 24
-    covered = 0.5 * len(layers)
-    lines = capsys.readouterr().out.splitlines()
-    assert found["blocks/cross_norm/scale"].all == pytest.approx(norm, rel=1e-4)
-    assert f"without {norm / (covered + norm):.2%}: blocks/cross_norm/scale" in " ".join(" ".join(lines).split())
-    assert lines[-1].split() == ["all", "100.00%", f"{covered / (covered + norm):.2%}"]
-
-
-def open_arrays(folder: Path) -> dict[str, Any]:
-    lazily = checkpoint.open_component(folder, checkpoint.read_card(folder)["transformer"])
-    return jax.tree.map(lambda x: x.read(), lazily)
-
-
-@flagsaver.flagsaver
-def test_extraction_at_full_rank_is_the_student(whole, tmp_path):
-    """All that the targets cover; from the command on, and to_torch takes the result."""
-    folder, _ = whole
-    shutil.copytree(folder / "student", tmp_path / "student")
-    params = open_arrays(folder / "student")
-    rng = RNG(4)
-    expand = params["blocks"]["expand"]["kernel"]
-    params["blocks"]["expand"]["kernel"] = expand + 0.1 * rng.normal(size=expand.shape).astype(np.float32)
-    checkpoint.save_params(tmp_path / "student" / "all", params)
-    flags.FLAGS(["convert", "--rank=24", "--targets=*/expand,*attention/query"])
-    program.main("extract_lora", *map(str, (tmp_path / "student", folder / "teacher", tmp_path / "out")))
-    made = layers_of(tmp_path / "out")
-    for path in ("blocks/expand/kernel", "blocks/self_attention/query/kernel"):
-        assert relative(made[path], flatten_dict(params, sep="/")[path]) < 1e-5
-    to_torch(tmp_path / "out", tmp_path / "OUT")
-    assert len(load_file(tmp_path / "OUT" / FILE)) == 2 * 2 * 3
-    card = checkpoint.read_card(tmp_path / "out")
-    assert card["transformer"]["lora"] | {"sha256": ""} == {"base": "transformer", "sha256": "", "rank": 24, "alpha": 0}
-    assert card["role"] == "student"
-
-
-def test_extraction_refuses(whole, case, tmp_path):
-    folder, _ = whole
-    student, teacher, targets = folder / "student", folder / "teacher", lora_config().targets
-    for arguments, words in {
-        (case.student, teacher, 2): "is an adapter already",
-        (student, case.student, 2): "is an adapter already",
-        (student, teacher, 25): r"--rank=25 does not fit blocks/contract, a matrix of \(32, 24\)",
-        (teacher, teacher, 2): "have the same weights: there is nothing to extract",
-    }.items():
-        with pytest.raises(UserError, match=words) as error:
-            extract_lora(*arguments[:2], tmp_path / "out", arguments[2], targets)
-        assert "\n" not in str(error.value)
-    if case.family == "cogvideox":
-        with pytest.raises(UserError, match="are different networks"):
-            extract_lora(student, case.teacher, tmp_path / "out", 2, targets)
-    with pytest.raises(UserError, match="'\\*/no' matches no layer"):
-        extract_lora(student, teacher, tmp_path / "out", 2, ["*/no"])
-    assert not list(tmp_path.iterdir())

@@ -204,15 +204,16 @@ def test_a_teacher_with_a_lora_beside_its_weights(wan_folder, tmp_path):
 
 
 def test_a_sum_is_in_float32_and_keeps_the_dtype(source):
-    """Changes that bfloat16 would lose one by one, and memory of one weight: nothing is read before it is asked for."""
+    """Two changes that bfloat16, whose steps at 256 are of 2, would lose one by one."""
     rules = import_lora.tables(wan_dit, wan_dit.config(json.loads((source / "config.json").read_text())))
     weight = np.full((24, 24), 256.0, ml_dtypes.bfloat16)
-    up, down = np.full((24, 64), 0.125, ml_dtypes.bfloat16), np.full((64, 24), 0.25, ml_dtypes.bfloat16)
-    tensors = {f"transformer.{LAYER}.lora_A.weight": lazy(down), f"transformer.{LAYER}.lora_B.weight": lazy(up)}
+    up, down = np.full((24, 64), 0.125, ml_dtypes.bfloat16), np.full((64, 24), 0.09375, ml_dtypes.bfloat16)
+    changes = {"lora_A.weight": down, "lora_B.weight": up, "diff": np.full((24, 24), 0.75, np.float32)}
+    tensors = {f"transformer.{LAYER}.{name}": lazy(x) for name, x in changes.items()}
     lora = import_lora.Lora(Path("lora.safetensors"), Tensors(tensors, 0), {})
     (result,) = import_lora.merged(Tensors({f"{LAYER}.weight": lazy(weight)}, 0), lora, rules).lazy.values()
     assert result.dtype == result.read().dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(result.read().astype(np.float32), 258.0)  # 64 x 0.125 x 0.25 = 2
+    np.testing.assert_array_equal(result.read().astype(np.float32), 258.0)  # of 257.5; 64 x 0.125 x 0.09375 = 0.75
 
 
 def settings(**fields) -> dict[str, str]:
@@ -248,6 +249,7 @@ FAULTS = {
     "columns": (layer() | {f"{KEY}.lora_A.weight": np.zeros((2, 9))}, {}, r"\(24, 2\) and \(2, 9\), does not fit"),
     "vector": (layer() | {f"{KEY}.lora_A.weight": np.zeros(24)}, {}, r"\(24, 2\) and \(24,\), does not fit"),
     "bias": (layer() | {f"{KEY}.lora_B.bias": np.zeros(23)}, {}, r"\(23,\), does not fit a weight of \(24,\)"),
+    "empty": ({}, settings(), "is empty: is it a LoRA"),
     "half": ({f"{KEY}.lora_A.weight": np.zeros((2, 24))}, {}, "to_q.weight lacks a matrix"),
     "alpha alone": ({f"{KEY}.alpha": np.asarray(2.0)}, {}, "to_q.weight lacks a matrix"),
     "two alphas": (
@@ -310,6 +312,14 @@ def test_places_that_are_refused(wan_folder, source, tmp_path):
     beside = shutil.copytree(source, tmp_path / "beside")
     save_file(layer(), beside / FILE)
     refused(beside, tmp_path, "there are several LoRAs", ["beside", "place"], lora=one)
+    (beside / "config.json").rename(tmp_path / "config.json")
+    refused(
+        beside,
+        tmp_path,
+        "beside is a LoRA alone: convert the model that it changes",
+        ["beside", "config.json", "place"],
+    )
+    (tmp_path / "config.json").rename(beside / "config.json")
     (beside / FILE).rename(beside / "lora.bin")
     refused(beside, tmp_path, "lora.bin is a LoRA, but no file of safetensors", ["beside", "place"])
     (beside / "lora.bin").unlink()
