@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import toy_adapted
 import toy_pipeline
+from merged import merge
 from ml_collections import ConfigDict
 
 from configs import shapes
@@ -19,7 +20,6 @@ from dollar_jax import checkpoint
 from dollar_jax.config import set_named
 from dollar_jax.errors import UserError
 from dollar_jax.importing import trust
-from dollar_jax.models import lora
 from dollar_jax.pipeline import draw_noise, load
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages.distill import distill
@@ -111,12 +111,12 @@ def test_it_is_sampled_as_the_base_with_its_adapter(student, work):
     x, times = draw_noise(toy_pipeline.CARD, 0, 1, 2)[0], jnp.full(2, 500.0)
     told = model.encode_text(CAPTIONS[:2])
     made = apply(params, x, times, told)
-    wanted = apply(lora.merge(BASE, adapter, 5.0), x, times, told)
+    wanted = apply(merge(BASE, adapter, 5.0), x, times, told)
     np.testing.assert_allclose(made, wanted, atol=1e-5)
     assert np.abs(made - apply(BASE, x, times, told)).max() > 1e-3
     for strength in (0.0, 0.5):
         _, params = load(student, ("transformer",), lora_scale=strength).networks["transformer"]
-        wanted = apply(lora.merge(BASE, adapter, strength * 5.0 or 1e-9), x, times, told)
+        wanted = apply(merge(BASE, adapter, strength * 5.0 or 1e-9), x, times, told)
         np.testing.assert_allclose(apply(params, x, times, told), wanted, atol=1e-5)
     with pytest.raises(UserError, match="has all weights of its own"):
         load(work / "teacher", ("transformer",), lora_scale=0.5)

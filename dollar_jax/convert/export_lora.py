@@ -18,6 +18,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import require_space
 from dollar_jax.lazy import Lazy
 from dollar_jax.models.linear import MATRICES
+from dollar_jax.models.lora import factor
 
 FILE = "pytorch_lora_weights.safetensors"  # where diffusers looks for it
 COMFYUI = "comfyui"  # our folder for its files
@@ -74,7 +75,7 @@ def _folded(adapter: Mapping[str, Lazy], alpha: float) -> dict[str, Lazy]:
     def folded(path: str, matrix: Lazy) -> Lazy:
         if not alpha or not path.endswith(MATRICES[1]):
             return matrix
-        scale = np.asarray(alpha / matrix.shape[-2], matrix.dtype)
+        scale = np.asarray(factor(alpha, matrix.shape[-2]), matrix.dtype)
         return matrix.through(lambda b: b * scale)
 
     return {path: folded(path, matrix) for path, matrix in adapter.items()}

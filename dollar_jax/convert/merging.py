@@ -10,13 +10,14 @@ from dollar_jax.card import Card
 from dollar_jax.checkpoint import open_base, open_component
 from dollar_jax.lazy import Lazy
 from dollar_jax.models.linear import MATRICES
+from dollar_jax.models.lora import factor
 from dollar_jax.types import Params
 
 
 def open_merged(folder: str | os.PathLike, part: Card) -> Params:
     """The parameters of one component of a card as `Lazy` arrays, with its adapter merged into them if it has one.
 
-    Of the sums W + A B s of a stack of blocks one is in float32 at a time, see `models.lora.merge`. Arguments, errors:
+    Of the sums W + A B s of a stack of blocks one is in float32 at a time. Arguments, errors:
     `checkpoint.load_component`.
     """
     if "lora" not in part:
@@ -25,7 +26,7 @@ def open_merged(folder: str | os.PathLike, part: Card) -> Params:
     alpha = part["lora"]["alpha"]
     for path in {name.rpartition("/")[0] for name in adapter}:
         a, b = (adapter[f"{path}/{name}"] for name in MATRICES)
-        kernel, scale = base[f"{path}/kernel"], alpha / a.shape[-1] if alpha else 1.0
+        kernel, scale = base[f"{path}/kernel"], factor(alpha, a.shape[-1])
         base[f"{path}/kernel"] = Lazy(kernel.shape, kernel.dtype, partial(_merged, kernel, a, b, scale))
     return unflatten_dict(base, sep="/")
 

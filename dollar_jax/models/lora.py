@@ -54,28 +54,23 @@ def init(base: Shapes, paths: Sequence[str], rank: int, key: Key) -> Params:
     return unflatten_dict(flat, sep="/")
 
 
+def factor(alpha: float, rank: int) -> float:
+    """s, the factor of A B: alpha / rank; 1 for alpha 0."""
+    return alpha / rank if alpha else 1.0
+
+
 def attach(base: Params, adapter: Params, alpha: float = 0.0, strength: float = 1.0) -> Params:
     """The parameters of the network `base` with an adapter, for `Network.apply`.
 
     Args:
-      alpha: s is alpha / rank; 0: s is 1.
+      alpha: see `factor`.
       strength: a factor of s: 0 is the base alone.
     """
     flat = flatten_dict(base, sep="/")
     for path, (a, b) in _pairs(adapter).items():
-        scale = np.full(a.shape[:-2], strength * (alpha / a.shape[-1] if alpha else 1.0), np.float32)
+        scale = np.full(a.shape[:-2], strength * factor(alpha, a.shape[-1]), np.float32)
         names = (*MATRICES, SCALE)
         flat |= {f"{path}/{name}": value for name, value in zip(names, (a, b, scale), strict=True)}
-    return unflatten_dict(flat, sep="/")
-
-
-def merge(base: Params, adapter: Params, alpha: float = 0.0) -> Params:
-    """The parameters W + A B s, which need no adapter; each keeps the dtype of W."""
-    flat = flatten_dict(base, sep="/")
-    for path, (a, b) in _pairs(adapter).items():
-        kernel = flat[f"{path}/kernel"]
-        scale = alpha / a.shape[-1] if alpha else 1.0
-        flat[f"{path}/kernel"] = (kernel.astype(np.float32) + scale * (a @ b)).astype(kernel.dtype)
     return unflatten_dict(flat, sep="/")
 
 

@@ -166,7 +166,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if finished(folder, loop):
         return
     teacher_card = read_card(source)
-    _require_same_commit(folder, source, teacher_card)
+    _require_same_teacher(folder, source, teacher_card)
     adapters = _adapters(config.lora, source, teacher_card["transformer"])
     _require_same_adapters(folder, source, adapters)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
@@ -251,11 +251,20 @@ def _require_same_adapters(folder: Path, source: Path, adapters: Card) -> None:
     raise UserError(f"{folder} was begun with {known[0]}, not {known[1]}: give the same, or another --workdir")
 
 
-def _require_same_commit(folder: Path, source: Path, card: Card) -> None:
-    """Raises UserError if the student in `folder` was begun when its teacher was another commit on the hub."""
+def _require_same_teacher(folder: Path, source: Path, card: Card) -> None:
+    """Raises UserError if the student in `folder` was begun when its teacher was another commit on the hub, or was
+    converted with another LoRA.
+    """
     if not (folder / "config.json").exists():
         return
-    begun, now = (known.get("hub") for known in (read_card(folder), card))
+    known = read_card(folder)
+    if known.get("merged", []) != card.get("merged", []):
+        files = [", ".join(lora["file"] for lora in which.get("merged", [])) or "none" for which in (known, card)]
+        raise UserError(
+            f"{folder} was begun with a teacher that has another LoRA merged into it ({files[0]}) than {source}"
+            f" ({files[1]}): take that teacher, or another --workdir"
+        )
+    begun, now = known.get("hub"), card.get("hub")
     if begun and now and begun != now:
         raise UserError(
             f"{folder} was begun with {begun['repository']} at commit {begun['commit']}, but {source} was converted"

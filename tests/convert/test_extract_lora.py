@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 from flax.traverse_util import flatten_dict, unflatten_dict
 from folders import relative
 from lora_student import make_student, teacher_of
+from merged import merge
 from safetensors.numpy import load_file
 
 from dollar_jax import checkpoint
@@ -57,7 +58,7 @@ def layers_of(folder: Path) -> dict[str, np.ndarray]:
     _, params = checkpoint.load_component(folder, checkpoint.read_card(folder)["transformer"])
     base = {path: x for path, x in flatten_dict(params, sep="/").items() if "lora_" not in path}
     adapter = {path: x for path, x in flatten_dict(params, sep="/").items() if path.endswith(("lora_a", "lora_b"))}
-    return flatten_dict(lora.merge(unflatten_dict(base, sep="/"), unflatten_dict(adapter, sep="/")), sep="/")
+    return flatten_dict(merge(unflatten_dict(base, sep="/"), unflatten_dict(adapter, sep="/")), sep="/")
 
 
 def test_extraction_keeps_the_largest_singular_values(whole, tmp_path, capsys):

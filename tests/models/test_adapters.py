@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from merged import merge
 
 from dollar_jax.config import lora as lora_config
 from dollar_jax.errors import UserError
@@ -78,7 +79,7 @@ def test_the_first_matrix_has_the_variance_of_its_docstring():
 @pytest.mark.parametrize("alpha", [0.0, 7.0])
 def test_merged_is_unmerged(adapted, alpha):
     _, base, _, moved, apply = adapted
-    merged = apply(lora.merge(base, moved, alpha), *EXAMPLES)
+    merged = apply(merge(base, moved, alpha), *EXAMPLES)
     np.testing.assert_allclose(apply(lora.attach(base, moved, alpha), *EXAMPLES), merged, atol=2e-6)
     assert np.abs(merged - apply(base, *EXAMPLES)).max() > 1e-2
 
@@ -87,10 +88,10 @@ def test_merging_is_w_plus_a_b_times_alpha_over_rank():
     rng = np.random.default_rng(3)
     w, a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 4), (5, 2), (2, 4)))
     base, adapter = {"layer": {"kernel": w, "bias": b[0]}}, {"layer": {"lora_a": a, "lora_b": b}}
-    merged = lora.merge(base, adapter, 6.0)["layer"]
+    merged = merge(base, adapter, 6.0)["layer"]
     np.testing.assert_allclose(merged["kernel"], w + 3 * a @ b, rtol=1e-5)
     np.testing.assert_array_equal(merged["bias"], b[0])
-    np.testing.assert_allclose(lora.merge(base, adapter)["layer"]["kernel"], w + a @ b, rtol=1e-5)
+    np.testing.assert_allclose(merge(base, adapter)["layer"]["kernel"], w + a @ b, rtol=1e-5)
 
 
 def test_a_base_of_bfloat16_does_not_swallow_a_small_change():
@@ -100,7 +101,7 @@ def test_a_base_of_bfloat16_does_not_swallow_a_small_change():
     base = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.bfloat16), jax.eval_shape(network.init, jax.random.key(0)))
     adapter = lora.init(base, ["blocks/expand"], 1, jax.random.key(0))
     adapter = jax.tree.map(lambda x: jnp.full(x.shape, 2.0**-5), adapter)
-    merged = lora.merge(base, adapter)["blocks"]["expand"]["kernel"]
+    merged = merge(base, adapter)["blocks"]["expand"]["kernel"]
     np.testing.assert_array_equal(merged, jnp.ones_like(merged))
     attached = lora.attach(base, adapter)
     assert attached["blocks"]["expand"]["kernel"] is base["blocks"]["expand"]["kernel"]

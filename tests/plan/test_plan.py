@@ -145,16 +145,17 @@ def test_verdict(planned):
 
 def test_remedies():
     def advice(state, activations, mesh, **changes):
-        config = ConfigDict(
-            {"offload": False, "remat": "nothing_saveable", "generator": {"batch_size": 64, "accumulate": 1}}
-        )
-        config.update(changes)
+        generator = {"batch_size": 64, "accumulate": 1}
+        fields = {"offload": False, "remat": "nothing_saveable", "generator": generator, "lora": {"rank": 0}}
+        config = ConfigDict(fields | changes)
         memory = {"resident": {"student": {"device": state}}, "needed": state + activations}
         return remedies({"mesh": dict(zip(("data", "fsdp", "context"), mesh, strict=True)), "memory": memory}, config)
 
     assert "--config.mesh.data=1" in advice(9, 1, (8, 4, 1))[0]
     assert "more devices" in advice(9, 1, (1, 8, 1))[0]
     assert "--config.offload" in advice(9, 1, (1, 8, 1))[1]
+    assert "--config.lora.rank" in advice(9, 1, (1, 8, 1))[2]
+    assert not any("lora" in line for line in advice(9, 1, (1, 8, 1), lora={"rank": 64}))
     assert "accumulate=8" in advice(1, 9, (1, 8, 1))[0]
     assert "context" in advice(1, 9, (8, 8, 1))[0]
     assert "remat" in advice(1, 9, (8, 8, 1), remat="everything_saveable")[0]

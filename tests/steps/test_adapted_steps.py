@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import toy
 import toy_adapted
+from merged import merge
 
 from configs.shapes import get_config
 from dollar_jax import diffusion
@@ -33,7 +34,7 @@ FROZEN = {
 def setup(rank):
     config = get_config()
     config.lora.update({"rank": rank, "alpha": ALPHA, "targets": ("expand", "contract")})
-    set_named(config.generator.objectives, OBJECTIVES)
+    set_named(config.generator.objectives, OBJECTIVES | {"latent_reward": 0.0})
     for part in (config.generator, config.fake_score):
         part.optimizer.update({"warmup": 0, "learning_rate": 1e-3})
     return dollar.Distillation(
@@ -68,7 +69,7 @@ def run(rank, trained):
 
 def test_every_loss_is_that_of_the_merged_weights():
     adapters = {name: adapter(seed) for seed, name in enumerate(("student", "ema", "fake_score"), 1)}
-    merged = {name: lora.merge(BASE, tree, ALPHA) for name, tree in adapters.items()}
+    merged = {name: merge(BASE, tree, ALPHA) for name, tree in adapters.items()}
     (got, after), (wanted, _) = run(2, adapters), run(0, merged)
     losses = {name for name in wanted if name.startswith("loss/")}
     assert losses == {f"loss/{name}" for name in (*OBJECTIVES, "fake_score")}
@@ -82,7 +83,7 @@ def test_every_loss_is_that_of_the_merged_weights():
 def test_gradients_are_those_of_the_chain_rule():
     """For W + s A B: dA = s dW B^T, dB = s A^T dW."""
     this, full, mine = setup(2), setup(0), adapter(1)
-    merged, batch = lora.merge(BASE, mine, ALPHA), toy.batch()
+    merged, batch = merge(BASE, mine, ALPHA), toy.batch()
     keys = jax.random.split(jax.random.key(0), 4)
 
     def loss(setup, params):
