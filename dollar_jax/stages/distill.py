@@ -205,6 +205,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         state = _start_from(workdir / start, state)
     # The frozen copy is stored in the dtype of the computation, which saves a cast at every use.
     frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
+    del teacher  # as it is stored, perhaps twice as large
     iteration = compiled(parts(setup), state, mesh)
     if is_main():
         print(f"{name}: an iteration is {describe(iteration)}", flush=True)
