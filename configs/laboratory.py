@@ -69,14 +69,18 @@ def _lora(config: ConfigDict) -> None:
     config.held_out.videos_per_caption = 2
     config.students.full = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     config.students.full_lrm = _student("parent/vsd_cd", **TUNED)
-    for name, (rank, times, fake_rank) in ADAPTERS.items():
-        for student in (name, f"{name}_lrm") if name == "rank_16" else (name,):
-            fields = _student(name, **TUNED) if student != name else _student(objectives=BOTH)
-            fields.generator.optimizer = {"learning_rate": times * config.generator.optimizer.learning_rate}
-            fake_rate = times * config.fake_score.optimizer.learning_rate
-            fields.update({"fake_score": {"optimizer": {"learning_rate": fake_rate}}})
-            fields.update({"lora": {"rank": rank, "fake_score_rank": fake_rank}})
-            config.students[student] = fields
+
+    def adapted(student: ConfigDict, name: str) -> ConfigDict:
+        rank, times, fake_rank = ADAPTERS[name]
+        rates = {part: times * config[part].optimizer.learning_rate for part in ("generator", "fake_score")}
+        student.generator.optimizer = {"learning_rate": rates["generator"]}
+        student.fake_score = ConfigDict({"optimizer": {"learning_rate": rates["fake_score"]}})
+        student.lora = ConfigDict({"rank": rank, "fake_score_rank": fake_rank})
+        return student
+
+    for name in ADAPTERS:
+        config.students[name] = adapted(_student(objectives=BOTH), name)
+    config.students.rank_16_lrm = adapted(_student("rank_16", **TUNED), "rank_16")
 
 
 def _ablations(config: ConfigDict) -> None:

@@ -113,12 +113,11 @@ def load_component(folder: str | os.PathLike, part: Card, lora_scale: float = 1.
         another one than in training.
     """
     network = network_of(part, **options)
-    params = _read(*_stored(folder, part, network))
-    if "lora" in part:
-        base = _read(*_stored(folder, base_of(part), network))
-        _require_base(folder, part)
-        params = lora.attach(base, params, part["lora"]["alpha"], lora_scale)
-    return network, params
+    if "lora" not in part:
+        return network, load_stored(folder, part, **options)
+    _require_base(folder, part)
+    base, adapter = (load_stored(folder, which, **options) for which in (base_of(part), part))
+    return network, lora.attach(base, adapter, part["lora"]["alpha"], lora_scale)
 
 
 def _require_base(folder: str | os.PathLike, part: Card) -> None:
@@ -130,9 +129,18 @@ def _require_base(folder: str | os.PathLike, part: Card) -> None:
         )
 
 
-def load_adapter(folder: str | os.PathLike, part: Card) -> Params:
-    """Loads the adapter of a component with `lora` without its base. Arguments, errors: `load_component`."""
-    return _read(*_stored(folder, part, network_of(part)))
+def load_stored(folder: str | os.PathLike, part: Card, **options) -> Params:
+    """Loads the parameters of one component as they are stored: with `lora` those of the adapter alone.
+
+    Arguments, errors: `load_component`.
+    """
+    place, stored = _stored(folder, part, **options)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
+    if not (mesh := jax.sharding.get_mesh()).empty:
+        wanted = with_shardings(wanted, mesh)
+    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(place, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
 
 
 def base_of(part: Card) -> Card:
@@ -154,21 +162,9 @@ def digest(folder: str | os.PathLike, part: Card) -> str:
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
-def _read(place: Path, stored: Params) -> Params:
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
-    if not (mesh := jax.sharding.get_mesh()).empty:
-        wanted = with_shardings(wanted, mesh)
-    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-    with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(place, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
-
-
 def open_component(folder: str | os.PathLike, part: Card) -> Params:
-    """The parameters of one component of a card as `Lazy` arrays; of one with `lora` those of the adapter alone.
-
-    Arguments, errors: `load_component`.
-    """
-    return lazy.stored(*_stored(folder, part, network_of(part)))
+    """What `load_stored` loads, as `Lazy` arrays."""
+    return lazy.stored(*_stored(folder, part))
 
 
 def open_base(folder: str | os.PathLike, part: Card) -> Params:
@@ -177,9 +173,9 @@ def open_base(folder: str | os.PathLike, part: Card) -> Params:
     return open_component(folder, base_of(part))
 
 
-def _stored(folder: str | os.PathLike, part: Card, network: Network) -> tuple[Path, Params]:
+def _stored(folder: str | os.PathLike, part: Card, **options) -> tuple[Path, Params]:
     """Verifies a component's files: their folder, and Orbax's description of each parameter."""
-    target = parameter_shapes(network)
+    target = parameter_shapes(network_of(part, **options))  # built already, with the same options
     path, item = _place(folder, part), part["item"]
     if item and not (path / item).is_dir():
         items = sorted(child.name for child in path.iterdir() if child.is_dir())

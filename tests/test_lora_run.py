@@ -79,7 +79,7 @@ def student(work):
 
 def items(folder, step, names=("student", "ema", "fake_score")):
     part = checkpoint.read_card(folder)["transformer"] | {"path": f"checkpoints/{step}"}
-    return {name: checkpoint.load_adapter(folder, part | {"item": name}) for name in names}
+    return {name: checkpoint.load_stored(folder, part | {"item": name}) for name in names}
 
 
 def equal(one, other):

@@ -73,7 +73,7 @@ def _folded(adapter: Mapping[str, Lazy], alpha: float) -> dict[str, Lazy]:
     """A and B s."""
 
     def folded(path: str, matrix: Lazy) -> Lazy:
-        if not alpha or not path.endswith(MATRICES[1]):
+        if not path.endswith(MATRICES[1]):
             return matrix
         scale = np.asarray(factor(alpha, matrix.shape[-2]), matrix.dtype)
         return matrix.through(lambda b: b * scale)

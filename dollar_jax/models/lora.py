@@ -8,8 +8,6 @@ adapters share one base: the teacher is the base, student and fake score are the
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import jax
@@ -44,9 +42,9 @@ def init(base: Shapes, paths: Sequence[str], rank: int, key: Key) -> Params:
     A layer's matrices A [.. in rank] and B [.. rank out] have the leading axes (of a stack of blocks) of W [.. in out].
     The variance is that of Kaiming's uniform draw in PEFT.
     """
-    flat = {}
+    flat, kernels = {}, flatten_dict(base, sep="/")
     for index, path in enumerate(paths):
-        *stack, rows, columns = _kernel(base, path).shape
+        *stack, rows, columns = kernels[f"{path}/kernel"].shape
         if not 0 < rank <= min(rows, columns):
             raise UserError(f"lora.rank={rank} does not fit {path}, a matrix of {rows} x {columns}")
         draw = jax.random.normal(jax.random.fold_in(key, index), (*stack, rows, rank))
@@ -95,7 +93,3 @@ def _pairs(adapter: Params) -> dict[str, tuple[Any, Any]]:
     flat = flatten_dict(adapter, sep="/")
     paths = dict.fromkeys(name.rpartition("/")[0] for name in flat)
     return {path: tuple(flat[f"{path}/{name}"] for name in MATRICES) for path in paths}
-
-
-def _kernel(base: Shapes, path: str) -> Any:
-    return reduce(getitem, path.split("/"), base)["kernel"]

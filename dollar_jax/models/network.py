@@ -31,15 +31,15 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     The module is built abstractly: memory is allocated only in `init`. Each `Linear` in it takes an adapter.
     """
     module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    linears = {"/".join(map(str, path)): part for path, part in nnx.iter_modules(module) if isinstance(part, Linear)}
+    linears = tuple(_linears(module))
 
     @cache
     def graph(adapted: frozenset[str]) -> nnx.GraphDef:
         """The graph of the module with adapters at these paths."""
         changed = nnx.clone(module)
-        for path, part in nnx.iter_modules(changed):
-            if "/".join(map(str, path)) in adapted:
-                part.add_adapter()
+        for path, layer in _linears(changed).items():
+            if path in adapted:
+                layer.add_adapter()
         return nnx.graphdef(changed)
 
     @jax.jit  # one program, not one for each shape of a parameter
@@ -50,7 +50,12 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         adapted = frozenset(path for path in linears if SCALE in _at(params, path))
         return getattr(nnx.merge(graph(adapted), nnx.restore_int_paths(params)), method)(*args, **kwargs)
 
-    return Network(init, apply, tuple(linears))
+    return Network(init, apply, linears)
+
+
+def _linears(module: nnx.Module) -> dict[str, Linear]:
+    """Path -> layer that takes an adapter."""
+    return {"/".join(map(str, path)): part for path, part in nnx.iter_modules(module) if isinstance(part, Linear)}
 
 
 def _at(tree: Params, path: str) -> Params:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax import diffusion
 from dollar_jax.card import Card
-from dollar_jax.checkpoint import SHARED, bring, digest, load_adapter, load_component, read_card, write_card
+from dollar_jax.checkpoint import SHARED, bring, digest, load_component, load_stored, read_card, write_card
 from dollar_jax.config import set_named
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
@@ -166,9 +166,11 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if finished(folder, loop):
         return
     teacher_card = read_card(source)
-    _require_same_teacher(folder, source, teacher_card)
     adapters = _adapters(config.lora, source, teacher_card["transformer"])
-    _require_same_adapters(folder, source, adapters)
+    if (folder / "config.json").exists():
+        begun = read_card(folder)
+        _require_same_teacher(folder, begun, source, teacher_card)
+        _require_same_adapters(folder, begun, source, adapters)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
     shared = (*SHARED, "transformer") if adapters else SHARED
     card = at_size(teacher_card | bring(teacher_card, source, folder, shared), config.video.to_dict()) | {
@@ -237,11 +239,9 @@ def _adapters(options: ConfigDict, source: Path, part: Card) -> Card:
     return {"lora": fields}
 
 
-def _require_same_adapters(folder: Path, source: Path, adapters: Card) -> None:
-    """Raises UserError if the student in `folder` was begun with another base, rank or alpha of adapters."""
-    if not (folder / "config.json").exists():
-        return
-    begun, now = read_card(folder).get("transformer", {}).get("lora", {}), adapters.get("lora", {})
+def _require_same_adapters(folder: Path, card: Card, source: Path, adapters: Card) -> None:
+    """Raises UserError if the student in `folder` (its card) was begun with another base, rank or alpha of adapters."""
+    begun, now = card.get("transformer", {}).get("lora", {}), adapters.get("lora", {})
     if begun == now:
         return
     if begun.get("sha256") != now.get("sha256") and begun and now:
@@ -252,13 +252,10 @@ def _require_same_adapters(folder: Path, source: Path, adapters: Card) -> None:
     raise UserError(f"{folder} was begun with {known[0]}, not {known[1]}: give the same, or another --workdir")
 
 
-def _require_same_teacher(folder: Path, source: Path, card: Card) -> None:
-    """Raises UserError if the student in `folder` was begun when its teacher was another commit on the hub, or was
-    converted with another LoRA.
+def _require_same_teacher(folder: Path, known: Card, source: Path, card: Card) -> None:
+    """Raises UserError if the student in `folder` (its card) was begun when its teacher was another commit on the hub,
+    or was converted with another LoRA.
     """
-    if not (folder / "config.json").exists():
-        return
-    known = read_card(folder)
     if known.get("merged", []) != card.get("merged", []):
         files = [", ".join(lora["file"] for lora in which.get("merged", [])) or "none" for which in (known, card)]
         raise UserError(
@@ -363,8 +360,7 @@ def merged(metrics: dict, new: dict) -> dict:
 def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
     """The state with student, average and fake score from the folder of another student."""
     part = read_card(folder)["transformer"]
-    load = load_adapter if "lora" in part else lambda *where: load_component(*where)[1]
-    student, fake_score = (load(folder, part | {"item": item}) for item in ("ema", "fake_score"))
+    student, fake_score = (load_stored(folder, part | {"item": item}) for item in ("ema", "fake_score"))
     place_like = partial(jax.tree.map, lambda old, new: jax.device_put(jnp.array(new), old.sharding))
     return state.replace(
         student=place_like(state.student, student),
