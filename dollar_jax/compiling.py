@@ -1,4 +1,4 @@
-"""Compiler options for programs that are analysed and never run, and progress messages while they compile."""
+"""Compiler options for programs that run once or are only analysed, and progress messages while they compile."""
 
 import sys
 import threading
@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# On TPUs a program that does not fit into memory is measured too. On CPUs the machine code is not optimised: it is
-# never run, and the measured values do not depend on it.
+# The machine code is not optimised: it runs once or never, and what is measured of a program does not depend on it.
 ON_CPU = {"xla_backend_optimization_level": 0}
+# On TPUs a program that does not fit into memory is measured too.
 OPTIONS = {"tpu": {"xla_tpu_no_crash_on_oom": True}, "cpu": ON_CPU, "gpu": ON_CPU}
 PATIENCE = 30  # seconds between two messages
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax import guard
+from dollar_jax.compiling import ON_CPU
 from dollar_jax.distributed import Preemption, is_main
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate import collapse
@@ -51,7 +52,9 @@ def abstract(init: Callable, mesh: Mesh, *args, offload: bool = False):
 def initialize(init: Callable, mesh: Mesh, *args, offload: bool = False):
     """The state `init(*args)`, created in its shardings; `offload` keeps `RARELY_USED` fields in the host's memory."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(init, mesh, *args, offload=offload))
-    return jax.jit(init, out_shardings=shardings)(*args)
+    # The program runs once: on CPUs, to optimise its random numbers takes minutes and saves a second.
+    options = ON_CPU if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)(*args)
 
 
 def place(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:

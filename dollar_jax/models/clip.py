@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from dollar_jax.errors import UserError
 from dollar_jax.models.attention import attention
-from dollar_jax.models.network import Network, from_module, make_config
+from dollar_jax.models.network import Network, from_module, make_config, stacked
 from dollar_jax.types import Tokens
 
 Images = Float[Array, "b h w 3"]  # normalised by CLIP's mean and standard deviation
@@ -141,12 +141,6 @@ class Block(nnx.Module):
         return x + self.contract(ACTIVATIONS[self.activation](self.expand(self.mlp_norm(x))))
 
 
-def stack(config: Tower, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
-    """All blocks of a tower, with stacked parameters."""
-    layers = config.num_hidden_layers
-    return nnx.split_rngs(splits=layers)(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))(rngs)
-
-
 def run(blocks: Block, x: Sequence, bias: Float[Array, "1 k n n"] | None = None) -> Sequence:
     """Applies stacked blocks one after the other."""
     graph, blocks = nnx.split(blocks)
@@ -166,7 +160,7 @@ class VisionTower(nnx.Module):
         self.class_token = nnx.Param(normal(rngs.params(), (width,)))
         self.positions = nnx.Param(normal(rngs.params(), ((config.image_size // config.patch_size) ** 2 + 1, width)))
         self.embed_norm, self.norm = norm(), norm()
-        self.blocks = stack(config, dtype, rngs)
+        self.blocks = stacked(lambda rngs: Block(config, dtype, rngs), config.num_hidden_layers, rngs)
         self.project = linear(width, features)
 
     def __call__(self, images: Images) -> Embedding:
@@ -188,7 +182,7 @@ class TextTower(nnx.Module):
         width, normal = config.hidden_size, nnx.initializers.normal(0.02)
         self.embed = nnx.Embed(config.vocab_size, width, dtype=dtype, embedding_init=normal, rngs=rngs)
         self.positions = nnx.Param(normal(rngs.params(), (config.max_position_embeddings, width)))
-        self.blocks = stack(config, dtype, rngs)
+        self.blocks = stacked(lambda rngs: Block(config, dtype, rngs), config.num_hidden_layers, rngs)
         self.norm = Norm(width, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
         self.project = nnx.Linear(width, features, use_bias=False, dtype=dtype, rngs=rngs)
 

@@ -24,7 +24,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.models import positions, stack
 from dollar_jax.models.attention import attention
 from dollar_jax.models.linear import Linear
-from dollar_jax.models.network import Network, from_module, make_config
+from dollar_jax.models.network import Network, from_module, make_config, stacked
 from dollar_jax.models.positions import Turn, time_features, tokens, turn
 from dollar_jax.models.stack import Sequence
 from dollar_jax.types import Condition, Latent, Times
@@ -204,7 +204,7 @@ class CogVideoXDiT(nnx.Module):
         self.text_embed = linear(config.text_embed_dim, width)
         self.time_expand = linear(width, config.time_embed_dim)
         self.time_project = linear(config.time_embed_dim, config.time_embed_dim)
-        self.blocks = stack.make(lambda rngs: Block(config, dtype, rngs), config.num_layers, rngs)
+        self.blocks = stacked(lambda rngs: Block(config, dtype, rngs), config.num_layers, rngs)
         norm = partial(Norm, width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs)
         self.norm, self.project_norm = norm(), norm()
         self.project_modulation = linear(config.time_embed_dim, 2 * width, kernel_init=near_zero)

@@ -41,11 +41,6 @@ def require_remat(remat: str) -> None:
         raise UserError(f"remat is one of {', '.join(REMAT)}, not {remat!r}")
 
 
-def make(block: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`count` blocks, as one module with stacked parameters."""
-    return nnx.split_rngs(splits=count)(nnx.vmap(block))(rngs)
-
-
 def pad(x: Sequence) -> tuple[Sequence, int]:
     """The tokens with zeros at the end, so that the context axis of the mesh splits them evenly; number of zeros."""
     padding = -x.shape[1] % (ALIGNED * context_size()) if context_size() > 1 else 0

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dollar_jax.models.attention import attention
-from dollar_jax.models.network import Network, from_module, make_config
+from dollar_jax.models.network import Network, from_module, make_config, stacked
 from dollar_jax.types import Condition, Text, Tokens
 
 Mask = Bool[Array, "b l"] | None  # False where a token is padding
@@ -115,9 +115,9 @@ class T5Encoder(nnx.Module):
             init = normal(config.d_model**-0.5)
             return nnx.Embed(config.relative_attention_num_buckets, config.num_heads, embedding_init=init, rngs=rngs)
 
-        stacked = nnx.split_rngs(splits=config.num_layers)
-        self.distance_bias = stacked(nnx.vmap(distance_bias))(rngs) if config.own_biases else distance_bias(rngs)
-        self.blocks = stacked(nnx.vmap(lambda rngs: Block(config, dtype, rngs)))(rngs)
+        layers = config.num_layers
+        self.distance_bias = stacked(distance_bias, layers, rngs) if config.own_biases else distance_bias(rngs)
+        self.blocks = stacked(lambda rngs: Block(config, dtype, rngs), layers, rngs)
         self.norm = nnx.RMSNorm(config.d_model, epsilon=config.layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Tokens, mask: Bool[Array, "b l"]) -> Condition:

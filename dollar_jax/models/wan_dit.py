@@ -26,7 +26,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.models import positions, stack
 from dollar_jax.models.attention import attention
 from dollar_jax.models.linear import Linear
-from dollar_jax.models.network import Network, from_module, make_config
+from dollar_jax.models.network import Network, from_module, make_config, stacked
 from dollar_jax.models.positions import Turn, time_features, turn
 from dollar_jax.models.stack import Sequence
 from dollar_jax.types import Condition, Latent, Text, Times
@@ -191,7 +191,7 @@ class WanDiT(nnx.Module):
         self.time_expand = exact(config.freq_dim, width, kernel_init=near_zero)
         self.time_project = exact(width, width, kernel_init=near_zero)
         self.time_modulation = linear(width, 6 * width)
-        self.blocks = stack.make(lambda rngs: Block(config, dtype, kernel, rngs), config.num_layers, rngs)
+        self.blocks = stacked(lambda rngs: Block(config, dtype, kernel, rngs), config.num_layers, rngs)
         self.norm = Norm(width, epsilon=config.eps, use_bias=False, use_scale=False, rngs=rngs)
         self.modulation = nnx.Param(table(2, width, rngs))
         self.project = linear(width, config.out_channels * patch, kernel_init=near_zero)
