@@ -17,18 +17,20 @@ def get_config() -> ConfigDict:
     """The shapes world with a teacher and students of Wan's kind."""
     config = shapes.get_config()
     config.vae.architecture = "wan_vae"
-    # Patches of 2 x 2 pixels, then frames, rows and columns are halved twice: 3 x 4 x 4 latents of 16 channels.
+    # Patches of 2 x 2 pixels, then frames, rows and columns are halved: 5 x 8 x 8 latents of 4 channels.
     config.vae.network = ConfigDict(
         {
             "base_dim": 16,
-            "dim_mult": (1, 2, 4),
-            "temporal_downsample": (True, True),
+            "z_dim": 4,
+            "dim_mult": (1, 2),
+            "temporal_downsample": (True,),
             "num_res_blocks": 1,
             "patch_size": 2,
             "encode_chunk": None,
             "decode_chunk": None,
         }
     )
+    config.vae.iterations = 2500
     config.vae.per_channel = True
     config.text.architecture = "umt5"
     config.teacher.architecture = "wan_dit"
@@ -40,7 +42,9 @@ def get_config() -> ConfigDict:
             "freq_dim": 128,
             "ffn_dim": 512,
             "num_layers": 4,
-            "patch_size": (3, 1, 1),
+            "in_channels": 4,
+            "out_channels": 4,
+            "patch_size": (5, 2, 2),
             "text_length": config.text.length,
         }
     )
@@ -48,5 +52,4 @@ def get_config() -> ConfigDict:
     config.teacher.schedule = ConfigDict(SCHEDULE)
     config.teacher.sampler = "unipc"
     config.generator.times = make_schedule(**SCHEDULE).spaced(4)
-    config.reward.network.channels = 16
     return config

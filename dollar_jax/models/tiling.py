@@ -2,8 +2,7 @@
 
 The autoencoder processes each tile as a video of its own. In the overlap of two tiles, the first fades into the second.
 Sizes are in rows and columns of latents, both for encoding and for decoding. Any autoencoder with the methods `encode`
-and `decode` can be used. One that clips its pixels does so in each tile: diffusers clips after blending, and blends the
-pixels of Wan 2.2 in patches of 2 x 2.
+and `decode` can be used. diffusers blends the pixels of Wan 2.2 in patches of 2 x 2.
 """
 
 from collections import defaultdict

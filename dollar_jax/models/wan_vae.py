@@ -324,7 +324,9 @@ class Autoencoder(nnx.Module):
         return mean, jnp.clip(log_variance, -30, 20)
 
     def decode(self, latents: Latent) -> Video:
-        """The video in -1..1 of unscaled latents: k + 1 latent frames give 4k + 1 frames."""
+        """The video, about -1..1, of unscaled latents: k + 1 latent frames give 4k + 1 frames.
+
+        It is not clipped, so that pixels out of range have a gradient in training; the pipeline clips.
+        """
         patches = in_chunks(self.decoder, latents, self.chunks[1], lone=True).astype(jnp.float32)
-        video = rearrange(patches, "b f h w (c x y) -> b f (h y) (w x) c", y=self.patch_size, x=self.patch_size)
-        return jnp.clip(video, -1, 1)
+        return rearrange(patches, "b f h w (c x y) -> b f (h y) (w x) c", y=self.patch_size, x=self.patch_size)

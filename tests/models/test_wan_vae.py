@@ -85,12 +85,17 @@ def test_stock(version, frames, chunks):
     assert_same(mean, ours(posterior.mean))
     assert_same(log_variance, ours(posterior.logvar))
     latents = torch.randn_like(posterior.mean)
-    assert_same(program(version, "decode", chunks)(params, ours(latents)), ours(model.decode(latents).sample))
+    decoded = program(version, "decode", chunks)(params, ours(latents))
+    assert_same(jnp.clip(decoded, -1, 1), ours(model.decode(latents).sample))
 
 
 def test_gradient_of_decoding_is_that_of_stock():
     model, config, params = stock("2.2")
     network = wan_vae.build(**config, decode_chunk=None)
+
+    def decode(params, z):
+        return jnp.clip(network.apply(params, z, method="decode"), -1, 1)
+
     latents = torch.randn(2, 3, 3, 3, 5, generator=torch.manual_seed(2), requires_grad=True)
     video = model.decode(latents).sample
     assert (video.abs() == 1).any()  # there the gradient is zero
@@ -99,7 +104,7 @@ def test_gradient_of_decoding_is_that_of_stock():
 
     @jax.jit
     def with_gradient(params, z, weights):
-        decoded, pull_back = jax.vjp(functools.partial(network.apply, params, method="decode"), z)
+        decoded, pull_back = jax.vjp(functools.partial(decode, params), z)
         return decoded, pull_back(weights)[0]
 
     decoded, gradient = with_gradient(params, ours(latents.detach()), ours(weights))
@@ -116,9 +121,7 @@ def test_tiles_are_those_of_stock():
     finally:
         model.use_tiling = False
     decode = functools.partial(tiling.decode, wan_vae.build(**config), tile=(4, 6), overlap=(1, 1))
-    # Stock clips after it has blended, so pixels out of range could differ where tiles overlap: here are none.
-    assert np.abs(expected).max() < 1
-    assert_same(jax.jit(decode)(params, ours(latents)), expected)
+    assert_same(jnp.clip(jax.jit(decode)(params, ours(latents)), -1, 1), expected)
 
 
 @pytest.mark.parametrize("version", STOCK)
