@@ -190,6 +190,7 @@ CHANGES = {
     "target_ema": {"objectives": {"consistency": {"target": "ema"}}},  # network of CD's target (Eq. 6)
     "target_student": {"objectives": {"consistency": {"target": "student"}}},
     "rollout_data": {"rollout": "data"},  # the generator's input in training
+    "trajectory": {"matched_times": "trajectory"},  # what noise is added to when scores are compared
     "ancestral": {"sampler": "ancestral"},
     "renoise": {"sampler": "renoise"},
     "unnormalized": {"objectives": {"variational_score": {"normalize": False}}},  # VSD's gradient

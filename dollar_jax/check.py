@@ -76,7 +76,7 @@ SCHEMA = _fields(
         objectives={"type": "object", "additionalProperties": _OBJECTIVE},
         times={"type": "array", "items": {"type": "number"}, "minItems": 1, "uniqueItems": True},
         rollout={"enum": ["data", "simulate"]},
-        matched_times={"enum": ["all", "segment"]},
+        matched_times={"enum": ["all", "segment", "trajectory"]},
         sampler={"enum": [*get_args(Sampler)]},
         guidance={"type": "number", "minimum": 0},
         guard=_fields(tolerance={"type": "number", "minimum": 0}, patience=_SIZE),

@@ -230,6 +230,28 @@ def forward(x0: Latent, eps: Latent, a: Coefficient, b: Coefficient) -> Latent:
     return a * x0 + b * eps
 
 
+def added_deviation(a_state: Coefficient, b_state: Coefficient, a: Coefficient, b: Coefficient) -> Coefficient:
+    """beta of the forward process from a noisy state: x_t = (a / a_state) x_state + beta zeta, with normal zeta.
+
+    beta^2 = b^2 - (a b_state / a_state)^2. From a clean state, a_state = 1 and b_state = 0, it is b.
+    """
+    return jnp.sqrt(jnp.maximum(b**2 - (a / a_state * b_state) ** 2, 0))
+
+
+def forward_from(
+    state: Latent, zeta: Latent, a_state: Coefficient, b_state: Coefficient, a: Coefficient, b: Coefficient
+) -> tuple[Latent, Latent, Latent]:
+    """Noises a noisy state further. Returns x_t and the (x0, eps) that a denoiser of its distribution regresses to.
+
+    The mean of eps given x_t is -b times the score of x_t, however the states are distributed, and that of x0 follows
+    from x_t = a x0 + b eps: eps = (b / beta) zeta, x0 = state / a_state - a b_state^2 / (a_state^2 beta) zeta, with
+    beta from `added_deviation`. From a clean state they are the noise and the state themselves.
+    """
+    beta = added_deviation(a_state, b_state, a, b)
+    x0 = state / a_state - a * (b_state / a_state) ** 2 / beta * zeta
+    return a / a_state * state + beta * zeta, x0, b / beta * zeta
+
+
 def to_x0_eps(
     prediction_type: PredictionType, v: Latent, x_t: Latent, a: Coefficient, b: Coefficient
 ) -> tuple[Latent, Latent]:

@@ -18,6 +18,7 @@ Denoiser = Callable[[Latent, Times, Condition], tuple[Latent, Latent]]  # (x_t, 
 Guidance = float | tuple[float, float, float]  # w; or w from a time upwards, w below it, and that time
 Sampler = Literal["ddim", "ancestral", "renoise"]  # with one step of memory; a teacher may also have a `unipc.Solver`
 Keys = Key[Array, " b"]
+MARGIN = 0.02  # of all training times, see `matched_times`
 
 
 def timed(apply: Callable, schedule: Schedule) -> Callable:
@@ -200,13 +201,19 @@ def rollout(
     return lax.stop_gradient(x_t), ordered[drawn]
 
 
-def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: Points, schedule: Schedule) -> Span:
+def matched_times(
+    kind: Literal["all", "segment", "trajectory"], generated_at: Times, times: Points, schedule: Schedule
+) -> Span:
     """The span of times at which generated samples are compared with data, for each example.
 
     all: every time, as in the paper. The fake score then sees one mixture of samples from all times of the student, and
     the mixture comes to match data: the late steps spread too far and make up for the first, which spreads too little.
     segment: from the student's next time (exclusive) to `generated_at`. The time then tells the fake score which step
     of the student made the sample, and each step must match data by itself, down to the noise level of the next step.
+    trajectory: as segment, but noise is added to the state at the student's next time, not to the sample: what is
+    compared is what the sampler visits (TDM, arXiv 2503.06674; Phased DMD, arXiv 2510.27684). It differs where a
+    sampler reuses noise, as ddim. Times begin `MARGIN` later: right after the next time hardly any noise is added, and
+    its score has no bound.
 
     Args:
       generated_at: the time of the student at which each sample was generated, [b].
@@ -219,11 +226,20 @@ def matched_times(kind: Literal["all", "segment"], generated_at: Times, times: P
         case "all":
             return jnp.full_like(generated_at, schedule.clean), jnp.full_like(generated_at, schedule.last)
         case "segment":
-            ordered = jnp.asarray(sorted(times), jnp.float32)
-            earlier = jnp.where(ordered[None, :] < generated_at[:, None], ordered[None, :], schedule.clean)
-            return earlier.max(axis=1), generated_at
+            return next_times(generated_at, times, schedule), generated_at
+        case "trajectory":
+            following = next_times(generated_at, times, schedule)
+            first, end = schedule.rows((following, generated_at))
+            first = jnp.minimum(first + round(MARGIN * len(schedule.times)), end - 1)
+            return jnp.where(first > 0, schedule.training_time(first - 1), following), generated_at
         case _:
-            raise UserError(f"generator.matched_times is all or segment, not {kind!r}")
+            raise UserError(f"generator.matched_times is all, segment or trajectory, not {kind!r}")
+
+
+def next_times(generated_at: Times, times: Points, schedule: Schedule) -> Times:
+    """The student's next time in its chain after each of `generated_at`; `schedule.clean` after the last one."""
+    ordered = jnp.asarray(sorted(times), jnp.float32)
+    return jnp.where(ordered[None, :] < generated_at[:, None], ordered[None, :], schedule.clean).max(axis=1)
 
 
 def draw_times(keys: Keys, schedule: Schedule, span: Span, low: float = 0.0, high: float = 1.0) -> Times:

@@ -37,6 +37,36 @@ def test_a_prediction_gives_back_x0_and_eps(kind, schedule):
     np.testing.assert_allclose(eps_again, eps, atol=2e-6 / (1 if kind != "x0" else float(b.min())))
 
 
+@pytest.mark.parametrize("time", [300, 600, 999])
+def test_noising_a_noisy_state_further_regresses_to_the_score_of_the_result(time):
+    """The states have less variance than the noise at their time, which no clean data would give them."""
+    count = 200_000
+    one, zeta = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 1, count))
+    at_state, (a, b) = (VARIANCE_PRESERVING.at(jnp.array([float(t)])) for t in (249, time))
+    mean, deviation = 0.7, 0.5 * float(at_state[1].squeeze())
+    x_t, x0, eps = diffusion.forward_from(mean + deviation * one, zeta, *at_state, a, b)
+    np.testing.assert_allclose(a * x0 + b * eps, x_t, atol=1e-5)
+    a, b, a_state, b_state = (float(x.squeeze()) for x in (a, b, *at_state))
+    share = a / a_state
+    variance = (share * deviation) ** 2 + b**2 - (share * b_state) ** 2
+    assert float(x_t.mean()) == pytest.approx(share * mean, abs=0.01)
+    assert float(x_t.var()) == pytest.approx(variance, rel=0.02)
+    # E[eps | x_t] = -b score and E[x0 | x_t] = (x_t + b^2 score) / a, of which a regression finds slope and value.
+    slope = float((eps * (x_t - share * mean)).mean()) / variance
+    assert slope == pytest.approx(b / variance, abs=0.02)
+    assert float(eps.mean()) == pytest.approx(0, abs=0.01)
+    assert float(x0.mean()) == pytest.approx(mean / a_state, abs=0.01)
+
+
+def test_noising_a_clean_state_is_the_forward_process():
+    times = jnp.array([0.0, 249.0, 999.0])
+    x0, eps = draw(0, times)
+    clean, at = VARIANCE_PRESERVING.at(jnp.full(3, -1.0)), VARIANCE_PRESERVING.at(times)
+    results = diffusion.forward_from(x0, eps, *clean, *at)
+    for result, wanted in zip(results, (diffusion.forward(x0, eps, *at), x0, eps), strict=True):
+        np.testing.assert_allclose(result, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize(("one", "other"), list(itertools.permutations(("conjugate", "v", "flow", "x0"), 2)))
 def test_kinds_convert_into_each_other_even_without_signal(one, other):
     times = jnp.array([249.0, 499.0, 749.0, 999.0])

@@ -115,6 +115,12 @@ def test_matched_times():
     after, upto = sampling.matched_times("all", at, times, SCHEDULE)
     assert set(after.tolist()) == {-1}
     assert set(upto.tolist()) == {999}
+    after, upto = sampling.matched_times("trajectory", at, times, SCHEDULE)
+    assert after.tolist() == [19, 769, 519, 269, 19]
+    assert upto.tolist() == at.tolist()
+    for near, wanted in ((9.0, 8), (0.0, -1)):  # with less than the margin, the student's own time is left
+        after, upto = sampling.matched_times("trajectory", jnp.array([near]), (near,), SCHEDULE)
+        assert (after.tolist(), upto.tolist()) == ([wanted], [near])
     drawn = sampling.draw_times(keys(5000), SCHEDULE, (jnp.full(5000, 2.0), jnp.full(5000, 5.0)))
     np.testing.assert_allclose(np.bincount(drawn.astype(int)) / 5000, [0, 0, 0, 1 / 3, 1 / 3, 1 / 3], atol=0.03)
 
@@ -138,7 +144,7 @@ def test_unknown_kinds_are_refused():
         inspect.unwrap(sampling.step_to)("euler", SCHEDULE, x, x, x, times, times)
     with pytest.raises(UserError, match="rollout is data or simulate, not 'online'"):
         inspect.unwrap(sampling.rollout)("online", WORLD, x, TOLD, (499,), SCHEDULE, "ddim", keys(1))
-    with pytest.raises(UserError, match="matched_times is all or segment, not 'some'"):
+    with pytest.raises(UserError, match="matched_times is all, segment or trajectory, not 'some'"):
         inspect.unwrap(sampling.matched_times)("some", times, (499,), SCHEDULE)
 
 

@@ -34,6 +34,9 @@ class Context:
       generated: the student's one-step x0 at one of its times (Alg. 1, line 8), with gradient, [b f h w c].
       matched_times: for each example, the span of times at which `generated` is compared with data.
       generated_at: the time of the student from which each example was generated.
+      state: the state to which noise is added to compare `generated` with data, without gradient: `generated`, or with
+        `generator.matched_times` "trajectory" the state at the student's next time.
+      state_at: times of `state` [b]; the schedule's clean time for `generated`.
       keys: random keys [b], independent for each objective.
       times: times of the student.
       sample: sample(k) runs the student's whole chain from pure noise and returns its end, with a gradient through the
@@ -59,6 +62,8 @@ class Context:
     generated: Latent
     matched_times: Span
     generated_at: Times
+    state: Latent
+    state_at: Times
     keys: Keys
     times: Points
     sample: Callable[[int], Latent]

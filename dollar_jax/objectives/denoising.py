@@ -21,16 +21,26 @@ def denoising_loss(
     network: Callable[[Latent, Times, Condition], Latent],
     prediction_type: PredictionType,
     schedule: Schedule,
-    x0: Latent,
+    state: Latent,
     times: Times,
     condition: Condition,
     keys: Keys,
+    state_at: Times | None = None,
 ) -> PerExample:
-    """Squared error of the network's prediction at x_t = a x0 + b eps, with eps drawn by `keys` (Eq. 4). [b]"""
-    eps = normal(keys, x0.shape[1:])
-    a, b = schedule.at(times)
-    prediction = network(diffusion.forward(x0, eps, a, b), times, condition).astype(jnp.float32)
-    return squared_error(prediction, diffusion.from_x0_eps(prediction_type, x0, eps, a, b))
+    """Squared error of the network's prediction at x_t = a x0 + b eps, with eps drawn by `keys` (Eq. 4). [b]
+
+    Args:
+      state: x0.
+      state_at: times of `state`, earlier than `times`, if it is not clean. The target is that of
+        `diffusion.forward_from`; its noise is b / beta times as large, and the error is divided by the square of that.
+    """
+    zeta = normal(keys, state.shape[1:])
+    at = schedule.at(times)
+    at_state = schedule.at(jnp.full_like(times, schedule.clean) if state_at is None else state_at)
+    x_t, x0, eps = diffusion.forward_from(state, zeta, *at_state, *at)
+    prediction = network(x_t, times, condition).astype(jnp.float32)
+    share = (diffusion.added_deviation(*at_state, *at) / at[1]).reshape(-1) ** 2
+    return share * squared_error(prediction, diffusion.from_x0_eps(prediction_type, x0, eps, *at))
 
 
 def drop_captions(condition: Condition, empty: Condition, share: float, keys: Keys) -> Condition:

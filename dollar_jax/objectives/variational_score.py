@@ -71,7 +71,8 @@ def variational_score(
     times = draw_times(fold(context.keys, 0), schedule, context.matched_times, low, high)
 
     x, eps = lax.stop_gradient(context.generated), normal(fold(context.keys, 1), context.generated.shape[1:])
-    x_t = real_t = diffusion.forward(x, eps, *schedule.at(times))
+    x_t, *_ = diffusion.forward_from(context.state, eps, *schedule.at(context.state_at), *schedule.at(times))
+    real_t = x_t
     if data_share:
         chosen = jax.vmap(lambda key: jax.random.bernoulli(key, data_share))(fold(context.keys, 2))
         data_t = diffusion.forward(context.latents, eps, *schedule.at(times))

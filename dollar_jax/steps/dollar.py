@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,12 @@ from dollar_jax.sampling import (
     fold,
     interleave,
     matched_times,
+    next_times,
     normal,
     path_of,
     rollout,
     solve,
+    step_to,
     timed,
 )
 from dollar_jax.steps.common import example_keys, make_optimizer, mean_gradient, moving_average, update
@@ -69,6 +72,23 @@ class DollarState:
     prompt_means: PromptMeans
     replay: Leaf
     optimizers: dict[str, optax.OptState]
+
+
+class Generated(NamedTuple):
+    """A sample of the student.
+
+    x0: its one-step x0 at one of its times, with gradient, [b f h w c].
+    span: the times at which it is compared with data.
+    at: the times of the student's input.
+    state, state_at: the state to which noise is added for that, without gradient, and its times: x0 at the clean time,
+      or with `matched_times` "trajectory" the state that the sampler visits next.
+    """
+
+    x0: Latent
+    span: Span
+    at: Times
+    state: Latent
+    state_at: Times
 
 
 @dataclass(frozen=True)
@@ -173,13 +193,10 @@ class Distillation:
         options = self.config.lora
         return lora.attach(frozen["teacher"], params, options.alpha) if options.rank else params
 
-    def generate(self, student: Params, batch: dict, keys: Keys) -> tuple[Latent, Span, Times]:
+    def generate(self, student: Params, batch: dict, keys: Keys) -> Generated:
         """Generates x^ = G(c, eps), the student's one-step x0 at one of its times (Alg. 1, line 8).
 
         Only the last call of the network has a gradient. `student` are its `whole` parameters, as in all that follows.
-
-        Returns:
-          x^ [b f h w c], the span of times at which it is compared with data, and the times of the student's input.
         """
         generator = self.config.generator
         # A simulated rollout takes only the shape from the latents.
@@ -195,7 +212,13 @@ class Distillation:
             keys,
         )
         span = matched_times(generator.matched_times, times, generator.times, self.schedule)
-        return self.denoiser(student)(x_t, times, batch["condition"])[0], span, times
+        x0, eps = self.denoiser(student)(x_t, times, batch["condition"])
+        state, state_at = x0, jnp.full_like(times, self.schedule.clean)
+        if generator.matched_times == "trajectory":
+            state_at = next_times(times, generator.times, self.schedule)
+            z = normal(fold(keys, 3), x0.shape[1:])
+            state = step_to(generator.sampler, self.schedule, x0, eps, z, times, state_at)
+        return Generated(x0, span, times, lax.stop_gradient(state), state_at)
 
     def denoiser(self, student: Params) -> Denoiser:
         """The student with these parameters as a denoiser (x_t, t, condition) -> (x0, eps)."""
@@ -242,7 +265,7 @@ class Distillation:
             return self.pixel_reward(self.decode(frozen["vae"], latents), part["prepared"], frozen["reward"])
 
         keys = part["keys"]
-        generated, span, times = self.generate(student, part, fold(keys, 0))
+        sample = self.generate(student, part, fold(keys, 0))
         return Context(
             schedule=self.schedule,
             student=network("student", student, self.student_prediction_type),
@@ -255,9 +278,11 @@ class Distillation:
             condition=part["condition"],
             negative=frozen["negative"],
             empty=frozen["empty"],
-            generated=generated,
-            matched_times=span,
-            generated_at=times,
+            generated=sample.x0,
+            matched_times=sample.span,
+            generated_at=sample.at,
+            state=sample.state,
+            state_at=sample.state_at,
             keys=keys,
             times=tuple(self.config.generator.times),
             sample=lambda steps: self.sample(student, part, fold(keys, len(self.objectives) + 1), steps),
@@ -347,13 +372,12 @@ def make_fake_score_step(setup: Distillation) -> Callable:
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
         def loss(fake_score, part):
             keys = part["keys"]
-            x0, span, _ = setup.generate(setup.whole(state.student, frozen), part, fold(keys, 0))
-            times = draw_times(fold(keys, 1), setup.schedule, span)
+            sample = setup.generate(setup.whole(state.student, frozen), part, fold(keys, 0))
+            times = draw_times(fold(keys, 1), setup.schedule, sample.span)
             apply = timed(jax.named_scope("fake_score")(setup.network.apply), setup.schedule)
             network = partial(apply, setup.whole(fake_score, frozen))
-            return denoising_loss(
-                network, setup.prediction_type, setup.schedule, x0, times, part["condition"], fold(keys, 2)
-            ), {}
+            draws = sample.state, times, part["condition"], fold(keys, 2), sample.state_at
+            return denoising_loss(network, setup.prediction_type, setup.schedule, *draws), {}
 
         examples = {**batch, "keys": example_keys(key, state.step, count(batch))}
         gradient, metrics = mean_gradient(loss, state.fake_score, examples, setup.config.generator.accumulate)

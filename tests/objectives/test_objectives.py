@@ -48,6 +48,7 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "generated": latents,
         "matched_times": (jnp.full(count, -1.0), jnp.full(count, 999.0)),
         "generated_at": jnp.full(count, 999.0),
+        "state_at": jnp.full(count, -1.0),
         "keys": keys(count),
         "times": (249, 499, 749, 999),
         "sample": no,
@@ -57,7 +58,8 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "reward": None,
         "advantage": None,
     }
-    return Context(**(values | changes))
+    values |= changes
+    return Context(**{"state": jax.lax.stop_gradient(values["generated"]), **values})
 
 
 # Eq. 4
@@ -80,6 +82,25 @@ def test_conjugate_loss_on_gaussian_data_is_the_conditional_variance_and_no_less
     assert float(loss(0.0)) == pytest.approx(wanted, rel=4 * np.sqrt(2 / count))
     assert float(jax.grad(loss)(0.0)) == pytest.approx(0, abs=8 * np.sqrt(wanted / count))
     assert float(loss(0.3)) == pytest.approx(float(loss(0.0)) + 0.09, abs=0.02)
+
+
+def test_conjugate_loss_on_noisy_states_has_its_minimum_at_the_score_of_what_is_made_of_them():
+    count, times, state_at = 20000, jnp.full(20000, 499.0), jnp.full(20000, 249.0)
+    students = Gaussian(0.5, 0.3, SCHEDULE)  # its states at 249, of which a clean sample is never seen
+    deviation = np.sqrt(float(students.variance(state_at[:1]).squeeze()))
+    a_state = float(SCHEDULE.at(state_at[:1])[0].squeeze())
+    states = a_state * students.mean + deviation * sampling.normal(keys(count), (1, 1, 1, 1))
+
+    def loss(shift, slope, state_at):
+        def network(x_t, times, condition):
+            best = diffusion.from_x0_eps("conjugate", *students(x_t, times), *SCHEDULE.at(times))
+            return best + shift + slope * x_t
+
+        told = toy.condition(count)
+        return denoising_loss(network, "conjugate", SCHEDULE, states, times, told, keys(count, 1), state_at).mean()
+
+    np.testing.assert_allclose(jax.grad(loss, (0, 1))(0.0, 0.0, state_at), 0, atol=0.04)
+    assert abs(jax.grad(loss, 1)(0.0, 0.0, None)) > 0.2  # taken for clean, the states would look noisier than they are
 
 
 def test_squared_error_by_hand():
@@ -262,6 +283,24 @@ def test_variational_score_moves_the_generator_to_the_teachers_distribution(norm
     assert too_high[0] > 0.01
     assert too_wide[1] > 0.01
     assert gradient(REAL.mean - 0.5, REAL.deviation)[0] < -0.01
+
+
+def test_variational_score_adds_noise_to_the_state():
+    seen, state_at, times = [], jnp.full(4, 249.0), jnp.full(4, 499.0)
+
+    def spy(x_t, times, condition):
+        seen.append(x_t)
+        return REAL(x_t, times)
+
+    x, state = jnp.zeros((4, 1, 32, 32, 2)), jnp.full((4, 1, 32, 32, 2), 3.0)
+    span = jnp.full(4, 498.0), times
+    changes = {"generated": x, "latents": x, "state": state, "state_at": state_at, "matched_times": span}
+    variational_score(context(4, teacher=spy, fake_score=spy, **changes))
+    (a_state, b_state), (a, b) = ([float(x.ravel()[0]) for x in SCHEDULE.at(at)] for at in (state_at, times))
+    for x_t in seen:
+        assert float(x_t.mean()) == pytest.approx(3 * a / a_state, abs=0.03)
+        assert float(x_t.std()) == pytest.approx(np.sqrt(b**2 - (a / a_state * b_state) ** 2), rel=0.03)
+    np.testing.assert_array_equal(*seen)
 
 
 def test_variational_score_looks_at_the_matched_times_between_its_bounds():

@@ -119,6 +119,7 @@ def shifted(count=256, **changes):
         "latents": latents,
         "generated": latents,
         "matched_times": every,
+        "state_at": every[0],
         "times": FOUR,
     }
     return context(count, **(values | changes))

@@ -124,7 +124,34 @@ def test_samples_are_matched_between_their_time_and_the_students_next():
     assert set(zip(after.tolist(), upto.tolist(), strict=True)) == spans
 
 
-@pytest.mark.parametrize(("kind", "latest"), [("segment", (9, 9)), ("all", (900, 999))])
+@pytest.mark.parametrize("sampler", ["ddim", "renoise"])
+def test_noise_is_added_to_the_state_that_the_sampler_visits_next(sampler):
+    """To check it, the whole chain is run from the same noise."""
+    this = setup(matched_times="trajectory", sampler=sampler)
+    keys, batch = jax.random.split(jax.random.key(0), 64), toy.batch(64)
+    sample = this.generate(TEACHER, batch, keys)
+    path = path_of([999, 749, 499, 249, -1], 64)
+    noise = normal(fold(keys, 1), toy.LATENT_SHAPE)
+    last, visited = solve(this.denoiser(TEACHER), noise, batch["condition"], path, this.schedule, "ddim", keys)
+    chain = jnp.concatenate([visited, last[None]])
+    nth = (999 - sample.at.astype(int)) // 250
+    assert set(nth.tolist()) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(sample.state_at, path[nth + 1, 0])
+    same_state = np.isclose(sample.state, chain[nth + 1, np.arange(64)], atol=1e-5).all((1, 2, 3, 4))
+    ends = sample.state_at == -1  # of which the sample is the state
+    np.testing.assert_array_equal(sample.state[ends], sample.x0[ends])
+    if sampler == "ddim":
+        assert same_state.all()
+    else:
+        assert not same_state.any()
+        first = nth == 0
+        a, b = this.schedule.at(jnp.array([749.0]))
+        fresh = ((sample.state - a * sample.x0) / b)[first]
+        assert float(fresh.std()) == pytest.approx(1, abs=0.15)
+        assert abs(np.corrcoef(fresh.ravel(), noise[first].ravel())[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize(("kind", "latest"), [("segment", (9, 9)), ("trajectory", (9, 9)), ("all", (900, 999))])
 def test_the_fake_score_learns_at_the_matched_times(kind, latest):
     visited = []
 
