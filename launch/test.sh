@@ -21,5 +21,4 @@ export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-$(setting find-links)}}
 
 "$environment/bin/ruff" check
 "$environment/bin/ruff" format --check
-# One worker more than cores: tests wait for the commands that they start.
-"$python" -m pytest -n "$(($("$python" -c 'import os; print(os.cpu_count())') + 1))" --dist loadfile --no-loadscope-reorder "$@"
+"$python" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

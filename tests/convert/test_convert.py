@@ -12,6 +12,7 @@ import torch
 from commands import ROOT, run
 from diffusers import CogVideoXPipeline
 from folders import assert_same_tensors, relative
+from lora_student import pipe_of_readme
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
@@ -196,7 +197,9 @@ def test_the_same_noise_is_the_same_video(change, tmp_path):
 
 @pytest.fixture(scope="module")
 def student(plain, tmp_path_factory):
-    """A few iterations of the command on a teacher of the stock pipeline, which predicts a conjugate."""
+    """A few iterations of the command on a teacher of the stock pipeline, which predicts a conjugate; beside it an
+    `adapter`.
+    """
     folder = tmp_path_factory.mktemp("student")
     from_torch(plain, folder / "teacher")
     card = checkpoint.read_card(folder / "teacher")
@@ -214,7 +217,7 @@ def student(plain, tmp_path_factory):
         "generator.show_every": 0,
         "held_out.videos_per_caption": 0,
     }
-    flags = [f"--config={ROOT / 'tests/helpers/one_student.py'}:shapes.vsd_cd", "--workdir=W"]
+    flags = [f"--config={ROOT / 'tests/helpers/one_student.py'}:shapes.vsd_cd+3", "--workdir=W"]
     flags += [f"--config.{name}={value}" for name, value in fields.items()]
     done = run(["main", *flags], cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -239,3 +242,16 @@ def test_a_student_distilled_here_samples_there(student, tmp_path, prediction_ty
         latents[item] = stock_latents(stock_pipeline(exported, **options), noise, len(card["times"]), 0.0)
     assert relative(our_latents(student, noise), latents["ema"]) < 1e-3
     assert relative(latents["student"], latents["ema"]) > 1e-2
+
+
+def test_a_trained_adapter_samples_there(student, plain, monkeypatch):
+    """Loaded into the original folder by the README's code."""
+    adapter = student.with_name("adapter")
+    noise = np.random.default_rng(0).normal(size=(2, *checkpoint.read_card(adapter)["latent_shape"])).astype(np.float32)
+    wanted = our_latents(adapter, noise)
+    to_torch(adapter, student.with_name("LORA"))
+    (student.parent / "BASE").symlink_to(plain)
+    pipe = pipe_of_readme(student.with_name("LORA"), monkeypatch)
+    assert relative(stock_latents(pipe, noise, 4, 0.0), wanted) < 1e-3
+    pipe.set_adapters("student", 0.0)
+    assert relative(stock_latents(pipe, noise, 4, 0.0), wanted) > 0.01  # it has learnt something

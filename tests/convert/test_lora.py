@@ -16,7 +16,7 @@ import torch
 from diffusers import CogVideoXPipeline, WanPipeline
 from flax.traverse_util import flatten_dict
 from folders import relative
-from lora_student import RANK, SIZE, make_student, teacher_of
+from lora_student import RANK, SIZE, make_student, pipe_of_readme, teacher_of
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -74,19 +74,6 @@ def case(request) -> Case:
     to_torch(folder / "student", folder / "OUT")
     to_torch(folder / "student", folder / "merged", merge=True)
     return Case(family, source, folder / "teacher", folder / "student", adapter)
-
-
-def pipe_of_readme(folder: Path, monkeypatch) -> Any:
-    """What the README's code loads in the folder above, but in float32."""
-    monkeypatch.chdir(folder.parent)
-    code = (folder / "README.md").read_text().split("```")[1].removeprefix("python\n")
-    lines = code.replace("torch.bfloat16", "torch.float32").splitlines()
-    assert lines[-1].startswith("video = pipe(prompt, num_inference_steps=4, guidance_scale=1.0")
-    names = {}
-    exec("\n".join(lines[:-1]), names)
-    pipe = names["pipe"]
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def stock_latents(pipe: CogVideoXPipeline | WanPipeline, noise: np.ndarray) -> np.ndarray:

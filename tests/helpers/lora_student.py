@@ -56,3 +56,16 @@ def make_student(
     card.pop("low_guidance", None)
     checkpoint.write_card(folder, card)
     return adapter
+
+
+def pipe_of_readme(folder: Path, monkeypatch) -> Any:
+    """What the README's code loads in the folder above, but in float32."""
+    monkeypatch.chdir(folder.parent)
+    code = (folder / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    lines = code.replace("torch.bfloat16", "torch.float32").splitlines()
+    assert lines[-1].startswith("video = pipe(prompt, num_inference_steps=4, guidance_scale=1.0")
+    names = {}
+    exec("\n".join(lines[:-1]), names)
+    pipe = names["pipe"]
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
