@@ -26,7 +26,7 @@ from dollar_jax.plan import flops
 from dollar_jax.plan.programs import device_bytes, iteration
 from dollar_jax.plan.teachers import teacher_card
 from dollar_jax.sharding import make_mesh
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.student import student_config
 
 REPEATS = 5
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")

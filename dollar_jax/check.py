@@ -19,7 +19,7 @@ from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sampling import Sampler
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import has_clips, held_out_source, prompts_alone, report_metrics, video_source
-from dollar_jax.stages.distill import student_config, student_schedule
+from dollar_jax.stages.student import student_config, student_schedule
 from dollar_jax.steps.iteration import batches_drawn
 
 

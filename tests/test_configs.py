@@ -13,8 +13,9 @@ from dollar_jax.models import build
 from dollar_jax.models.network import count_parameters
 from dollar_jax.pipeline import at_size
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.stages.distill import student_config, student_schedule
+from dollar_jax.stages.student import student_config, student_schedule
 from dollar_jax.steps import dollar
+from dollar_jax.steps.distillation import Distillation
 from dollar_jax.types import Condition
 
 
@@ -92,7 +93,7 @@ def test_the_papers_step_at_the_papers_size():
     network = build(
         teacher.teacher.architecture, teacher.teacher.network.to_dict(), dtype=jnp.bfloat16, remat="nothing_saveable"
     )
-    setup = dollar.Distillation(
+    setup = Distillation(
         network,
         build(config.reward.architecture, config.reward.network.to_dict() | {"text_width": 256}),
         "conjugate",

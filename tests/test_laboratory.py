@@ -14,7 +14,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.evaluate import report_runs
 from dollar_jax.objectives import used
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.student import student_config
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -27,7 +27,8 @@ from dollar_jax.plan.programs import iteration
 from dollar_jax.plan.teachers import teacher_card
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages.common import encoded_source, video_source
-from dollar_jax.stages.distill import make_setup, student_config
+from dollar_jax.stages.distill import make_setup
+from dollar_jax.stages.student import student_config
 from dollar_jax.steps.iteration import parts
 
 ROOT = Path(__file__).parents[1]

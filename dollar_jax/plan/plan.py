@@ -11,7 +11,7 @@ from dollar_jax.plan.report import remedies, summarize
 from dollar_jax.plan.teachers import teacher_card
 from dollar_jax.plan.topology import make_devices, parse
 from dollar_jax.sharding import make_mesh
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.student import student_config
 
 
 def make_plan(config: ConfigDict, topology: str, student: str, public: str) -> tuple[dict[str, Any], list[str]]:

@@ -58,7 +58,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     """The programs of one iteration. Call it under `jax.set_mesh(mesh)`, as in a run.
 
     Args:
-      config: config of a student, see `stages.distill.student_config`.
+      config: config of a student, see `stages.student.student_config`.
       card: card of the teacher.
       mesh: mesh of the run.
     Raises:

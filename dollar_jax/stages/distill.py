@@ -1,11 +1,10 @@
 """Distils the teacher into the students of a config; student NAME goes to `workdir/NAME`."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,13 @@ from ml_collections import ConfigDict
 
 from dollar_jax import diffusion
 from dollar_jax.card import Card
-from dollar_jax.checkpoint import SHARED, bring, digest, load_component, load_stored, read_card, write_card
-from dollar_jax.config import set_named
+from dollar_jax.checkpoint import load_component, load_stored, read_card, write_card
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.models import build, roles
 from dollar_jax.models.network import Network
 from dollar_jax.objectives import REWARDED, needs_of, used
-from dollar_jax.pipeline import Pipeline, at_size, draw_noise
+from dollar_jax.pipeline import Pipeline, draw_noise
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, shard, thin
 from dollar_jax.stages.common import (
@@ -37,7 +35,9 @@ from dollar_jax.stages.common import (
     real_clips,
 )
 from dollar_jax.stages.held_out import make_measure
-from dollar_jax.steps import dollar
+from dollar_jax.stages.student import student_card, student_config, student_schedule, teacher_folder
+from dollar_jax.steps.distillation import Distillation, DollarState
+from dollar_jax.steps.dollar import split_batch
 from dollar_jax.steps.iteration import PROPOSALS, TUNING, Part, batches_drawn, compiled, describe, due, parts
 from dollar_jax.steps.reward import PROMPTS, Replay
 from dollar_jax.train import finished, initialize, place, train
@@ -46,54 +46,13 @@ from dollar_jax.types import Condition
 ENOUGH = 8  # number of clips on which a reward is tested for reading captions
 
 
-def teacher_folder(config: ConfigDict, workdir: Path) -> Path:
-    """Folder of the teacher: `config.teacher.path`, or the teacher that this run trains.
-
-    Raises:
-      UserError: the config has neither.
-    """
-    if not config.teacher.path and "teacher" not in config.stages:
-        raise UserError("there is no teacher: set --config.teacher.path=FOLDER, or add the stage teacher")
-    return Path(config.teacher.path) if config.teacher.path else workdir / "teacher"
-
-
-def student_config(config: ConfigDict, name: str) -> ConfigDict:
-    """The config with a student's changes of `generator`, `fake_score`, `reward` and `lora`.
-
-    `reward.batch_size`, the captions that the latent reward model learns from, is at most the generator's batch size.
-    """
-    config = config.copy_and_resolve_references()
-    for free in (config.reward.options, config.reward.network):
-        free.unlock()  # each reward has its own fields here; elsewhere a new field is a mistake
-    for part in ("generator", "fake_score", "reward", "lora"):
-        changes = dict(config.students[name].get(part, {}))
-        set_named(config.generator.objectives, changes.pop("objectives", {}))
-        config[part].update(changes)
-    config.reward.batch_size = min(config.reward.batch_size, config.generator.batch_size)
-    return config
-
-
 def distill(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Runs Alg. 1 for each student of `config.students` in order."""
     for name in config.students:
         _distill(name, student_config(config, name), workdir, mesh)
 
 
-def student_schedule(config: ConfigDict, teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a student's schedule: the teacher's, with the changes in `config.generator.schedule`, if any.
-
-    Raises:
-      UserError: the teacher's kind of schedule has no such field.
-    """
-    fields = {**teacher, **config.generator.get("schedule", ConfigDict()).to_dict()}
-    try:
-        diffusion.make_schedule(**fields)
-    except TypeError as error:
-        raise UserError(f"generator.schedule does not fit the teacher's, which is {dict(teacher)}: {error}") from error
-    return fields
-
-
-def make_setup(config: ConfigDict, card: Card, network: Network, condition: Condition) -> dollar.Distillation:
+def make_setup(config: ConfigDict, card: Card, network: Network, condition: Condition) -> Distillation:
     """Makes the fixed part of a distillation.
 
     Args:
@@ -125,7 +84,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
 
     reward_network = build(reward.architecture, reward.network.to_dict() | text_width)
     roles.require("reward_model", reward_network, reward.architecture, *example)
-    return dollar.Distillation(
+    return Distillation(
         network=network,
         reward_network=reward_network,
         prediction_type=card["prediction_type"],
@@ -166,24 +125,8 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     if finished(folder, loop):
         return
     teacher_card = read_card(source)
-    adapters = _adapters(config.lora, source, teacher_card["transformer"])
-    if (folder / "config.json").exists():
-        begun = read_card(folder)
-        _require_same_teacher(folder, begun, source, teacher_card)
-        _require_same_adapters(folder, begun, source, adapters)
+    card = student_card(config, teacher_card, source, folder)
     network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
-    shared = (*SHARED, "transformer") if adapters else SHARED
-    card = at_size(teacher_card | bring(teacher_card, source, folder, shared), config.video.to_dict()) | {
-        "role": "student",
-        "objectives": {objective.name: objective.weight for objective in objectives},
-        "transformer": teacher_card["transformer"] | {"path": "checkpoints", "item": "ema"} | adapters,
-        "prediction_type": "x0" if generator.heterogeneous else teacher_card["prediction_type"],
-        "schedule": student_schedule(config, teacher_card["schedule"]),
-        "times": list(generator.times),
-        "sampler": generator.sampler,
-        "guidance": generator.guidance,
-    }
-    card.pop("low_guidance", None)
     drawn = batches_drawn(config, needs)
     batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh, drawn)
     judge = Judge(reward) if needs & REWARDED else None
@@ -223,54 +166,6 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         write_card(folder, card | {"transformer": card["transformer"] | {"path": f"checkpoints/{verdict.best}"}})
 
 
-def _adapters(options: ConfigDict, source: Path, part: Card) -> Card:
-    """The field `lora` of a student's transformer whose base is the teacher in `source`; {} for full weights.
-
-    Raises:
-      UserError: the teacher is an adapter itself.
-    """
-    if "lora" in part:
-        raise UserError(
-            f"{source} is an adapter on another network: merge it (convert to_torch --merge, then from_torch)"
-        )
-    if not options.rank:
-        return {}
-    fields = {"base": "transformer", "sha256": digest(source, part), "rank": options.rank, "alpha": options.alpha}
-    return {"lora": fields}
-
-
-def _require_same_adapters(folder: Path, card: Card, source: Path, adapters: Card) -> None:
-    """Raises UserError if the student in `folder` (its card) was begun with another base, rank or alpha of adapters."""
-    begun, now = card.get("transformer", {}).get("lora", {}), adapters.get("lora", {})
-    if begun == now:
-        return
-    if begun.get("sha256") != now.get("sha256") and begun and now:
-        raise UserError(f"{folder} was begun on another base than {source}: take that one, or another --workdir")
-    known = [
-        f"lora.rank={fields['rank']}, alpha={fields['alpha']:g}" if fields else "all weights" for fields in (begun, now)
-    ]
-    raise UserError(f"{folder} was begun with {known[0]}, not {known[1]}: give the same, or another --workdir")
-
-
-def _require_same_teacher(folder: Path, known: Card, source: Path, card: Card) -> None:
-    """Raises UserError if the student in `folder` (its card) was begun when its teacher was another commit on the hub,
-    or was converted with another LoRA.
-    """
-    if known.get("merged", []) != card.get("merged", []):
-        files = [", ".join(lora["file"] for lora in which.get("merged", [])) or "none" for which in (known, card)]
-        raise UserError(
-            f"{folder} was begun with a teacher that has another LoRA merged into it ({files[0]}) than {source}"
-            f" ({files[1]}): take that teacher, or another --workdir"
-        )
-    begun, now = known.get("hub"), card.get("hub")
-    if begun and now and begun != now:
-        raise UserError(
-            f"{folder} was begun with {begun['repository']} at commit {begun['commit']}, but {source} was converted"
-            f" from {now['repository']} at {now['commit']}: convert the former again (--revision), or take another"
-            " --workdir"
-        )
-
-
 def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> bool:
     """Whether the reward of real clips changes with the order of their captions; False for a random reward.
 
@@ -288,7 +183,7 @@ def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> boo
 
 
 def _make_update(
-    setup: dollar.Distillation,
+    setup: Distillation,
     iteration: list[Part],
     frozen: dict,
     judge: Judge | None,
@@ -302,7 +197,7 @@ def _make_update(
     """
     size, few = setup.config.generator.batch_size, setup.config.reward.batch_size
     drawn = batches_drawn(setup.config, setup.needs)
-    split = jax.jit(partial(dollar.split_batch, parts=drawn), out_shardings=batch_sharding(mesh))
+    split = jax.jit(partial(split_batch, parts=drawn), out_shardings=batch_sharding(mesh))
 
     def update(state, batch, captions, number):
         first, *fresh = split(batch)
@@ -357,7 +252,7 @@ def merged(metrics: dict, new: dict) -> dict:
     return metrics | new
 
 
-def _start_from(folder: Path, state: dollar.DollarState) -> dollar.DollarState:
+def _start_from(folder: Path, state: DollarState) -> DollarState:
     """The state with student, average and fake score from the folder of another student."""
     part = read_card(folder)["transformer"]
     student, fake_score = (load_stored(folder, part | {"item": item}) for item in ("ema", "fake_score"))

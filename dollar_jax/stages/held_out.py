@@ -15,7 +15,7 @@ from dollar_jax.pipeline import draw_noise, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import BATCH, constrain, shard
 from dollar_jax.stages.common import HELD_OUT, View, encode_clips, has_clips, real_clips, report_metrics
-from dollar_jax.steps.dollar import Distillation, DollarState
+from dollar_jax.steps.distillation import Distillation, DollarState
 from dollar_jax.steps.reward import correlation
 
 

@@ -24,7 +24,7 @@ from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline, draw_noise, load, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.common import HELD_OUT, encode_clips, has_clips, prompts, real_clips, report_metrics
-from dollar_jax.stages.distill import teacher_folder
+from dollar_jax.stages.student import teacher_folder
 
 
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:

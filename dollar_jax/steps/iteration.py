@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax.sharding import batch_sharding, compile_step
 from dollar_jax.steps import dollar
-from dollar_jax.steps.dollar import Distillation, DollarState
+from dollar_jax.steps.distillation import Distillation, DollarState, own_name
 from dollar_jax.steps.reward import make_reward_step
 from dollar_jax.types import Key
 
@@ -81,7 +81,7 @@ def parts(setup: Distillation) -> list[Part]:
         found.append(Part("fake_score", step, stream=3, times=config.fake_score.updates, batch="fresh"))
     for index, objective in enumerate(objective for objective in setup.objectives if objective.own):
         step, times = dollar.make_own_step(setup, objective), objective.settings.get("updates", 1)
-        found.append(Part(dollar.own_name(objective), step, stream=(index + 1) << 16, times=times))
+        found.append(Part(own_name(objective), step, stream=(index + 1) << 16, times=times))
     if learns and (config.reward.concurrent or config.reward.pretrain):
         step = make_reward_step(setup.reward_network, setup.optimizer("reward"), setup.videos)
         found.append(Part(REWARD, step, stream=PROPOSALS, batch="few", propose=dollar.make_proposal(setup)))

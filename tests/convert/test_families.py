@@ -27,7 +27,7 @@ from dollar_jax.models.network import Network
 from dollar_jax.plan.programs import iteration
 from dollar_jax.plan.teachers import teacher_card
 from dollar_jax.sharding import make_mesh
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.student import student_config
 
 CHANNELS, TEXT, LENGTH = 4, stock.T5["d_model"], 20
 

@@ -22,7 +22,7 @@ from dollar_jax.plan.programs import iteration
 from dollar_jax.plan.report import remedies, tables
 from dollar_jax.plan.teachers import teacher_card
 from dollar_jax.sharding import make_mesh
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.student import student_config
 
 
 def small_config():

@@ -10,7 +10,7 @@ from dollar_jax.models.network import count_parameters, parameter_shapes
 from dollar_jax.plan.programs import device_bytes, iteration
 from dollar_jax.plan.teachers import teacher_card
 from dollar_jax.sharding import make_mesh
-from dollar_jax.stages.distill import student_config
+from dollar_jax.stages.student import student_config
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from dollar_jax import diffusion
 from dollar_jax.config import set_named
 from dollar_jax.models import lora
 from dollar_jax.steps import dollar
+from dollar_jax.steps.distillation import Distillation
 
 NETWORK, ALPHA = toy_adapted.transformer(), 3.0
 BASE = NETWORK.init(jax.random.key(5))
@@ -37,7 +38,7 @@ def setup(rank):
     set_named(config.generator.objectives, OBJECTIVES | {"latent_reward": 0.0})
     for part in (config.generator, config.fake_score):
         part.optimizer.update({"warmup": 0, "learning_rate": 1e-3})
-    return dollar.Distillation(
+    return Distillation(
         NETWORK,
         toy.REWARD_MODEL,
         "conjugate",

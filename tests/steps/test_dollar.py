@@ -13,6 +13,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.sampling import fold, normal, path_of, solve
 from dollar_jax.steps import dollar
 from dollar_jax.steps.common import example_keys
+from dollar_jax.steps.distillation import Distillation
 from dollar_jax.steps.reward import MEMORY, RewardStatistics, make_reward_step
 
 TEACHER = toy.TRANSFORMER.init(jax.random.key(5))
@@ -25,7 +26,7 @@ def setup(objectives=None, **generator):
     config.generator.update({"iterations": 10, **generator})
     config.generator.optimizer.warmup = config.fake_score.optimizer.warmup = config.reward.optimizer.warmup = 0
     schedule = diffusion.ddpm_schedule()
-    return dollar.Distillation(toy.TRANSFORMER, toy.REWARD_MODEL, "conjugate", schedule, config, toy.LATENT_SHAPE)
+    return Distillation(toy.TRANSFORMER, toy.REWARD_MODEL, "conjugate", schedule, config, toy.LATENT_SHAPE)
 
 
 def same(one, other):
