@@ -69,6 +69,8 @@ def variational_score(
     if data_share and context.latents is None:
         raise UserError(f"variational_score: data_share={data_share:g} needs videos, and there are prompts alone")
     times = draw_times(fold(context.keys, 0), schedule, context.matched_times, low, high)
+    # `high` may be below all times of a span. No noise can be added to a state at an earlier time than its own.
+    times = jnp.where(times > context.state_at, times, context.generated_at)
 
     x, eps = lax.stop_gradient(context.generated), normal(fold(context.keys, 1), context.generated.shape[1:])
     x_t, *_ = diffusion.forward_from(context.state, eps, *schedule.at(context.state_at), *schedule.at(times))

@@ -303,6 +303,20 @@ def test_variational_score_adds_noise_to_the_state():
     np.testing.assert_array_equal(*seen)
 
 
+def test_variational_score_never_looks_before_the_state():
+    """Not even where `high` is below all times of a segment."""
+    seen, last = [], jnp.full(4, 999.0)
+
+    def spy(x_t, times, condition):
+        seen.append(times)
+        return REAL(x_t, times)
+
+    changes = {"state_at": last - 10, "matched_times": (last - 10, last), "generated_at": last, "fake_score": spy}
+    value, _ = variational_score(context(4, **changes), high=0.98)
+    np.testing.assert_array_equal(seen[0], last)
+    assert np.isfinite(value).all()
+
+
 def test_variational_score_looks_at_the_matched_times_between_its_bounds():
     after, upto = jnp.array([-1.0, 249.0, 749.0, 499.0]), jnp.array([249.0, 499.0, 999.0, 501.0])
     seen = []
