@@ -52,7 +52,7 @@ def abstract(init: Callable, mesh: Mesh, *args, offload: bool = False):
 def initialize(init: Callable, mesh: Mesh, *args, offload: bool = False):
     """The state `init(*args)`, created in its shardings; `offload` keeps `RARELY_USED` fields in the host's memory."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(init, mesh, *args, offload=offload))
-    # The program runs once: on CPUs, to optimise its random numbers takes minutes and saves a second.
+    # The program runs once, and on CPUs to optimise its random numbers takes far longer than it saves.
     options = ON_CPU if mesh.devices.flat[0].platform == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)(*args)
 

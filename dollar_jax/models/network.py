@@ -14,8 +14,8 @@ from dollar_jax.models.linear import SCALE, Linear
 from dollar_jax.types import Key, Params
 
 
-class Keys(nnx.Rngs):
-    """`nnx.Rngs` with one stream of keys, counted in Python; its keys are the same.
+class CountedRngs(nnx.Rngs):
+    """`nnx.Rngs` with one stream of keys, counted in Python; the keys are the same.
 
     `nnx.Rngs` counts in a variable. Under a trace each count asks a tracer for its sharding, and JAX reads all
     equations so far to say that it has none: two thirds of the time to build a large network.
@@ -31,7 +31,7 @@ class Keys(nnx.Rngs):
 
 def stacked(build: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` modules as one, whose parameters have a leading axis of modules."""
-    return nnx.vmap(lambda key: build(Keys(key)))(jax.random.split(rngs.params(), count))
+    return nnx.vmap(lambda key: build(CountedRngs(key)))(jax.random.split(rngs.params(), count))
 
 
 class Network(NamedTuple):
@@ -50,7 +50,7 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
     The module is built abstractly: memory is allocated only in `init`. Each `Linear` in it takes an adapter.
     """
-    module = nnx.eval_shape(lambda: make(Keys(jax.random.key(0))))
+    module = nnx.eval_shape(lambda: make(CountedRngs(jax.random.key(0))))
     linears = tuple(_linears(module))
 
     @cache
@@ -64,7 +64,7 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
     @jax.jit  # one program, not one for each shape of a parameter
     def init(key: Key) -> Params:
-        return _string_keys(nnx.to_pure_dict(nnx.state(make(Keys(key)), nnx.Param)))
+        return _string_keys(nnx.to_pure_dict(nnx.state(make(CountedRngs(key)), nnx.Param)))
 
     def apply(params: Params, *args, method: str = "__call__", **kwargs):
         adapted = frozenset(path for path in linears if SCALE in _at(params, path))

@@ -1,4 +1,6 @@
-"""Students of 4 steps whose transformer is a random adapter, as the stage `distill` writes them, without training."""
+"""Students of 4 steps whose transformer is a random adapter, as the stage `distill` writes them, without training; and
+the stock pipeline with an exported one.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

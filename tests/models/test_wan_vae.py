@@ -121,7 +121,8 @@ def test_tiles_are_those_of_stock():
     finally:
         model.use_tiling = False
     decode = functools.partial(tiling.decode, wan_vae.build(**config), tile=(4, 6), overlap=(1, 1))
-    assert_same(jnp.clip(jax.jit(decode)(params, ours(latents)), -1, 1), expected)
+    assert np.abs(expected).max() < 1  # stock clips, but nothing here: all pixels are compared
+    assert_same(jax.jit(decode)(params, ours(latents)), expected)
 
 
 @pytest.mark.parametrize("version", STOCK)
