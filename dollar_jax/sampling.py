@@ -18,14 +18,14 @@ Denoiser = Callable[[Latent, Times, Condition], tuple[Latent, Latent]]  # (x_t, 
 Guidance = float | tuple[float, float, float]  # w; or w from a time upwards, w below it, and that time
 Sampler = Literal["ddim", "ancestral", "renoise"]  # with one step of memory; a teacher may also have a `unipc.Solver`
 Keys = Key[Array, " b"]
-MARGIN = 0.02  # of all training times, see `matched_times`
+MARGIN = 0.02  # of all training times; scores are hardly known closer to the ends, see `matched_times`
 
 
 def timed(apply: Callable, schedule: Schedule) -> Callable:
     """`apply` with the schedule's times as its argument: the network gets `Schedule.network_times` of them."""
 
-    def run(params, x_t, times, condition):
-        return apply(params, x_t, schedule.network_times(times), condition)
+    def run(params, x_t, times, condition, *rest, **method):
+        return apply(params, x_t, schedule.network_times(times), condition, *rest, **method)
 
     return run
 

@@ -9,7 +9,7 @@ stacked along a leading axis of every parameter under `blocks`, and one scan run
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import jax
@@ -215,11 +215,32 @@ class CogVideoXDiT(nnx.Module):
 
     def __call__(self, latents: Latent, times: Times, condition: Condition) -> Float[Array, "b f h w k"]:
         """The prediction at `latents` x_t and `times`, for the captions' condition."""
+        config = self.config
+        r, p, q = config.patch
+        f, h, w = tokens(latents.shape[1:4], config.patch)
+        x, call, video, time = self._prepared(latents, times, condition)
+        x = stack.run(self.blocks, call, x, self.dtype, self.remat)
+        shift, scale = jnp.split(self.project_modulation(time)[:, None, :], 2, axis=-1)
+        x = self.project(self.project_norm(self.norm(x[:, video])) * (1 + scale) + shift)
+        prediction = rearrange(x, "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
+        return prediction.astype(jnp.float32)
+
+    def features(
+        self, latents: Latent, times: Times, condition: Condition, depths: Iterable[float]
+    ) -> list[Float[Array, "b m d"]]:
+        """The video's tokens after some of the blocks, see `stack.features`."""
+        x, call, video, _ = self._prepared(latents, times, condition)
+        found = stack.features(self.blocks, call, x, self.dtype, self.remat, depths)
+        return [x[:, video] for x in found]
+
+    def _prepared(
+        self, latents: Latent, times: Times, condition: Condition
+    ) -> tuple[Sequence, Callable, slice, TimeEmbedding]:
+        """Tokens before the blocks, the call of a block, which of the tokens are the video's, and the embedded time."""
         config, text = self.config, condition.embedding
         r, p, q = config.patch
-        f, h, w = grid = tokens(latents.shape[1:4], config.patch)
+        grid = tokens(latents.shape[1:4], config.patch)
         length = text.shape[1]
-
         time = time_features(times, config.width, config.flip_sin_to_cos, config.freq_shift)
         time = jax.nn.silu(self.time_project(jax.nn.silu(self.time_expand(time))))
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
@@ -233,12 +254,7 @@ class CogVideoXDiT(nnx.Module):
         def call(block: Block, x: Sequence) -> Sequence:
             return block(x, time, is_text, attend, rotation)
 
-        x = stack.run(self.blocks, call, x, self.dtype, self.remat)
-
-        shift, scale = jnp.split(self.project_modulation(time)[:, None, :], 2, axis=-1)
-        x = self.project(self.project_norm(self.norm(x[:, length:count])) * (1 + scale) + shift)
-        prediction = rearrange(x, "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
-        return prediction.astype(jnp.float32)
+        return x, call, slice(length, count), time
 
     def _place(self, x: Sequence, grid: positions.Grid, length: int) -> Sequence:
         """Adds sin-cos or learned positional embeddings; rotary ones are applied in the attention."""

@@ -16,25 +16,30 @@ attention: the attention kernel, see `models.attention`, or None. A network may 
 (`**options`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from dollar_jax.errors import UserError
-from dollar_jax.models.network import Network
+from dollar_jax.models.network import Network, parameter_shapes
 from dollar_jax.types import Condition, Latent, PerExample, Times, Tokens, Video
 
 PLACE = "see dollar_jax/models/roles.py"
 
 
 class Transformer(Protocol):
-    """The network of teacher, student and fake score."""
+    """The network of teacher, student and fake score. Only objectives with `Own.reads_features` need `features`."""
 
     def __call__(self, latents: Latent, times: Times, condition: Condition) -> Latent:
         """The prediction at `latents` x_t, in their shape; `times` are those of the card's schedule."""
+
+    def features(
+        self, latents: Latent, times: Times, condition: Condition, depths: Sequence[float]
+    ) -> Sequence[Float[Array, "b n d"]]:
+        """For each of `depths`, shares of the network in 0..1 in ascending order: what it has computed up to there."""
 
 
 class Autoencoder(Protocol):
@@ -101,6 +106,25 @@ def require(role: str, network: Network, name: str, *examples, params=None) -> N
         case "reward_model":
             words = "(latents, condition)"
             _same(role, name, words, call(words, *examples), jax.ShapeDtypeStruct((1,), jnp.float32))
+
+
+def features(
+    network: Network, name: str, latents: jax.ShapeDtypeStruct, condition: Condition, depths: Sequence[float]
+) -> Sequence[jax.ShapeDtypeStruct]:
+    """Shapes of a transformer's `features` at these depths, for latents and a condition of these shapes.
+
+    Args:
+      name: name of the network, for the message.
+    Raises:
+      UserError: the network has no such method.
+    """
+    times = jax.ShapeDtypeStruct(latents.shape[:1], jnp.float32)
+
+    def call(params, *arguments):
+        return network.apply(params, *arguments, depths, method="features")
+
+    words = "(latents, times, condition, depths, method='features')"
+    return _try("transformer", name, words, call, parameter_shapes(network), latents, times, condition)
 
 
 def _try(role: str, name: str, words: str, function: Callable, *arguments):

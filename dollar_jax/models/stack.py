@@ -1,6 +1,7 @@
 """A stack of transformer blocks: each parameter has a leading axis of blocks, and one scan runs them."""
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -72,3 +73,26 @@ def run(
     step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[remat])
     x, _ = jax.lax.scan(step, constrain(x, BATCH, CONTEXT), (matrices, others))
     return x
+
+
+def features(
+    blocks: nnx.Module,
+    call: Callable[[nnx.Module, Sequence], Sequence],
+    x: Sequence,
+    dtype: DTypeLike,
+    remat: str,
+    depths: Iterable[float],
+) -> list[Sequence]:
+    """The tokens after some of the blocks of `run`; the blocks after the last of them are not run.
+
+    Args:
+      depths: shares of the blocks in 0..1, ascending: .5 is after half of them, and at least after the first.
+    """
+    graph, stacked = nnx.split(blocks)
+    total, begun, found = jax.tree.leaves(stacked)[0].shape[0], 0, []
+    for depth in depths:
+        end = max(round(depth * total), 1)
+        part = jax.tree.map(operator.itemgetter(slice(begun, end)), stacked)
+        x, begun = run(nnx.merge(graph, part), call, x, dtype, remat), end
+        found.append(x)
+    return found

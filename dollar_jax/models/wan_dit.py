@@ -11,6 +11,8 @@ blocks and layers, arrays have the dtype of the computation. Blocks are a `stack
 """
 
 import dataclasses
+import math
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
 from functools import partial
 
@@ -199,9 +201,30 @@ class WanDiT(nnx.Module):
 
     def __call__(self, latents: Latent, times: Times, condition: Condition) -> Float[Array, "b f h w k"]:
         """The prediction at `latents` x_t and `times`, for the captions' condition."""
+        r, p, q = self.config.patch_size
+        f, h, w = positions.tokens(latents.shape[1:4], self.config.patch_size)
+        x, call, video, time = self._prepared(latents, times, condition)
+        x = stack.run(self.blocks, call, x, self.dtype, self.remat)
+        shift, scale = jnp.split(self.modulation[...][None] + time[:, None, :], 2, axis=1)
+        x = self.project(modulated(self.norm(x[:, video]), shift, scale))
+        prediction = rearrange(x, "b (f h w) (r p q k) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
+        return prediction.astype(jnp.float32)
+
+    def features(
+        self, latents: Latent, times: Times, condition: Condition, depths: Iterable[float]
+    ) -> list[Float[Array, "b m d"]]:
+        """The video's tokens after some of the blocks, see `stack.features`."""
+        x, call, video, _ = self._prepared(latents, times, condition)
+        found = stack.features(self.blocks, call, x, self.dtype, self.remat, depths)
+        return [x[:, video] for x in found]
+
+    def _prepared(
+        self, latents: Latent, times: Times, condition: Condition
+    ) -> tuple[Sequence, Callable, slice, Float[Array, "b d"]]:
+        """Tokens before the blocks, the call of a block, which of the tokens are not padding, and the embedded time."""
         config = self.config
         r, p, q = config.patch_size
-        f, h, w = grid = positions.tokens(latents.shape[1:4], config.patch_size)
+        grid = positions.tokens(latents.shape[1:4], config.patch_size)
 
         time = time_features(times, config.freq_dim, flip_sin_to_cos=True, freq_shift=0)
         time = self.time_project(jax.nn.silu(self.time_expand(time)))
@@ -211,18 +234,13 @@ class WanDiT(nnx.Module):
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
         x, padding = stack.pad(self.patch_embed(patches))
         rotation = self._rotation(grid, padding)
-        count = f * h * w
+        count = math.prod(grid)
         length = count if padding else None
 
         def call(block: Block, x: Sequence) -> Sequence:
             return block(x, modulation, text, length, rotation)
 
-        x = stack.run(self.blocks, call, x, self.dtype, self.remat)
-
-        shift, scale = jnp.split(self.modulation[...][None] + time[:, None, :], 2, axis=1)
-        x = self.project(modulated(self.norm(x[:, :count]), shift, scale))
-        prediction = rearrange(x, "b (f h w) (r p q k) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
-        return prediction.astype(jnp.float32)
+        return x, call, slice(count), time
 
     def _filled(self, text: Text) -> Float[Array, "b m d"]:
         """The text with zeros up to the length that a video attends to."""

@@ -32,17 +32,20 @@ def build(
         high, low = jax.random.split(key)
         return {"high": expert.init(high), "low": expert.init(low)}
 
-    def apply(params, latents, times, condition):
+    def apply(params, latents, times, condition, *rest, **method):
         is_high = times >= boundary
 
         def high():
-            return expert.apply(params["high"], latents, times, condition)
+            return expert.apply(params["high"], latents, times, condition, *rest, **method)
 
         def low():
-            return expert.apply(params["low"], latents, times, condition)
+            return expert.apply(params["low"], latents, times, condition, *rest, **method)
 
         def both():
-            return jnp.where(is_high[:, None, None, None, None], high(), low())
+            return jax.tree.map(choose, high(), low())
+
+        def choose(high, low):
+            return jnp.where(jnp.expand_dims(is_high, tuple(range(1, high.ndim))), high, low)
 
         case = jnp.where(jnp.all(is_high), 0, jnp.where(jnp.any(is_high), 2, 1))
         return lax.switch(case, (high, low, both))

@@ -37,12 +37,16 @@ class Own:
 
     Attributes:
       build: (latents, condition, **config) -> Network; `latents` and `condition` are ShapeDtypeStructs with b = 1.
+        With `reads_features` it is (latents, condition, features, **config); `features` maps a list of depths to the
+        shapes of `Context.features`.
       loss: (context, **options) -> ([b], metrics), the loss of this network. `context.own` is the network in training,
         the student is frozen.
+      reads_features: whether the network reads features of the fake score.
     """
 
     build: Callable
     loss: Callable
+    reads_features: bool = False
 
 
 class Objective(NamedTuple):

@@ -1,6 +1,6 @@
 """The arguments of an objective: networks and batch of one generator update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from dollar_jax.sampling import Denoiser, Keys
 from dollar_jax.types import Condition, Latent, PerExample, Times
 
 Units = Literal["raw", "deviations"]
+Features = Callable[[Latent, Times, Condition, Sequence[float]], Sequence[Float[Array, "b n d"]]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Context:
       ema: the student with averaged parameters, as a denoiser; frozen.
       teacher: teacher(guidance) is the teacher as a denoiser with guidance weight w; frozen.
       fake_score: the fake score as a denoiser; frozen.
+      features: (x_t, times, condition, depths) -> [b n d] for each of `depths`: the fake score's tokens after these
+        shares of its blocks; frozen. Not every transformer has them, see `models.roles`.
       reward_model: latent reward model, (latents, condition) -> [b] in the reward's own units; frozen.
       own: the objective's own network, called as `own(*arguments)`: frozen in the objective, in training in its
         `Own.loss`. None for an objective without one.
@@ -53,6 +56,7 @@ class Context:
     ema: Denoiser
     teacher: Callable[[float], Denoiser]
     fake_score: Denoiser
+    features: Features
     reward_model: Callable[[Latent, Condition], PerExample]
     own: Callable[..., Any] | None
     latents: Latent | None

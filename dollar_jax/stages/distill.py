@@ -82,6 +82,13 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
             )
         return Replay.empty(reward.replay, *example)
 
+    def features(depths):
+        return roles.features(network, card["transformer"]["architecture"], *example, depths)
+
+    def own_network(objective):
+        shapes = (*example, features) if objective.own.reads_features else example
+        return objective.own.build(*shapes, **objective.settings.get("network", {}))
+
     reward_network = build(reward.architecture, reward.network.to_dict() | text_width)
     roles.require("reward_model", reward_network, reward.architecture, *example)
     return Distillation(
@@ -92,11 +99,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
         config=config,
         latent_shape=card["latent_shape"],
         videos=not prompts_alone(config),
-        own={
-            objective.key: objective.own.build(*example, **objective.settings.get("network", {}))
-            for objective in used(config.generator)
-            if objective.own
-        },
+        own={objective.key: own_network(objective) for objective in used(config.generator) if objective.own},
         empty_replay=empty_replay,
     )
 

@@ -32,10 +32,11 @@ from dollar_jax.sampling import (
     rollout,
     solve,
     step_to,
+    timed,
 )
 from dollar_jax.steps.common import make_optimizer
 from dollar_jax.steps.reward import PromptMeans, Replay, RewardStatistics
-from dollar_jax.types import Key, Latent, Leaf, Params, PerExample, Times, Video
+from dollar_jax.types import Condition, Key, Latent, Leaf, Params, PerExample, Times, Video
 
 
 @struct.dataclass
@@ -217,6 +218,11 @@ class Distillation:
         apply = jax.named_scope("student")(self.network.apply)
         return denoiser(apply, student, self.student_prediction_type, self.schedule)
 
+    def features(self, fake_score: Params, x_t: Latent, times: Times, condition: Condition, depths: Sequence[float]):
+        """The fake score's features, see `Context.features`, with these parameters."""
+        apply = timed(jax.named_scope("fake_score")(self.network.apply), self.schedule)
+        return apply(fake_score, x_t, times, condition, depths, method="features")
+
     def sample(self, student: Params, batch: dict, keys: Keys, steps: int) -> Latent:
         """Runs the student's whole chain from pure noise; the last `steps` calls have a gradient (DRaFT-K)."""
         generator = self.config.generator
@@ -264,6 +270,7 @@ class Distillation:
             ema=network("ema", self.whole(state.ema, frozen), self.student_prediction_type),
             teacher=partial(network, "teacher", frozen["teacher"], self.prediction_type),
             fake_score=network("fake_score", self.whole(state.fake_score, frozen), self.prediction_type),
+            features=partial(self.features, self.whole(state.fake_score, frozen)),
             reward_model=reward_model,
             own=None,
             latents=part["latents"] if self.videos else None,

@@ -1,13 +1,14 @@
-"""One iteration of the full DOLLAR step on a mesh, of several processes.
+"""One iteration of the full DOLLAR step on a mesh, perhaps of several processes.
 
-    python one_iteration.py FILE DATA,FSDP,CONTEXT COORDINATOR PROCESSES PROCESS
+    python one_iteration.py NETWORK FILE DATA,FSDP,CONTEXT [COORDINATOR PROCESSES PROCESS]
 
-Everything that training changes, and the metrics, are written by path into FILE. The networks are small; no context
-axis divides the tokens.
+Everything that training changes, and the metrics, are written by path into FILE. NETWORK is `dit`, a small transformer
+whose tokens no context axis divides; or `toy`, the toy family's, which compiles sooner, with an adversarial term.
 """
 
 import gc
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +18,12 @@ from jax.experimental import multihost_utils
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import toy_family
+
 from configs.shapes import get_config
+from dollar_jax.config import set_named
 from dollar_jax.distributed import start
+from dollar_jax.importing import trust
 from dollar_jax.models import build
 from dollar_jax.sharding import batch_sharding, data_share, local_rows, make_mesh, replicated, shard
 from dollar_jax.stages.distill import make_setup
@@ -38,10 +43,11 @@ SIZES = {
     "use_rotary_positional_embeddings": True,
 }
 BATCH_SIZE, FRAMES, TEXT_TOKENS = 4, 3, 5  # 5 + 3 x 2 x 2 tokens
-CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}, "latent_shape": [FRAMES, 4, 4, 4]}
+CHANNELS, TEXT_WIDTH = {"dit": 4, "toy": toy_family.CHANNELS}, {"dit": 8, "toy": 5}
+CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}}
 
 
-def get_setup():
+def get_setup(name: str):
     config = get_config()
     config.dtype, config.remat = "float32", "nothing_saveable"
     config.fake_score.updates = 2
@@ -49,12 +55,23 @@ def get_setup():
     config.generator.objectives.consistency.guidance = 2.0
     for part in (config.generator, config.fake_score, config.reward):
         part.optimizer.update({"warmup": 0, "learning_rate": 2e-5})
-    return make_setup(config, CARD, build("cogvideox_dit", SIZES), told(1))
+    config.reward.network.channels = CHANNELS[name]
+    transformer = {"architecture": "cogvideox_dit", "config": SIZES}
+    if name == "toy":
+        trust(["toy_family"])
+        transformer = {"architecture": "toy_family:transformer", "config": {"width": 8}}
+        own = {"network": {"width": 8}, "optimizer": config.fake_score.optimizer.to_dict()}
+        set_named(config.generator.objectives, {"adversarial": {"weight": 0.1, "own": own}})
+    card = CARD | {"latent_shape": [FRAMES, 4, 4, CHANNELS[name]], "transformer": transformer}
+    network = build(transformer["architecture"], transformer["config"])
+    return make_setup(config, card, network, told(name, 1, np.zeros))
 
 
-def told(size: int) -> Condition:
-    """The condition of captions that are all the same."""
-    return Condition(np.zeros((size, TEXT_TOKENS, 8), np.float32), np.ones((size, TEXT_TOKENS), bool))
+def told(name: str, size: int, draw: Callable) -> Condition:
+    """The condition of captions whose embeddings `draw` makes from a shape."""
+    extra = {"pooled": draw((size, 3)).astype(np.float32)}
+    embedding = draw((size, TEXT_TOKENS, TEXT_WIDTH[name])).astype(np.float32)
+    return Condition(embedding, np.ones((size, TEXT_TOKENS), bool), extra)
 
 
 def random_params(network, seed: int) -> dict:
@@ -64,9 +81,9 @@ def random_params(network, seed: int) -> dict:
     return jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), shapes)
 
 
-def iterate(mesh) -> dict[str, np.ndarray]:
-    """Generator, two fake scores, reward model."""
-    setup, key = get_setup(), jax.random.key(0)
+def iterate(name: str, mesh) -> dict[str, np.ndarray]:
+    """Generator, two fake scores, discriminator, reward model."""
+    setup, key = get_setup(name), jax.random.key(0)
     config = setup.config
 
     def on_mesh(tree):
@@ -77,26 +94,28 @@ def iterate(mesh) -> dict[str, np.ndarray]:
 
     teacher, fake_score = (on_mesh(random_params(setup.network, seed)) for seed in (0, 1))
     state = initialize(setup.init, mesh, teacher, key)
-    state = state.replace(fake_score=fake_score, reward_model=on_mesh(random_params(setup.reward_network, 2)))
+    own = {key: on_mesh(random_params(network, 3)) for key, network in setup.own.items()}
+    state = state.replace(fake_score=fake_score, own=own, reward_model=on_mesh(random_params(setup.reward_network, 2)))
 
     rng, drawn_batches = np.random.default_rng(0), batches_drawn(config, setup.needs)
     size = drawn_batches * BATCH_SIZE
     drawn = {
-        "latents": rng.normal(size=(size, FRAMES, 4, 4, 4)).astype(np.float32),
-        "condition": told(size).replace(embedding=rng.normal(size=(size, TEXT_TOKENS, 8)).astype(np.float32)),
+        "latents": rng.normal(size=(size, *setup.latent_shape)).astype(np.float32),
+        "condition": told(name, size, lambda shape: rng.normal(size=shape)),
     }
     index, count = data_share(mesh)
     rows = slice(index * size // count, (index + 1) * size // count)
     split = jax.jit(partial(dollar.split_batch, parts=drawn_batches), out_shardings=batch_sharding(mesh))
     batch, *fresh = split(place(jax.tree.map(lambda x: x[rows], drawn), mesh))
-    frozen = {"teacher": teacher, "negative": told(1), "empty": told(1)}
+    nothing = told(name, 1, np.zeros)
+    frozen = {"teacher": teacher, "negative": nothing, "empty": nothing}
     metrics = {}
     for part in compiled(parts(setup), state, mesh):
         for index in range(part.times):
             given = fresh.pop(0) if part.batch == "fresh" else batch
             if part.propose:
                 given = part.propose(state, frozen, given, part.key(key, 0, stream=PROPOSALS))
-                given |= place({"reward": local_rows(given.pop("scored")).mean((1, 2, 3, 4))}, mesh)
+                given |= place({"reward": local_rows(given.pop("scored"))[:, 0, 0, 0, 0]}, mesh)
             state, extra = part.step(state, frozen, given, part.key(key, 0, index))
             metrics |= extra
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
@@ -106,11 +125,12 @@ def iterate(mesh) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     gc.disable()
-    file, sizes, coordinator, processes, process = sys.argv[1:]
-    start(coordinator, int(processes), int(process))
+    name, file, sizes, *place_of = sys.argv[1:]
+    if place_of:
+        start(place_of[0], *map(int, place_of[1:]))
     mesh = make_mesh(dict(zip(("data", "fsdp", "context"), map(int, sizes.split(",")), strict=True)))
     with jax.set_mesh(mesh):
-        result = iterate(mesh)
+        result = iterate(name, mesh)
     if jax.process_index() == 0:
         np.savez(file, **result)
     multihost_utils.sync_global_devices("written")

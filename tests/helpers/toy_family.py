@@ -63,11 +63,13 @@ def transformer(width: int, dtype="float32", remat="", attention=None) -> Networ
         sizes = {"in": (CHANNELS, width), "told": (5 + 3 + 2, width), "out": (width, CHANNELS)}
         return {name: {"kernel": _linear(k, *size)} for k, (name, size) in zip(keys, sizes.items(), strict=False)}
 
-    def apply(params, latents, times, condition):
+    def apply(params, latents, times, condition, depths=(), method="__call__"):
         sigma = times[:, None] / 1000  # what this family's networks are told
         told = [condition.embedding.mean(1), condition.extra["pooled"], sigma, jnp.cos(3 * sigma)]
         shift = jnp.concatenate(told, axis=1) @ params["told"]["kernel"]
         hidden = jnp.tanh(latents @ params["in"]["kernel"] + shift[:, None, None, None])
+        if method == "features":
+            return [rearrange(hidden, "b f h w d -> b (f h w) d") for _ in depths]
         return hidden @ params["out"]["kernel"]
 
     return Network(init, apply)

@@ -104,7 +104,11 @@ def compute(name):
             pipeline, 8 * sizes[1], 8 * sizes[2], sizes[0], torch.device("cpu")
         )
     x, words = torch_latents(latents).requires_grad_(), torch.tensor(text).requires_grad_()
+    tokens = []
+    kept = [b.register_forward_hook(lambda *a: tokens.append(a[2][0].detach())) for b in theirs.transformer_blocks]
     prediction = theirs(x, words, torch.tensor(times), image_rotary_emb=rotation, return_dict=False)[0]
+    for hook in kept:
+        hook.remove()
     (prediction * torch_latents(cotangent)).sum().backward()
     gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     state, blocks, predictions = theirs.state_dict(), theirs.transformer_blocks, []
@@ -122,6 +126,7 @@ def compute(name):
         inputs=(jnp.asarray(latents), jnp.asarray(times, jnp.float32), told(text)),
         cotangent=cotangent,
         predictions=predictions,  # of the first block alone, of the first two, ...
+        tokens=tokens,  # the video's, after every block
         latents_gradient=np.moveaxis(x.grad.numpy(), 2, -1),
         text_gradient=words.grad.numpy(),
         gradients=None if "patch_embed.pos_embedding" in state else ours(config, gradients, network),
@@ -131,6 +136,14 @@ def compute(name):
 @pytest.fixture(params=CASES)
 def case(request):
     return compute(request.param)
+
+
+@pytest.mark.parametrize(("depths", "blocks"), [((0.0, 0.7), (0, 1)), ((1.0,), (2,))])
+def test_features_are_the_videos_tokens_after_a_share_of_the_blocks(depths, blocks):
+    case = compute("rotary")
+    found = case.network.apply(case.params, *case.inputs, depths, method="features")
+    for ours, block in zip(found, blocks, strict=True):
+        assert error(ours, case.tokens[block]) < 1e-5
 
 
 def first_blocks(params, depth):

@@ -21,7 +21,7 @@ from dollar_jax.convert.tables import convert, restore
 from dollar_jax.convert.tensors import Tensors, open_folder, write_folder
 from dollar_jax.errors import UserError
 from dollar_jax.lazy import lazy
-from dollar_jax.models import wan_dit
+from dollar_jax.models import wan_dit, wan_experts
 from dollar_jax.models.network import count_parameters
 from dollar_jax.types import Condition
 
@@ -93,7 +93,11 @@ def compute(name):
 
     x, words = torch_latents(latents).requires_grad_(), torch.tensor(text).requires_grad_()
     padded = torch.nn.functional.pad(words, (0, 0, 0, LENGTH - WORDS))
+    tokens = []
+    kept = [b.register_forward_hook(lambda *a: tokens.append(a[2].detach())) for b in theirs.blocks]
     prediction = theirs(x, torch.tensor(times), padded, return_dict=False)[0]
+    for hook in kept:
+        hook.remove()
     (prediction * torch_latents(cotangent)).sum().backward()
     gradients = {key: parameter.grad.numpy() for key, parameter in theirs.named_parameters()}
     state, blocks, predictions = theirs.state_dict(), theirs.blocks, []
@@ -112,6 +116,7 @@ def compute(name):
         inputs=(jnp.asarray(latents), jnp.asarray(times), told(text)),
         cotangent=cotangent,
         predictions=predictions,  # of the first block alone, of the first two, ...
+        tokens=tokens,  # after every block
         latents_gradient=np.moveaxis(x.grad.numpy(), 1, -1),
         text_gradient=words.grad.numpy(),
         gradients=convert(keys.table(ours), gradients, target),
@@ -129,6 +134,18 @@ def test_prediction_after_every_block(name):
         prediction = predict(case.params | {"blocks": first}, *case.inputs)
         assert prediction.shape == theirs.shape
         assert error(prediction, theirs) < 3e-5, depth  # the exact GELU would make 5e-5
+
+
+def test_features_are_the_tokens_after_a_share_of_the_blocks():
+    """Of an A14B too: each example's are those of its expert,."""
+    case = compute("small")
+    found = wan_dit.build(**case.config).apply(case.params, *case.inputs, (0.5, 1.0), method="features")
+    assert [error(ours, theirs) < 3e-5 for ours, theirs in zip(found, case.tokens, strict=True)] == [True, True]
+    params = {"high": jax.tree.map(jnp.zeros_like, case.params), "low": case.params}
+    experts = wan_experts.build(boundary=500.0, **case.config)
+    (mixed,) = experts.apply(params, *case.inputs, (0.5,), method="features")
+    assert error(mixed[:1], case.tokens[0][:1]) < 3e-5
+    assert error(mixed[1:], case.tokens[0][1:]) > 0.1
 
 
 @pytest.mark.parametrize("remat", ["everything_saveable", "offload_blocks"])

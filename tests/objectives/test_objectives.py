@@ -39,6 +39,7 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "ema": student,
         "teacher": lambda guidance: teacher,
         "fake_score": fake_score,
+        "features": no,
         "reward_model": lambda latents, condition: latents.mean(axis=(1, 2, 3, 4)),
         "own": None,
         "latents": latents,
