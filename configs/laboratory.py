@@ -206,10 +206,11 @@ GRADIENTS = {
     "draft_1": (80, {"draft": 1.0}, {}),
 }
 # Attempts to lift the policy gradient above its noise: all transitions in place of the paper's two, a weight at which
-# VSD and CD still count, and many videos, at any cost of time.
+# VSD and CD still count, groups of videos of one caption (GRPO), and many videos, at any cost of time.
 POLICIES = {
     "ddpo_4": (80, {"policy_gradient": {"weight": 1.0, "steps": 4}}, {}),
     "ddpo_4_weak": (80, {"policy_gradient": {"weight": 0.01, "steps": 4}}, {}),
+    "grpo_8": (80, {"policy_gradient": {"weight": 0.01, "steps": 4, "group": 8}}, {}),
     "ddpo_4_256": (30, {"policy_gradient": {"weight": 1.0, "steps": 4}}, {"batch_size": 256, "accumulate": 4}),
 }
 

@@ -13,7 +13,7 @@ from dollar_jax.data.prompts import count_prompts
 from dollar_jax.diffusion import make_schedule
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
-from dollar_jax.objectives import REWARDED, needs_of, used
+from dollar_jax.objectives import REWARDED, group_of, needs_of, used
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sampling import Sampler
@@ -111,7 +111,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     if "distill" in config.stages:
         trained += [student.generator for student in students.values()]
     for stage in trained:
-        check_batch(stage.batch_size, mesh, stage.accumulate)
+        group = group_of(used(stage)) if "objectives" in stage else 1
+        check_batch(stage.batch_size, mesh, stage.accumulate, group)
     sizes = [stage.batch_size for stage in trained]
     if "distill" in config.stages:
         sizes += [_drawn(student) for student in students.values()]

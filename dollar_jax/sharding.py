@@ -56,14 +56,18 @@ def batch_shares(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def check_batch(size: int, mesh: Mesh, pieces: int = 1) -> None:
-    """Raises UserError if a batch of `size` examples, computed in `pieces`, does not divide evenly over the devices."""
+def check_batch(size: int, mesh: Mesh, pieces: int = 1, group: int = 1) -> None:
+    """Raises UserError if a batch of `size` examples does not divide evenly over the devices, and on each of them into
+    `pieces` and into groups.
+    """
     shares = batch_shares(mesh)
-    if size % (shares * pieces):
+    unit = shares * math.lcm(pieces, group)
+    if size % unit:
         raise UserError(
             f"batch_size {size} does not divide over data x fsdp = {shares} devices"
             + (f" and accumulate = {pieces}" if pieces > 1 else "")
-            + f": give a multiple of {shares * pieces}"
+            + (f" and groups of {group}" if group > 1 else "")
+            + f": give a multiple of {unit}"
         )
 
 

@@ -355,6 +355,23 @@ def test_a_policy_gradient_goes_on_where_it_stopped(folder, logs, tmp_path):
     assert states[0] == states[1]
 
 
+def test_the_videos_of_a_group_are_scored_for_its_first_caption(folder, tmp_path, monkeypatch):
+    seen, numbers = [], distill_module.prompt_numbers
+    monkeypatch.setattr(distill_module, "prompt_numbers", lambda words: seen.append(words) or numbers(words))
+    (tmp_path / "encoded").symlink_to(folder / "encoded")
+
+    def run(group):
+        objectives = ALONE | {"policy_gradient": {"weight": 1.0, "group": group}}
+        student = {f"of_{group}": ({"objectives": objectives, "iterations": 1}, {})}
+        tune(folder, student, stages=(distill,), workdir=tmp_path)
+
+    run(2)
+    ((one, two, three, four),) = seen
+    assert one == two != three == four
+    with pytest.raises(UserError, match=r"batch_size 4 .* 1 devices and groups of 3: give a multiple of 3"):
+        run(3)
+
+
 AREA = "dollar_jax.rewards.shapes_world:CaptionArea"
 
 

@@ -111,6 +111,12 @@ def used(generator: ConfigDict) -> list[Objective]:
     return found
 
 
+def group_of(objectives: list[Objective]) -> int:
+    """Number of trajectories of each caption, the option `group` of an objective with trajectories; 1 by default."""
+    options = [objective.function.keywords for objective in objectives if "trajectory" in objective.needs]
+    return max([1, *(kept.get("group", 1) for kept in options)])
+
+
 def needs_of(objectives: list[Objective]) -> set[str]:
     """The union of `needs` of these objectives."""
     return {need for objective in objectives for need in objective.needs}

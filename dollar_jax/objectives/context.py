@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Array, Float
 
@@ -13,6 +13,21 @@ from dollar_jax.types import Condition, Latent, PerExample, Times
 
 Units = Literal["raw", "deviations"]
 Features = Callable[[Latent, Times, Condition, Sequence[float]], Sequence[Float[Array, "b n d"]]]
+
+
+class Trajectories(NamedTuple):
+    """Chains of the student that a policy gradient learns from.
+
+    states: the states along `policy_gradient.path`, the last one included.
+    condition: conditions of their captions.
+    reward: reward of the video at the end of each chain.
+    advantage: `reward` minus a baseline, or `policy_gradient.group_advantage`.
+    """
+
+    states: Float[Array, "b n f h w c"]
+    condition: Condition
+    reward: PerExample
+    advantage: PerExample
 
 
 @dataclass(frozen=True)
@@ -46,9 +61,7 @@ class Context:
         last k calls.
       pixel_reward: differentiable reward of the decoded videos, latents -> [b].
       deviation: running standard deviation of the reward.
-      trajectory: states of a chain along `policy_gradient.path`, sampled from the current student.
-      reward: reward of the video at the end of each chain.
-      advantage: `reward` minus a baseline. These three are None without a policy gradient.
+      trajectories: chains of the current student with their rewards; None without a policy gradient.
     """
 
     schedule: Schedule
@@ -73,9 +86,7 @@ class Context:
     sample: Callable[[int], Latent]
     pixel_reward: Callable[[Latent], PerExample]
     deviation: Float[Array, ""]
-    trajectory: Float[Array, "b n f h w c"] | None
-    reward: PerExample | None
-    advantage: PerExample | None
+    trajectories: Trajectories | None
 
 
 def in_units(reward: PerExample, deviation: Float[Array, ""], units: Units) -> PerExample:

@@ -1,6 +1,7 @@
-"""DDPO_SF: the score-function policy gradient of a black-box reward (Eq. 26-28, Alg. 2)."""
+"""Score-function policy gradients of a black-box reward: DDPO_SF (Eq. 26-28, Alg. 2) and, with groups, GRPO."""
 
 import jax.numpy as jnp
+from einops import rearrange
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import Coefficient, Points, Schedule
@@ -9,6 +10,8 @@ from dollar_jax.objectives.context import Context, Units, in_units
 from dollar_jax.sampling import path_of
 from dollar_jax.types import Latent, PerExample
 
+CLIP = 5.0  # of a group's advantage
+TINY = 1e-6  # deviation below which a group's rewards count as equal
 GRID = 50  # steps of the paper's teacher; its first time ends a chain, since a step to the clean sample has no density
 
 
@@ -35,7 +38,17 @@ def posterior(
     return diffusion.reverse_step(x0, eps, jnp.zeros_like(x0), a_next, b_next, deviation), deviation
 
 
-def policy_gradient(context: Context, *, steps: int = 2, units: Units = "raw") -> tuple[PerExample, dict]:
+def group_advantage(reward: PerExample, group: int) -> PerExample:
+    """(R - mean) / deviation within each `group` of neighbours, clipped to -5..5; 0 where all rewards are equal. [b]"""
+    groups = rearrange(reward, "(n group) -> n group", group=group)
+    above = groups - groups.mean(axis=1, keepdims=True)
+    deviation = jnp.sqrt(jnp.mean(above**2, axis=1, keepdims=True))
+    return jnp.clip(above / jnp.maximum(deviation, TINY), -CLIP, CLIP).reshape(-1)
+
+
+def policy_gradient(
+    context: Context, *, steps: int = 2, units: Units = "raw", group: int = 1
+) -> tuple[PerExample, dict]:
     """-(R - baseline) sum_n log p_theta(x_{n+1} | x_n) over the last transitions of a trajectory (Alg. 2, line 13). [b]
 
     Its gradient estimates -dE[R] / dtheta, through these transitions. The baseline is the running mean of the prompt's
@@ -45,21 +58,28 @@ def policy_gradient(context: Context, *, steps: int = 2, units: Units = "raw") -
     Args:
       steps: largest number of transitions, the paper's truncation N.
       units: raw, or deviations of the reward.
+      group: number of trajectories of each caption. From 2 on the advantage is `group_advantage`, as in Flow-GRPO
+        (arXiv 2505.05470) and DanceGRPO (2505.07818), and of a group of rows only the first one's caption is taken.
+        Trajectories are used for one update, so the ratio of policies is 1 and needs no clipping.
 
     Raises:
-      UserError: `steps` is less than 1, or unknown units.
+      UserError: `steps` or `group` is less than 1, unknown units, or deviations of a reward in groups.
     """
-    if steps < 1:
-        raise UserError(f"policy_gradient: steps={steps}, wanted 1 or more transitions")
+    for name, value in {"steps": steps, "group": group}.items():
+        if value < 1:
+            raise UserError(f"policy_gradient: {name}={value}, wanted 1 or more")
+    if group > 1 and units != "raw":
+        raise UserError("policy_gradient: a group's advantage is in its own deviations already: remove units")
+    drawn = context.trajectories
     times, total = path(context.times, context.schedule), 0.0
     for index in range(max(len(times) - 1 - steps, 0), len(times) - 1):
-        here, there = path_of(times[index : index + 2], len(context.latents))
-        x_t, x_next = context.trajectory[:, index], context.trajectory[:, index + 1]
-        x0, eps = context.student(x_t, here, context.condition)
+        here, there = path_of(times[index : index + 2], len(drawn.states))
+        x_t, x_next = drawn.states[:, index], drawn.states[:, index + 1]
+        x0, eps = context.student(x_t, here, drawn.condition)
         mean, deviation = posterior(x0, eps, *context.schedule.at(here), *context.schedule.at(there))
         total += log_probability(x_next, mean, deviation)
-    advantage = in_units(context.advantage, context.deviation, units)
-    return -advantage * total, {"log_probability": total, "reward_trajectory": context.reward}
+    advantage = in_units(drawn.advantage, context.deviation, units)
+    return -advantage * total, {"log_probability": total, "reward_trajectory": drawn.reward}
 
 
 policy_gradient.needs = ("trajectory",)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from dollar_jax.checkpoint import Card
 from dollar_jax.models import build
 from dollar_jax.models.network import parameter_shapes
+from dollar_jax.objectives import group_of, used
 from dollar_jax.pipeline import Pipeline
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, check_batch, replicated, with_shardings
@@ -65,7 +66,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
       UserError: the mesh does not divide the batches, or a network cannot be built.
     """
     generator, part = config.generator, card["transformer"]
-    check_batch(generator.batch_size, mesh, generator.accumulate)
+    check_batch(generator.batch_size, mesh, generator.accumulate, group_of(used(generator)))
     network = build(part["architecture"], part["config"], **network_options(config))
     spread = batch_sharding(mesh)
     batch = _batch(card, generator.batch_size, spread)

@@ -19,7 +19,7 @@ from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.models import build, roles
 from dollar_jax.models.network import Network
-from dollar_jax.objectives import REWARDED, needs_of, used
+from dollar_jax.objectives import REWARDED, group_of, needs_of, used
 from dollar_jax.pipeline import Pipeline, draw_noise
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import batch_sharding, batch_shares, check_batch, local_rows, shard, thin
@@ -116,6 +116,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         raise UserError(f"reward.step is joint or separate, not {reward.step!r}")
     if reward.step == "separate" and all(objective.name == TUNING for objective in objectives):
         raise UserError(f"reward.step=separate needs an objective beside {TUNING}: give one a weight")
+    check_batch(generator.batch_size, mesh, generator.accumulate, group_of(objectives))
     if "reward_model" in needs:
         check_batch(reward.batch_size, mesh)
     else:
@@ -214,6 +215,7 @@ def _make_update(
                 if part.batch == "few":
                     rows, words = thin_batch(rows, captions)
                 if part.propose:
+                    words = np.repeat(words[:: part.group], part.group).tolist()
                     rows = part.propose(state, frozen, rows, part.key(key, number, stream=PROPOSALS))
                     rows["reward"] = score(rows.pop("scored"), words)
                     rows |= place({"prompt": prompt_numbers(words)}, mesh)

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from dollar_jax.diffusion import PredictionType, Schedule, Span
 from dollar_jax.models import lora
 from dollar_jax.models.network import Network
-from dollar_jax.objectives import Objective, needs_of, used
-from dollar_jax.objectives.context import Context
+from dollar_jax.objectives import Objective, group_of, needs_of, used
+from dollar_jax.objectives.context import Context, Trajectories
 from dollar_jax.objectives.policy_gradient import path
 from dollar_jax.sampling import (
     Denoiser,
@@ -123,6 +123,11 @@ class Distillation:
     def needs(self) -> set[str]:
         """The union of the objectives' `needs`."""
         return needs_of(self.objectives)
+
+    @property
+    def group(self) -> int:
+        """Number of trajectories of each caption, see `policy_gradient`."""
+        return group_of(self.objectives)
 
     @property
     def student_prediction_type(self) -> PredictionType:
@@ -287,9 +292,7 @@ class Distillation:
             sample=lambda steps: self.sample(student, part, fold(keys, len(self.objectives) + 1), steps),
             pixel_reward=pixel_reward,
             deviation=statistics.deviation,
-            trajectory=part.get("trajectory"),
-            reward=part.get("reward"),
-            advantage=part.get("advantage"),
+            trajectories=Trajectories(**part["trajectories"]) if "trajectories" in part else None,
         )
 
     def own_network(self, objective: Objective, params: Params) -> Callable:

@@ -10,10 +10,12 @@ from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from einops import rearrange
 
 from dollar_jax.objectives import Objective
 from dollar_jax.objectives.denoising import denoising_loss
+from dollar_jax.objectives.policy_gradient import group_advantage
 from dollar_jax.sampling import draw_times, fold, interleave, timed
 from dollar_jax.steps.common import example_keys, mean_gradient, moving_average, update
 from dollar_jax.steps.distillation import Distillation, DollarState, count, own_name
@@ -28,7 +30,7 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
     frozen: {'teacher': params, 'negative' and 'empty': conditions with b = 1}; for an objective on pixels also the
       parameters of the VAE ('vae') and of the reward ('reward').
     batch: {'latents', 'condition'}, with `setup.videos` False without latents; for an objective on pixels also
-      'prepared', the captions prepared by the reward; for a policy gradient also 'trajectory', 'reward' and 'prompt',
+      'prepared', the captions prepared by the reward; for a policy gradient also 'trajectories', 'reward' and 'prompt',
       the number of each caption [b].
 
     Args:
@@ -40,11 +42,14 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
 
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
         statistics, means = state.reward_statistics, state.prompt_means
-        if "reward" in batch:
+        if "trajectories" in batch:
             prompt, reward = batch["prompt"], batch["reward"]
             statistics = statistics.add(reward)
             # The prompt's mean excludes this batch. The mean of all rewards includes it, as a small part.
-            batch = batch | {"advantage": reward - means.baseline(prompt, statistics.mean)}
+            advantage = reward - means.baseline(prompt, statistics.mean)
+            if setup.group > 1:
+                advantage = group_advantage(reward, setup.group)
+            batch = batch | {"trajectories": batch["trajectories"] | {"reward": reward, "advantage": advantage}}
             means = means.add(prompt, reward)
 
         def loss(student, part):
@@ -158,14 +163,16 @@ def make_proposal(setup: Distillation) -> Callable:
 def make_trajectory(setup: Distillation) -> Callable:
     """Makes (state, frozen, batch, key) -> batch for a policy gradient, before scoring (Alg. 2, lines 5-11).
 
-    It adds 'trajectory' [b n f h w c], the states of the student's chain, and 'scored' [b f h w c], the x0 at its end.
-    The caller decodes the latents 'scored' and scores the videos with the true reward.
+    It adds 'trajectories', {'states' [b n f h w c] of the student's chain, their 'condition'}, and 'scored'
+    [b f h w c], the x0 at its end. The caller decodes the latents 'scored' and scores the videos with the true reward.
+    In a group, see `policy_gradient`, all rows have the condition of the first.
     """
 
     def follow(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
         keys = example_keys(key, state.step, count(batch))
-        trajectory, x0 = setup.trajectory(setup.whole(state.student, frozen), batch, keys)
-        return {**batch, "trajectory": trajectory, "scored": x0}
+        condition = jax.tree.map(lambda x: jnp.repeat(x[:: setup.group], setup.group, axis=0), batch["condition"])
+        states, x0 = setup.trajectory(setup.whole(state.student, frozen), {"condition": condition}, keys)
+        return {**batch, "trajectories": {"states": states, "condition": condition}, "scored": x0}
 
     return follow
 

@@ -41,6 +41,7 @@ class Part:
         the generator's batch.
       propose: (state, frozen, batch, key) -> the step's batch with latents 'scored', which the caller decodes and
         scores with the true reward before the step. None: the step takes the batch as it is.
+      group: number of neighbouring rows of 'scored' that are of the first one's caption.
       prepared: whether the batch needs the captions prepared by a differentiable reward.
     """
 
@@ -50,6 +51,7 @@ class Part:
     times: int = 1
     batch: Literal["generator", "fresh", "few"] = "generator"
     propose: Callable | None = None
+    group: int = 1
     prepared: bool = False
 
     def key(self, key: Key, number: int, index: int = 0, stream: int | None = None) -> Key:
@@ -73,6 +75,7 @@ def parts(setup: Distillation) -> list[Part]:
             dollar.make_generator_step(setup, names),
             stream=1,
             propose=dollar.make_trajectory(setup) if "trajectory" in needs else None,
+            group=setup.group,
             prepared="pixel_reward" in needs,
         )
     ]

@@ -55,9 +55,7 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "sample": no,
         "pixel_reward": no,
         "deviation": jnp.float32(0.5),
-        "trajectory": None,
-        "reward": None,
-        "advantage": None,
+        "trajectories": None,
     }
     values |= changes
     return Context(**{"state": jax.lax.stop_gradient(values["generated"]), **values})

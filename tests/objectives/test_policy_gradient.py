@@ -12,7 +12,8 @@ from test_objectives import context
 
 from dollar_jax import diffusion
 from dollar_jax.errors import UserError
-from dollar_jax.objectives.policy_gradient import log_probability, path, policy_gradient, posterior
+from dollar_jax.objectives.context import Trajectories
+from dollar_jax.objectives.policy_gradient import group_advantage, log_probability, path, policy_gradient, posterior
 from dollar_jax.sampling import normal, path_of, solve
 
 SCHEDULE = diffusion.ddpm_schedule()
@@ -70,9 +71,9 @@ def chain(times, count, shape, theta):
         times=times,
         latents=last,
         generated=last,
-        trajectory=jnp.concatenate([visited, last[None]]).swapaxes(0, 1),
-        reward=reward,
-        advantage=reward - reward.mean(),
+        trajectories=Trajectories(
+            jnp.concatenate([visited, last[None]]).swapaxes(0, 1), toy.condition(count), reward, reward - reward.mean()
+        ),
         deviation=reward.std(),
     )
 
@@ -105,10 +106,11 @@ def test_a_baseline_takes_noise_from_the_gradient_and_nothing_else():
     """Rewards far from zero: without a baseline the estimates of single batches scatter, around the same mean."""
     fixed = chain(TIMES, 4000, (1, 2, 2, 2), 0.3)
     estimates = {}
-    for name, advantage in {"without": fixed.reward + 5, "with": fixed.advantage}.items():
+    drawn = fixed.trajectories
+    for name, advantage in {"without": drawn.reward + 5, "with": drawn.advantage}.items():
 
         def loss(value, advantage=advantage):
-            ctx = replace(fixed, student=student(value), advantage=advantage)
+            ctx = replace(fixed, student=student(value), trajectories=drawn._replace(advantage=advantage))
             return policy_gradient(ctx)[0].reshape(40, 100).mean(1)
 
         estimates[name] = np.asarray(jax.jacfwd(loss)(0.3))
@@ -125,6 +127,39 @@ def test_a_chain_shorter_than_the_truncation_is_taken_whole():
     assert np.isfinite(policy_gradient(fixed, steps=2)[0]).all()
     with pytest.raises(UserError, match="steps=0, wanted 1 or more"):
         policy_gradient(fixed, steps=0)
+
+
+def test_a_groups_advantage_by_hand():
+    """Mean 3 and deviation 2 in the first group; nothing to learn from the second; one of 101 is 10 deviations off."""
+    reward = jnp.array([1.0, 1.0, 5.0, 5.0, 7.0, 7.0, 7.0, 7.0])
+    np.testing.assert_allclose(group_advantage(reward, 4), [-1, -1, 1, 1, 0, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(group_advantage(100 * reward - 7, 4), group_advantage(reward, 4), atol=1e-5)
+    outlier = group_advantage(jnp.zeros(101).at[3].set(1e-3), 101)
+    assert float(outlier.max()) == 5
+    np.testing.assert_allclose(outlier[:3], -0.1, rtol=1e-4)
+
+
+def test_groups_have_the_direction_of_the_expected_rewards_gradient():
+    """In one group, of all trajectories: the policy gradient in deviations of the reward, however it is scaled."""
+    fixed = chain(TIMES, 4000, (1, 2, 2, 2), 0.3)
+    drawn = fixed.trajectories
+    spread = float(drawn.reward.std())
+    grouped = drawn._replace(advantage=group_advantage(1000 * drawn.reward, 4000))
+
+    def slope(trajectories, **options):
+        def loss(value):
+            ctx = replace(fixed, student=student(value), trajectories=trajectories)
+            return policy_gradient(ctx, **options)[0].mean()
+
+        return float(jax.grad(loss)(0.3))
+
+    assert slope(grouped, group=4000) == pytest.approx(slope(drawn) / spread, rel=0.01)
+
+
+@pytest.mark.parametrize(("options", "words"), [({"group": 0}, "group=0, wanted 1"), ({"group": 4}, "remove units")])
+def test_groups_that_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        policy_gradient(chain(TIMES, 4, (1, 1, 1, 2), 0.3), units="deviations", **options)
 
 
 def test_a_teachers_own_times_end_once():

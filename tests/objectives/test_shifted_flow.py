@@ -18,6 +18,7 @@ from test_objectives import context
 
 from dollar_jax import diffusion, sampling
 from dollar_jax.objectives.consistency import consistency
+from dollar_jax.objectives.context import Trajectories
 from dollar_jax.objectives.policy_gradient import path, policy_gradient
 from dollar_jax.objectives.variational_score import variational_score
 
@@ -180,5 +181,6 @@ def test_a_policy_gradients_path_ends_where_a_step_still_has_a_deviation():
     assert float(diffusion.posterior_deviation(*here, *there).squeeze()) > 0.05
     states = sampling.normal(keys(8), (1, 2, 2, 2))
     trajectory = jnp.broadcast_to(states[:, None], (8, 5, *states.shape[1:]))
-    fixed = replace(shifted(8), trajectory=trajectory, reward=jnp.ones(8), advantage=jnp.ones(8))
+    drawn = Trajectories(trajectory, toy.condition(8), jnp.ones(8), jnp.ones(8))
+    fixed = replace(shifted(8), trajectories=drawn)
     assert np.isfinite(inspect.unwrap(policy_gradient)(fixed, steps=4)[0]).all()

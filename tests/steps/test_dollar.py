@@ -222,11 +222,11 @@ def test_a_trajectory_is_an_ancestral_chain_and_its_policy_gradient_moves_the_st
     this, batch, key = alone("policy_gradient"), toy.batch(), jax.random.key(1)
     state = this.init(TEACHER, jax.random.key(0))
     drawn = dollar.make_trajectory(this)(state, FROZEN, batch, key)
-    assert drawn["trajectory"].shape == (4, 5, 1, 2, 2, 4)
-    end = jnp.full(4, 19.0)
-    wanted, _ = this.denoiser(TEACHER)(drawn["trajectory"][:, -1], end, batch["condition"])
+    states = drawn["trajectories"]["states"]
+    assert states.shape == (4, 5, 1, 2, 2, 4)
+    wanted, _ = this.denoiser(TEACHER)(states[:, -1], jnp.full(4, 19.0), batch["condition"])
     np.testing.assert_array_equal(drawn["scored"], wanted)
-    extra = {"trajectory": drawn["trajectory"], "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.arange(4)}
+    extra = {"trajectories": drawn["trajectories"], "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.arange(4)}
     after, metrics = dollar.make_generator_step(this)(state, FROZEN, batch | extra, key)
     assert moved(state, after) == {"student", "ema", "optimizer of generator", "reward_statistics", "prompt_means"}
     assert float(metrics["reward_trajectory"]) == 1.5
@@ -313,8 +313,8 @@ def test_a_policy_gradient_compares_a_video_with_earlier_ones_of_its_prompt():
     """The same rewards twice: the second time those of the first are known, and nothing is left to learn from them."""
     this, batch, key = alone("policy_gradient"), toy.batch(), jax.random.key(1)
     state = this.init(TEACHER, jax.random.key(0))
-    drawn = dollar.make_trajectory(this)(state, FROZEN, batch, key)["trajectory"]
-    extra = {"trajectory": drawn, "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.array([5, 6, 7, 8])}
+    drawn = dollar.make_trajectory(this)(state, FROZEN, batch, key)["trajectories"]
+    extra = {"trajectories": drawn, "reward": jnp.array([1.0, 3.0, 2.0, 0.0]), "prompt": jnp.array([5, 6, 7, 8])}
     step, norms = jax.jit(dollar.make_generator_step(this)), []
     for _ in range(MEMORY):
         after, metrics = step(state, FROZEN, batch | extra, key)
@@ -322,6 +322,25 @@ def test_a_policy_gradient_compares_a_video_with_earlier_ones_of_its_prompt():
         state = state.replace(prompt_means=after.prompt_means, reward_statistics=after.reward_statistics)
     assert norms[-1] < norms[0] / 10
     np.testing.assert_allclose(state.prompt_means.mean[5:9], [1, 3, 2, 0], rtol=1e-5)
+
+
+def test_trajectories_of_a_group_are_of_its_first_caption():
+    """And the student is moved only where the rewards of a group differ."""
+    this, batch, key = alone("policy_gradient", group=2), toy.batch(), jax.random.key(1)
+    state = this.init(TEACHER, jax.random.key(0))
+    drawn = dollar.make_trajectory(this)(state, FROZEN, batch, key)
+    told, words = drawn["trajectories"]["condition"].embedding, batch["condition"].embedding
+    np.testing.assert_array_equal(told, words[jnp.array([0, 0, 2, 2])])
+    assert not np.array_equal(drawn["scored"][0], drawn["scored"][1])
+    np.testing.assert_array_equal(drawn["condition"].embedding, words)  # other objectives keep their captions
+    step, rows = dollar.make_generator_step(this), drawn | {"prompt": jnp.array([1, 1, 2, 2])}
+    norms = [
+        float(step(state, FROZEN, rows | {"reward": jnp.array(reward)}, key)[1]["norm/student_gradient"])
+        for reward in ([1.0, 1.0, 5.0, 5.0], [1.0, 3.0, 5.0, 5.0], [10.0, 30.0, 5.0, 5.0])
+    ]
+    assert norms[0] == 0
+    assert norms[1] > 0
+    assert norms[2] == pytest.approx(norms[1], rel=1e-4)  # a deviation is the unit
 
 
 def test_denoising_on_data_is_the_teachers_loss():
