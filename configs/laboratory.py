@@ -90,6 +90,16 @@ def _ablations(config: ConfigDict) -> None:
         config.students[name] = _student(**change | {"objectives": BOTH | change.get("objectives", {})})
 
 
+def _frontier(config: ConfigDict) -> None:
+    """Objectives that came after the paper, alone and beside VSD and CD, for as many updates."""
+    config.report.fewer_steps = (2, 1)
+    config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
+    for name, (objectives, changes) in RECIPES.items():
+        config.students[name] = _student(objectives=WEIGHTS | objectives, **changes)
+    forced = BOTH | {"variational_score": {"weight": 1.0, "data_share": 0.5}}
+    config.students.data_forcing = _student("vsd_cd", iterations=60, objectives=forced)
+
+
 def _long_prompts(config: ConfigDict) -> None:
     """Tab. 9, L: captions of data and prompts also name the background."""
     config.stages = ("vae", "encode", "teacher", "distill", "report")
@@ -196,6 +206,21 @@ CHANGES = {
     "unnormalized": {"objectives": {"variational_score": {"normalize": False}}},  # VSD's gradient
 }
 
+VSD, DCM = {"variational_score": 1.0}, {"consistency": {"weight": 0.5, "target": "student", "steps": 1}}
+RCM = {"continuous_consistency": {"weight": 0.5, "guidance": 0.0, "warmup": 50}}
+RECIPES = {
+    "vsd": (VSD, {}),
+    "cd": ({"consistency": 0.5}, {}),
+    "dcm": (DCM, {}),  # discrete consistency that reaches the clean end
+    "vsd_dcm": (VSD | DCM, {}),
+    "rcm": (RCM, {}),  # continuous-time consistency
+    "vsd_rcm": (VSD | RCM, {}),
+    "vsd_trajectory": (VSD, {"matched_times": "trajectory"}),  # TDM
+    "vsd_cd_trajectory": (BOTH, {"matched_times": "trajectory"}),
+    "vsd_cd_adversarial": (BOTH | {"adversarial": 0.03}, {}),
+    "vsd_cd_renoise": (BOTH, {"sampler": "renoise"}),
+}
+
 # Numbers of updates for about equal time; docs/evidence.md has the times.
 STEPWISE = {
     "lrm": (80, {"latent_reward": 0.15}, {}),
@@ -220,6 +245,7 @@ EXPERIMENTS = {
     "prompts_alone": _prompts_alone,
     "lora": _lora,
     "ablations": _ablations,
+    "frontier": _frontier,
     "long_prompts": _long_prompts,
     "short_prompts": _short_prompts,
     "rewards_step": _rewards_step,

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from dollar_jax.errors import UserError
@@ -100,10 +101,13 @@ class Schedule:
         return tuple(np.where(np.trunc(single) > np.trunc(times), np.nextafter(single, 0), times).tolist())
 
     def network_times(self, times: Times) -> Times:
-        """What the network gets as its input at these times: the times, or with spacing unipc their integer part."""
+        """What the network gets as its input at these times: the times, or with spacing unipc their integer part.
+
+        The derivative of the integer part is that of the times.
+        """
         if self.spacing != "unipc":
             return times
-        return jnp.floor(jnp.minimum(times, self.last - 0.5))
+        return times + lax.stop_gradient(jnp.floor(jnp.minimum(times, self.last - 0.5)) - times)
 
     def require(self, times: Points, name: str) -> None:
         """Raises UserError, with `name` in front, if one of `times` is not in the interval (clean, last]."""

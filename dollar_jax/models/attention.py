@@ -106,6 +106,7 @@ def _splash(
 
 
 KERNELS = {"xla": _xla, "cudnn": _cudnn, "splash": _splash}
+FORWARD_MODE = "xla"  # the kernel with a forward-mode derivative: the others define a backward pass alone
 
 
 def _blocks(

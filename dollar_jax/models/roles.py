@@ -12,8 +12,8 @@ role:
 | reward_model | | `RewardModel` |
 
 dtype: dtype of the computation; parameters are float32. remat: the rematerialisation policy, one of `stack.REMAT`.
-attention: the attention kernel, see `models.attention`, or None. A network may ignore all three, but must accept them
-(`**options`).
+attention: the attention kernel, see `models.attention`, or None. With `attention.FORWARD_MODE` the network must have a
+forward-mode derivative (`jax.jvp`). A network may ignore all three, but must accept them (`**options`).
 """
 
 from collections.abc import Callable, Sequence

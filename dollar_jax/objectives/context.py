@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dollar_jax.diffusion import Points, Schedule, Span
 from dollar_jax.errors import UserError
@@ -37,6 +37,7 @@ class Context:
     Attributes:
       schedule: noise schedule, with a_t, b_t and the training times.
       student: the student as a denoiser, with gradient in its parameters.
+      differentiable_student: the student, frozen, as a denoiser through which `jax.jvp` can differentiate.
       ema: the student with averaged parameters, as a denoiser; frozen.
       teacher: teacher(guidance) is the teacher as a denoiser with guidance weight w; frozen.
       fake_score: the fake score as a denoiser; frozen.
@@ -56,6 +57,7 @@ class Context:
         `generator.matched_times` "trajectory" the state at the student's next time.
       state_at: times of `state` [b]; the schedule's clean time for `generated`.
       keys: random keys [b], independent for each objective.
+      step: number of updates of the student so far.
       times: times of the student.
       sample: sample(k) runs the student's whole chain from pure noise and returns its end, with a gradient through the
         last k calls.
@@ -66,6 +68,7 @@ class Context:
 
     schedule: Schedule
     student: Denoiser
+    differentiable_student: Denoiser
     ema: Denoiser
     teacher: Callable[[float], Denoiser]
     fake_score: Denoiser
@@ -82,6 +85,7 @@ class Context:
     state: Latent
     state_at: Times
     keys: Keys
+    step: Int[Array, ""]
     times: Points
     sample: Callable[[int], Latent]
     pixel_reward: Callable[[Latent], PerExample]

@@ -18,6 +18,7 @@ from dollar_jax.checkpoint import load_component, load_stored, read_card, write_
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.models import build, roles
+from dollar_jax.models.attention import FORWARD_MODE
 from dollar_jax.models.network import Network
 from dollar_jax.objectives import REWARDED, group_of, needs_of, used
 from dollar_jax.pipeline import Pipeline, draw_noise
@@ -89,6 +90,11 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
         shapes = (*example, features) if objective.own.reads_features else example
         return objective.own.build(*shapes, **objective.settings.get("network", {}))
 
+    forward_mode = None
+    if "forward_mode" in needs_of(used(config.generator)):
+        part, options = card["transformer"], network_options(config) | {"attention": FORWARD_MODE}
+        forward_mode = build(part["architecture"], part["config"], **options)
+
     reward_network = build(reward.architecture, reward.network.to_dict() | text_width)
     roles.require("reward_model", reward_network, reward.architecture, *example)
     return Distillation(
@@ -100,6 +106,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
         latent_shape=card["latent_shape"],
         videos=not prompts_alone(config),
         own={objective.key: own_network(objective) for objective in used(config.generator) if objective.own},
+        forward_mode=forward_mode,
         empty_replay=empty_replay,
     )
 

@@ -97,6 +97,8 @@ class Distillation:
       latent_shape: shape of a video's latents, (f, h, w, c).
       videos: whether batches have 'latents', those of the captions' videos; else captions are all that they have.
       own: the objectives' own networks, by `Objective.key`.
+      forward_mode: `network` with an attention through which `jax.jvp` can differentiate; None if no objective needs
+        that.
       empty_replay: () -> the initial replay of the reward model, None for no replay.
       decode: (parameters of the VAE, latents) -> videos in 0..1; None if no objective needs pixels.
       pixel_reward: (videos in 0..1, captions prepared by the reward, parameters of the reward) -> [b]; None likewise.
@@ -110,6 +112,7 @@ class Distillation:
     latent_shape: Sequence[int]
     videos: bool = True
     own: Mapping[str, Network] = field(default_factory=dict)
+    forward_mode: Network | None = None
     empty_replay: Callable[[], Replay | None] = lambda: None
     decode: Callable[[Params, Latent], Video] | None = None
     pixel_reward: Callable[[Video, dict], PerExample] | None = None
@@ -256,8 +259,8 @@ class Distillation:
         Calls of networks have named scopes, so that profiles and the planner can attribute them.
         """
 
-        def network(name, params, prediction_type, guidance=0.0):
-            apply = jax.named_scope(name)(self.network.apply)
+        def network(name, params, prediction_type, guidance=0.0, built=self.network):
+            apply = jax.named_scope(name)(built.apply)
             return denoiser(apply, params, prediction_type, self.schedule, frozen["negative"], guidance)
 
         def reward_model(*inputs):
@@ -272,6 +275,12 @@ class Distillation:
         return Context(
             schedule=self.schedule,
             student=network("student", student, self.student_prediction_type),
+            differentiable_student=network(
+                "student",
+                lax.stop_gradient(student),
+                self.student_prediction_type,
+                built=self.forward_mode or self.network,
+            ),
             ema=network("ema", self.whole(state.ema, frozen), self.student_prediction_type),
             teacher=partial(network, "teacher", frozen["teacher"], self.prediction_type),
             fake_score=network("fake_score", self.whole(state.fake_score, frozen), self.prediction_type),
@@ -288,6 +297,7 @@ class Distillation:
             state=sample.state,
             state_at=sample.state_at,
             keys=keys,
+            step=state.step,
             times=tuple(self.config.generator.times),
             sample=lambda steps: self.sample(student, part, fold(keys, len(self.objectives) + 1), steps),
             pixel_reward=pixel_reward,

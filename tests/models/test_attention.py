@@ -17,7 +17,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding, PartitionS
 from ml_collections import ConfigDict
 
 from dollar_jax.errors import UserError
-from dollar_jax.models.attention import QUERIES, attention
+from dollar_jax.models.attention import FORWARD_MODE, QUERIES, attention
 from dollar_jax.sharding import AXES, BATCH, CONTEXT, make_mesh
 
 B, N, M, H, D = 2, 5, 7, 3, 4
@@ -81,6 +81,24 @@ def test_blocks_of_many_queries(rows, masked):
 
     for got, wanted in zip(pull(attention), pull(whole), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-4 * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("rows", [5, QUERIES + 7])
+def test_the_forward_mode_derivative_against_float64(rows):
+    """o' = P v' + (P * S') v - (P * S') 1 o with P = softmax(S), S' = scale (q' k^T + q k'^T). rms error below 1e-6."""
+    rng = np.random.default_rng(0)
+    q, k, v, *tangents = (rng.normal(size=(2, rows, 2, 8)) for _ in range(6))
+    dq, dk, dv = tangents
+    scores, change = (
+        0.3 * sum(np.einsum("bnhd,bmhd->bhnm", *pair) for pair in pairs) for pairs in ([(q, k)], [(dq, k), (q, dk)])
+    )
+    weights = np.exp(scores)
+    weights /= weights.sum(-1, keepdims=True)
+    moved = weights * (change - (weights * change).sum(-1, keepdims=True))
+    wanted = np.einsum("bhnm,bmhd->bnhd", weights, dv) + np.einsum("bhnm,bmhd->bnhd", moved, v)
+    arrays = [tuple(jnp.asarray(x, jnp.float32) for x in part) for part in ((q, k, v), tangents)]
+    _, got = jax.jvp(partial(attention, scale=0.3, kernel=FORWARD_MODE), *arrays)
+    assert np.sqrt(np.mean((got - wanted) ** 2)) < 1e-6
 
 
 def test_the_memory_of_many_queries_is_that_of_a_block():

@@ -138,6 +138,22 @@ def case(request):
     return compute(request.param)
 
 
+def test_a_forward_mode_derivative_is_that_of_finite_differences():
+    """Along a direction of latents and times, as for continuous-time consistency."""
+    case = compute("rotary")
+    latents, times, condition = case.inputs
+    direction = jnp.asarray(case.cotangent), jnp.ones_like(times)
+    apply = jax.jit(functools.partial(case.network.apply, case.params))
+
+    def moved(by):
+        return apply(latents + by * direction[0], times + by * direction[1], condition)
+
+    h = 1e-2
+    wanted = (moved(h) - moved(-h)) / (2 * h)
+    got = jax.jvp(lambda *inputs: apply(*inputs, condition), (latents, times), direction)[1]
+    assert error(got, wanted) < 1e-2
+
+
 @pytest.mark.parametrize(("depths", "blocks"), [((0.0, 0.7), (0, 1)), ((1.0,), (2,))])
 def test_features_are_the_videos_tokens_after_a_share_of_the_blocks(depths, blocks):
     case = compute("rotary")

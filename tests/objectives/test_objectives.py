@@ -36,6 +36,7 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
     values = {
         "schedule": schedule,
         "student": student,
+        "differentiable_student": student,
         "ema": student,
         "teacher": lambda guidance: teacher,
         "fake_score": fake_score,
@@ -51,6 +52,7 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "generated_at": jnp.full(count, 999.0),
         "state_at": jnp.full(count, -1.0),
         "keys": keys(count),
+        "step": jnp.int32(0),
         "times": (249, 499, 749, 999),
         "sample": no,
         "pixel_reward": no,

@@ -20,6 +20,7 @@ BASE = NETWORK.init(jax.random.key(5))
 OBJECTIVES = {
     "variational_score": {"weight": 1.0, "guidance": 1.0},
     "consistency": {"weight": 0.5, "target": "ema"},
+    "continuous_consistency": {"weight": 0.1, "warmup": 0},
     "draft": {"weight": 0.1, "steps": 2},
     "policy_gradient": 0.1,
 }
