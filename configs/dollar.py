@@ -69,6 +69,7 @@ def get_config() -> ConfigDict:
         sampler="renoise",  # as in DMD2; Eq. 5 as printed is "ancestral"
         guidance=0.0,
         heterogeneous=False,
+        flow_map=False,
         # Not in the paper, which selects models "moderately": the best checkpoint that is not far from data.
         guard=guard("-frechet", tolerance=5.0, patience=6),
         ema=0.999,  # not in the paper

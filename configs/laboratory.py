@@ -219,6 +219,8 @@ RECIPES = {
     "vsd_cd_trajectory": (BOTH, {"matched_times": "trajectory"}),
     "vsd_cd_adversarial": (BOTH | {"adversarial": 0.03}, {}),
     "vsd_cd_renoise": (BOTH, {"sampler": "renoise"}),
+    "flow_map": ({"flow_map": 1.0}, {"flow_map": True}),
+    "vsd_flow_map": (VSD | {"flow_map": 0.5}, {"flow_map": True}),
 }
 
 # Numbers of updates for about equal time; docs/evidence.md has the times.

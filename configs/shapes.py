@@ -106,6 +106,7 @@ def get_config() -> ConfigDict:
         sampler="ddim",
         guidance=0.0,
         heterogeneous=False,
+        flow_map=False,
         guard=guard("-frechet", tolerance=5.0),
         ema=0.99,
         optimizer=optimizer(1e-4, b1=0.0, decay_from=0.6),

@@ -106,8 +106,8 @@ class Pipeline:
     def times(self, steps: int | None) -> Points:
         """The times for sampling with this number of steps, ascending; None: the card's own times.
 
-        A teacher takes any number of steps, spaced over its schedule. A student takes every second, third, .. of its
-        own times, beginning with the noisiest.
+        A teacher or a flow map takes any number of steps, spaced over its schedule. Another student takes every second,
+        third, .. of its own times, beginning with the noisiest.
 
         Raises:
           UserError: the number of steps does not divide the student's own number.
@@ -115,7 +115,7 @@ class Pipeline:
         own = tuple(sorted(self.card["times"]))
         if steps is None or steps == len(own):
             return own
-        if self.card["role"] != "student":
+        if self.card["role"] != "student" or self.card.get("flow_map"):
             return self.schedule.spaced(steps)
         stride, rest = divmod(len(own), steps)
         if rest or not stride:
@@ -134,7 +134,13 @@ class Pipeline:
 
         def run(params, noise, condition, negative, keys, times, guidance):
             denoise = sampling.denoiser(
-                network.apply, params, self.card["prediction_type"], self.schedule, negative, guidance
+                network.apply,
+                params,
+                self.card["prediction_type"],
+                self.schedule,
+                negative,
+                guidance,
+                self.card.get("flow_map", False),
             )
             noise, condition, keys = jax.tree.map(lambda x: constrain(x, BATCH), (noise, condition, keys))
             where, sampler = (denoise, noise, condition, times, self.schedule), self.card["sampler"]
@@ -331,4 +337,5 @@ def _require_roles(card: Card, networks: Mapping[str, tuple[Network, Params]]) -
                 examples = shape((1, *card["latent_shape"]), jnp.float32), condition
             case _:
                 continue  # without a text encoder its condition is unknown here: `stages.common.open_view` checks it
-        roles.require(part, network, name, *examples, params=params)
+        role = "flow_map" if part == "transformer" and card.get("flow_map") else part
+        roles.require(role, network, name, *examples, params=params)

@@ -1,6 +1,7 @@
 """Sampling: networks as denoisers, the reverse process along a path of times, rollouts of the generator."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
@@ -21,6 +22,22 @@ Keys = Key[Array, " b"]
 MARGIN = 0.02  # of all training times; scores are hardly known closer to the ends, see `matched_times`
 
 
+@dataclass(frozen=True)
+class FlowMap:
+    """A denoiser that is told to which times its step leads. Called like any other, it leads to the clean end.
+
+    Attributes:
+      towards: (x_t, t, condition, t') -> (x0, eps), with which one DDIM step from t reaches t'.
+      clean: the schedule's clean time.
+    """
+
+    towards: Callable[[Latent, Times, Condition, Times], tuple[Latent, Latent]]
+    clean: float
+
+    def __call__(self, x_t: Latent, times: Times, condition: Condition) -> tuple[Latent, Latent]:
+        return self.towards(x_t, times, condition, jnp.full_like(times, self.clean))
+
+
 def timed(apply: Callable, schedule: Schedule) -> Callable:
     """`apply` with the schedule's times as its argument: the network gets `Schedule.network_times` of them."""
 
@@ -37,7 +54,8 @@ def denoiser(
     schedule: Schedule,
     negative: Condition | None = None,
     guidance: Guidance = 0.0,
-) -> Denoiser:
+    flow_map: bool = False,
+) -> Denoiser | FlowMap:
     """The network as a function (x_t, t, condition) -> (x0, eps), with classifier-free guidance (Eq. 8, 9).
 
     Args:
@@ -47,13 +65,16 @@ def denoiser(
         guidance is not 0.
       guidance: the paper's w. If it is not 0, the network gets one batch of 2 b: each example and its copy with the
         negative condition are neighbours, so that both are on one device.
+      flow_map: whether the network is also told to which times a step leads, see `dollar_jax.models.flow_map`.
     """
     apply = timed(apply, schedule)
 
-    def denoise(x_t, times, condition):
+    def denoise(x_t, times, condition, *targets):
+        targets = tuple(schedule.network_times(target) for target in targets)
         if guidance:
             away = repeat(negative, x_t.shape[0])
-            both = apply(params, *(interleave(*pair) for pair in ((x_t, x_t), (times, times), (condition, away))))
+            pairs = (x_t, x_t), (times, times), (condition, away), *((target, target) for target in targets)
+            both = apply(params, *(interleave(*pair) for pair in pairs))
             given, negated = rearrange(both.astype(jnp.float32), "(b pair) ... -> pair b ...", pair=2)
             weight = guidance
             if isinstance(guidance, tuple):
@@ -61,10 +82,10 @@ def denoiser(
                 weight = jnp.where(times >= boundary, above, below)[:, None, None, None, None]
             prediction = diffusion.guide(given, negated, weight)
         else:
-            prediction = apply(params, x_t, times, condition).astype(jnp.float32)
+            prediction = apply(params, x_t, times, condition, *targets).astype(jnp.float32)
         return diffusion.to_x0_eps(prediction_type, prediction, x_t, *schedule.at(times))
 
-    return denoise
+    return FlowMap(denoise, schedule.clean) if flow_map else denoise
 
 
 def repeat(condition: Condition, count: int) -> Condition:
@@ -129,7 +150,8 @@ def solve(
 
     def step(x_t, scanned):
         index, here, there = scanned
-        x0, eps = denoise(x_t, here, condition)
+        jumps = isinstance(denoise, FlowMap) and sampler == "ddim"  # other samplers step from the clean x0
+        x0, eps = denoise.towards(x_t, here, condition, there) if jumps else denoise(x_t, here, condition)
         z = jnp.zeros_like(x_t) if sampler == "ddim" else normal(fold(keys, index), x_t.shape[1:])
         moved = step_to(sampler, schedule, x0, eps, z, here, there)
         return jnp.where((here == there)[:, None, None, None, None], x_t, moved), x_t

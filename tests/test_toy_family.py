@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import toy_family
-from toy_run import ADVERSARIAL, NEGATIVE, adversarial_config, make_config
+from toy_run import ADVERSARIAL, NEGATIVE, adversarial_config, flow_map_config, make_config
 
 from dollar_jax import checkpoint, metrics
 from dollar_jax.check import check
@@ -190,6 +190,41 @@ def test_it_moves_the_student_and_the_student_does_not_move_it(workdir):
     assert unchanged(state.student, after.student)
     assert not unchanged(state.own, after.own)
     assert not unchanged(state.own_ema, after.own_ema)
+
+
+def test_a_flow_map_is_trained_and_sampled_in_any_number_of_steps(workdir, tmp_path):
+    """Its two embeddings of time begin alike, and are told apart; teacher and fake score have one."""
+    borrow(workdir, tmp_path)
+    run(flow_map_config(), tmp_path, ("distill",))
+    log = metrics.read(tmp_path / "student")
+    assert {"loss/flow_map", "loss/continuous_consistency", "loss/variational_score"} <= log[-1].keys()
+    assert all(np.isfinite(line["loss"]) for line in log)
+    student = load(tmp_path / "student")
+    _, params = student.networks["transformer"]
+    assert not np.array_equal(params["delta_expand"]["kernel"], params["time_expand"]["kernel"])
+    with ocp.StandardCheckpointer() as reader:
+        assert "delta_expand" not in reader.restore(tmp_path / "student/checkpoints/6/fake_score")
+    made = {steps: latents_of(student, steps=steps) for steps in (1, 3, 8)}
+    assert all(np.isfinite(latents).all() for latents in made.values())
+    assert np.abs(made[1] - made[8]).max() > 1e-3
+    work = planned(flow_map_config(), workdir)
+    assert "delta_expand" in work.resident["student"]
+    assert "delta_expand" not in work.resident["fake_score"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora": {"rank": 2}}, "set lora.rank=0"),
+        ({"generator": {"matched_times": "trajectory"}}, "take segment or all"),
+    ],
+)
+def test_a_flow_map_that_cannot_be_trained_is_refused(workdir, tmp_path, changes, words):
+    borrow(workdir, tmp_path)
+    config = flow_map_config()
+    config.update(changes)
+    with pytest.raises(UserError, match=words):
+        run(config, tmp_path, ("distill",))
 
 
 def unchanged(one, other):

@@ -103,8 +103,16 @@ def _original(source: Path, part: Card, target: Path) -> None:
 
 
 def _family(card: Card) -> Family:
-    """The family whose pipeline has all networks of the card."""
+    """The family whose pipeline has all networks of the card.
+
+    Raises:
+      UserError: no pipeline has them, or none samples a flow map of them.
+    """
     family = families.by_transformer(card["transformer"]["architecture"])
+    if card.get("flow_map"):
+        if family.flow_map is None:
+            raise UserError(f"{family.pipeline} samples no flow map, and no other pipeline of diffusers does")
+        family = family.flow_map
     for name in COMPONENTS:
         network, wanted = card[name]["architecture"], family.component(name).network
         if network != wanted:

@@ -16,7 +16,7 @@ from dollar_jax.convert.tensors import Tensors
 from dollar_jax.errors import UserError
 from dollar_jax.models.wan_dit import Config
 
-OURS = ("text_length",)  # fields that diffusers' config does not have
+OURS = ("text_length", "gate_value", "deltatime_type")  # fields that WanTransformer3DModel does not have
 DEFAULTS = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}  # diffusers', where ours differ
 
 # Attention layers and others: diffusers' names -> those of the original code, of LoRA files and of ComfyUI. The norms'

@@ -68,6 +68,7 @@ class Config:
     use_rotary_positional_embeddings: bool = False
     use_learned_positional_embeddings: bool = False
     patch_bias: bool = True
+    gate_value: float | None = None  # not of diffusers, see `models.flow_map`
 
     def __post_init__(self):
         fixed = {
@@ -204,6 +205,9 @@ class CogVideoXDiT(nnx.Module):
         self.text_embed = linear(config.text_embed_dim, width)
         self.time_expand = linear(width, config.time_embed_dim)
         self.time_project = linear(config.time_embed_dim, config.time_embed_dim)
+        if config.gate_value is not None:
+            self.delta_expand = linear(width, config.time_embed_dim)
+            self.delta_project = linear(config.time_embed_dim, config.time_embed_dim)
         self.blocks = stacked(lambda rngs: Block(config, dtype, rngs), config.num_layers, rngs)
         norm = partial(Norm, width, epsilon=config.norm_eps, use_bias=affine, use_scale=affine, dtype=dtype, rngs=rngs)
         self.norm, self.project_norm = norm(), norm()
@@ -213,12 +217,14 @@ class CogVideoXDiT(nnx.Module):
             self.positions = nnx.Param(jnp.asarray(self._sincos(config.grid, config.max_text_seq_length)))
         self.dtype, self.remat, self.kernel = dtype, remat, kernel
 
-    def __call__(self, latents: Latent, times: Times, condition: Condition) -> Float[Array, "b f h w k"]:
-        """The prediction at `latents` x_t and `times`, for the captions' condition."""
+    def __call__(
+        self, latents: Latent, times: Times, condition: Condition, targets: Times | None = None
+    ) -> Float[Array, "b f h w k"]:
+        """The prediction at `latents` x_t and `times`, for the captions' condition; `targets` are a flow map's."""
         config = self.config
         r, p, q = config.patch
         f, h, w = tokens(latents.shape[1:4], config.patch)
-        x, call, video, time = self._prepared(latents, times, condition)
+        x, call, video, time = self._prepared(latents, times, condition, targets)
         x = stack.run(self.blocks, call, x, self.dtype, self.remat)
         shift, scale = jnp.split(self.project_modulation(time)[:, None, :], 2, axis=-1)
         x = self.project(self.project_norm(self.norm(x[:, video])) * (1 + scale) + shift)
@@ -234,15 +240,24 @@ class CogVideoXDiT(nnx.Module):
         return [x[:, video] for x in found]
 
     def _prepared(
-        self, latents: Latent, times: Times, condition: Condition
+        self, latents: Latent, times: Times, condition: Condition, targets: Times | None = None
     ) -> tuple[Sequence, Callable, slice, TimeEmbedding]:
         """Tokens before the blocks, the call of a block, which of the tokens are the video's, and the embedded time."""
         config, text = self.config, condition.embedding
         r, p, q = config.patch
         grid = tokens(latents.shape[1:4], config.patch)
         length = text.shape[1]
-        time = time_features(times, config.width, config.flip_sin_to_cos, config.freq_shift)
-        time = jax.nn.silu(self.time_project(jax.nn.silu(self.time_expand(time))))
+        features = partial(
+            time_features,
+            width=config.width,
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        time = self.time_project(jax.nn.silu(self.time_expand(features(times))))
+        if config.gate_value is not None:
+            delta = self.delta_project(jax.nn.silu(self.delta_expand(features(targets))))
+            time = (1 - config.gate_value) * time + config.gate_value * delta
+        time = jax.nn.silu(time)
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)
         x = self._place(jnp.concatenate([self.text_embed(text), self.patch_embed(patches)], axis=1), grid, length)
         count = x.shape[1]

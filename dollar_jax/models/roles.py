@@ -31,7 +31,11 @@ PLACE = "see dollar_jax/models/roles.py"
 
 
 class Transformer(Protocol):
-    """The network of teacher, student and fake score. Only objectives with `Own.reads_features` need `features`."""
+    """The network of teacher, student and fake score. Only objectives with `Own.reads_features` need `features`.
+
+    With `generator.flow_map` the student's is built with `gate_value` in its config and gets a fourth argument, the
+    times to which a step leads, see `models.flow_map`: the role flow_map.
+    """
 
     def __call__(self, latents: Latent, times: Times, condition: Condition) -> Latent:
         """The prediction at `latents` x_t, in their shape; `times` are those of the card's schedule."""
@@ -70,10 +74,10 @@ def require(role: str, network: Network, name: str, *examples, params=None) -> N
     """Checks the contract of a role by an abstract call, which needs no memory and no arithmetic.
 
     Args:
-      role: transformer, vae, text_encoder or reward_model.
+      role: transformer, flow_map, vae, text_encoder or reward_model.
       name: name of the network, for the message.
-      *examples: ShapeDtypeStructs of the arguments, b = 1. transformer and reward_model: latents and condition; vae: a
-        video; text_encoder: tokens and mask.
+      *examples: ShapeDtypeStructs of the arguments, b = 1. vae: a video; text_encoder: tokens and mask; others: latents
+        and condition.
       params: shapes of the parameters; None: from `network.init`.
     Raises:
       UserError: the call fails, or its result has another shape.
@@ -85,11 +89,13 @@ def require(role: str, network: Network, name: str, *examples, params=None) -> N
         return _try(role, name, words, lambda p, *a: network.apply(p, *a, **method), params, *arguments)
 
     match role:
-        case "transformer":
+        case "transformer" | "flow_map":
             latents, condition = examples
             times = jax.ShapeDtypeStruct((1,), jnp.float32)
-            words = "(latents, times, condition)"
-            _same(role, name, words, call(words, latents, times, condition), latents)
+            words, targets = "(latents, times, condition)", ()
+            if role == "flow_map":
+                words, targets = "(latents, times, condition, targets)", (times,)
+            _same(role, name, words, call(words, latents, times, condition, *targets), latents)
         case "vae":
             (video,) = examples
             posterior = call("encode(video)", video, method="encode")

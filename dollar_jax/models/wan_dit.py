@@ -64,6 +64,8 @@ class Config:
     rope_max_seq_len: int = 1024
     pos_embed_seq_len: int | None = None
     text_length: int = 512
+    gate_value: float | None = None
+    deltatime_type: str = "r"
 
     def __post_init__(self):
         fixed = {
@@ -72,6 +74,7 @@ class Config:
             "image_dim": None,
             "added_kv_proj_dim": None,
             "pos_embed_seq_len": None,
+            "deltatime_type": "r",
         }
         for name, value in fixed.items():
             if getattr(self, name) != value:
@@ -192,6 +195,9 @@ class WanDiT(nnx.Module):
         self.text_project = linear(width, width)
         self.time_expand = exact(config.freq_dim, width, kernel_init=near_zero)
         self.time_project = exact(width, width, kernel_init=near_zero)
+        if config.gate_value is not None:
+            self.delta_expand = exact(config.freq_dim, width, kernel_init=near_zero)
+            self.delta_project = exact(width, width, kernel_init=near_zero)
         self.time_modulation = linear(width, 6 * width)
         self.blocks = stacked(lambda rngs: Block(config, dtype, kernel, rngs), config.num_layers, rngs)
         self.norm = Norm(width, epsilon=config.eps, use_bias=False, use_scale=False, rngs=rngs)
@@ -199,11 +205,13 @@ class WanDiT(nnx.Module):
         self.project = linear(width, config.out_channels * patch, kernel_init=near_zero)
         self.dtype, self.remat = dtype, remat
 
-    def __call__(self, latents: Latent, times: Times, condition: Condition) -> Float[Array, "b f h w k"]:
-        """The prediction at `latents` x_t and `times`, for the captions' condition."""
+    def __call__(
+        self, latents: Latent, times: Times, condition: Condition, targets: Times | None = None
+    ) -> Float[Array, "b f h w k"]:
+        """The prediction at `latents` x_t and `times`, for the captions' condition; `targets` are a flow map's."""
         r, p, q = self.config.patch_size
         f, h, w = positions.tokens(latents.shape[1:4], self.config.patch_size)
-        x, call, video, time = self._prepared(latents, times, condition)
+        x, call, video, time = self._prepared(latents, times, condition, targets)
         x = stack.run(self.blocks, call, x, self.dtype, self.remat)
         shift, scale = jnp.split(self.modulation[...][None] + time[:, None, :], 2, axis=1)
         x = self.project(modulated(self.norm(x[:, video]), shift, scale))
@@ -219,15 +227,18 @@ class WanDiT(nnx.Module):
         return [x[:, video] for x in found]
 
     def _prepared(
-        self, latents: Latent, times: Times, condition: Condition
+        self, latents: Latent, times: Times, condition: Condition, targets: Times | None = None
     ) -> tuple[Sequence, Callable, slice, Float[Array, "b d"]]:
         """Tokens before the blocks, the call of a block, which of the tokens are not padding, and the embedded time."""
         config = self.config
         r, p, q = config.patch_size
         grid = positions.tokens(latents.shape[1:4], config.patch_size)
 
-        time = time_features(times, config.freq_dim, flip_sin_to_cos=True, freq_shift=0)
-        time = self.time_project(jax.nn.silu(self.time_expand(time)))
+        features = partial(time_features, width=config.freq_dim, flip_sin_to_cos=True, freq_shift=0)
+        time = self.time_project(jax.nn.silu(self.time_expand(features(times))))
+        if config.gate_value is not None:
+            delta = self.delta_project(jax.nn.silu(self.delta_expand(features(targets))))
+            time = (1 - config.gate_value) * time + config.gate_value * delta
         modulation = rearrange(self.time_modulation(jax.nn.silu(time)), "b (k d) -> b k d", k=6).astype(jnp.float32)
         text = self.text_expand(self._filled(condition.embedding))
         text = self.text_project(jax.nn.gelu(text, approximate=True))

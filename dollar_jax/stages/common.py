@@ -191,7 +191,7 @@ def open_view(
     negative, empty, rest = rows(count, count + 1), rows(count + 1, count + 2), rows(count + 2, None)
     if ":" in (name := card["transformer"]["architecture"]):
         latents = jax.ShapeDtypeStruct((1, *card["latent_shape"]), jnp.float32)
-        roles.require("transformer", network, name, latents, empty)
+        roles.require("flow_map" if card.get("flow_map") else "transformer", network, name, latents, empty)
     vae = load(folder, parts=("vae",)).networks["vae"]
     pipeline = Pipeline(card, {"vae": vae, "transformer": (network, None)}, None)
     noise, keys = draw_noise(card, config.seed, count, 1)

@@ -36,7 +36,7 @@ from dollar_jax.stages.common import (
     real_clips,
 )
 from dollar_jax.stages.held_out import make_measure
-from dollar_jax.stages.student import student_card, student_config, student_schedule, teacher_folder
+from dollar_jax.stages.student import flow_map_part, student_card, student_config, student_schedule, teacher_folder
 from dollar_jax.steps.distillation import Distillation, DollarState
 from dollar_jax.steps.dollar import split_batch
 from dollar_jax.steps.iteration import PROPOSALS, TUNING, Part, batches_drawn, compiled, describe, due, parts
@@ -92,8 +92,7 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
 
     forward_mode = None
     if "forward_mode" in needs_of(used(config.generator)):
-        part, options = card["transformer"], network_options(config) | {"attention": FORWARD_MODE}
-        forward_mode = build(part["architecture"], part["config"], **options)
+        forward_mode = _student_network(config, card, attention=FORWARD_MODE)
 
     reward_network = build(reward.architecture, reward.network.to_dict() | text_width)
     roles.require("reward_model", reward_network, reward.architecture, *example)
@@ -106,9 +105,18 @@ def make_setup(config: ConfigDict, card: Card, network: Network, condition: Cond
         latent_shape=card["latent_shape"],
         videos=not prompts_alone(config),
         own={objective.key: own_network(objective) for objective in used(config.generator) if objective.own},
+        student_network=_student_network(config, card) if config.generator.flow_map else None,
         forward_mode=forward_mode,
         empty_replay=empty_replay,
     )
+
+
+def _student_network(config: ConfigDict, card: Card, **options) -> Network:
+    """The student's network for a teacher with this card; `options` of `build` beside those of the config."""
+    part = card["transformer"]
+    if config.generator.flow_map:
+        part = flow_map_part(part)
+    return build(part["architecture"], part["config"], **network_options(config) | options)
 
 
 def _shapes(tree):
@@ -143,7 +151,8 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     judge = Judge(reward) if needs & REWARDED else None
     captions = np.repeat(prompts(config), config.held_out.videos_per_caption).tolist()
     write_card(folder, card)
-    view = open_view(folder, card, network, config, mesh, captions)
+    student = _student_network(config, teacher_card) if generator.flow_map else network
+    view = open_view(folder, card, student, config, mesh, captions)
     frozen = {"teacher": teacher, "negative": view.negative, "empty": view.empty}
     setup = make_setup(config, teacher_card | {"latent_shape": card["latent_shape"]}, network, view.empty)
     learns = "reward_model" in needs

@@ -11,6 +11,7 @@ from dollar_jax.card import Card
 from dollar_jax.checkpoint import SHARED, bring, digest, read_card
 from dollar_jax.config import set_named
 from dollar_jax.errors import UserError
+from dollar_jax.models.flow_map import told_of_targets
 from dollar_jax.objectives import used
 from dollar_jax.pipeline import at_size
 
@@ -63,10 +64,14 @@ def student_card(config: ConfigDict, teacher: Card, source: Path, folder: Path) 
       config: config of the student, see `student_config`.
       teacher, source: card and folder of its teacher.
     Raises:
-      UserError: the teacher is an adapter; the schedule does not fit; or the student in the folder was begun with
-        another teacher or other adapters.
+      UserError: the teacher is an adapter; the config does not fit a flow map or the schedule; or the student in the
+        folder was begun with another teacher or other adapters.
     """
     generator = config.generator
+    if generator.flow_map and config.lora.rank:
+        raise UserError("generator.flow_map needs weights of its own for the second time: set lora.rank=0")
+    if generator.flow_map and generator.matched_times == "trajectory":
+        raise UserError('generator.flow_map: matched_times "trajectory" is for other students: take segment or all')
     adapters = _adapters(config.lora, source, teacher["transformer"])
     if (folder / "config.json").exists():
         begun = read_card(folder)
@@ -83,8 +88,15 @@ def student_card(config: ConfigDict, teacher: Card, source: Path, folder: Path) 
         "sampler": generator.sampler,
         "guidance": generator.guidance,
     }
+    if generator.flow_map:
+        card |= {"flow_map": True, "transformer": flow_map_part(card["transformer"])}
     card.pop("low_guidance", None)
     return card
+
+
+def flow_map_part(transformer: Card) -> Card:
+    """The part of a card for the flow map of this transformer."""
+    return transformer | {"config": told_of_targets(transformer["config"])}
 
 
 def _adapters(options: ConfigDict, source: Path, part: Card) -> Card:

@@ -16,12 +16,14 @@ from ml_collections import ConfigDict
 
 from dollar_jax.diffusion import PredictionType, Schedule, Span
 from dollar_jax.models import lora
+from dollar_jax.models.flow_map import with_targets
 from dollar_jax.models.network import Network
 from dollar_jax.objectives import Objective, group_of, needs_of, used
 from dollar_jax.objectives.context import Context, Trajectories
 from dollar_jax.objectives.policy_gradient import path
 from dollar_jax.sampling import (
     Denoiser,
+    FlowMap,
     Keys,
     denoiser,
     fold,
@@ -90,6 +92,7 @@ class Distillation:
 
     Attributes:
       network: the network of teacher, fake score and student.
+      student_network: the student's network if it is a flow map; None: `network`.
       reward_network: the latent reward model.
       prediction_type: prediction type of teacher and fake score.
       schedule: noise schedule.
@@ -97,8 +100,8 @@ class Distillation:
       latent_shape: shape of a video's latents, (f, h, w, c).
       videos: whether batches have 'latents', those of the captions' videos; else captions are all that they have.
       own: the objectives' own networks, by `Objective.key`.
-      forward_mode: `network` with an attention through which `jax.jvp` can differentiate; None if no objective needs
-        that.
+      forward_mode: the student's network with an attention through which `jax.jvp` can differentiate; None if no
+        objective needs that.
       empty_replay: () -> the initial replay of the reward model, None for no replay.
       decode: (parameters of the VAE, latents) -> videos in 0..1; None if no objective needs pixels.
       pixel_reward: (videos in 0..1, captions prepared by the reward, parameters of the reward) -> [b]; None likewise.
@@ -112,6 +115,7 @@ class Distillation:
     latent_shape: Sequence[int]
     videos: bool = True
     own: Mapping[str, Network] = field(default_factory=dict)
+    student_network: Network | None = None
     forward_mode: Network | None = None
     empty_replay: Callable[[], Replay | None] = lambda: None
     decode: Callable[[Params, Latent], Video] | None = None
@@ -154,7 +158,7 @@ class Distillation:
     def init(self, teacher: Params, key: Key) -> DollarState:
         """The initial state: student, its average and fake score equal the teacher (Alg. 1, line 4).
 
-        They are copies of it, or adapters that do not change it yet.
+        They are copies of it, or adapters that do not change it yet, or a flow map that begins as it.
         """
         student, ema, fake_score = self._copies(teacher, key)
         reward_model = self.reward_network.init(key)
@@ -183,7 +187,8 @@ class Distillation:
     def _copies(self, teacher: Params, key: Key) -> Iterator[Params]:
         options = self.config.lora
         if not options.rank:
-            return (jax.tree.map(lambda x: jnp.array(x, jnp.float32), teacher) for _ in range(3))
+            student = with_targets(teacher) if self.config.generator.flow_map else teacher
+            return (jax.tree.map(lambda x: jnp.array(x, jnp.float32), tree) for tree in (student, student, teacher))
         paths = lora.adaptable(self.network, options.targets)
         mine, other = jax.random.split(key)  # the fake score's A is another draw
         draws = (options.rank, mine), (options.rank, mine), (options.fake_score_rank or options.rank, other)
@@ -221,10 +226,16 @@ class Distillation:
             state = step_to(generator.sampler, self.schedule, x0, eps, z, times, state_at)
         return Generated(x0, span, times, lax.stop_gradient(state), state_at)
 
-    def denoiser(self, student: Params) -> Denoiser:
-        """The student with these parameters as a denoiser (x_t, t, condition) -> (x0, eps)."""
-        apply = jax.named_scope("student")(self.network.apply)
-        return denoiser(apply, student, self.student_prediction_type, self.schedule)
+    def denoiser(self, student: Params, name: str = "student", network: Network | None = None) -> Denoiser | FlowMap:
+        """The student with these parameters as a denoiser (x_t, t, condition) -> (x0, eps).
+
+        Args:
+          name: name of its calls in profiles.
+          network: another form of the student's network.
+        """
+        network = network or self.student_network or self.network
+        generator, apply = self.config.generator, jax.named_scope(name)(network.apply)
+        return denoiser(apply, student, self.student_prediction_type, self.schedule, flow_map=generator.flow_map)
 
     def features(self, fake_score: Params, x_t: Latent, times: Times, condition: Condition, depths: Sequence[float]):
         """The fake score's features, see `Context.features`, with these parameters."""
@@ -259,9 +270,9 @@ class Distillation:
         Calls of networks have named scopes, so that profiles and the planner can attribute them.
         """
 
-        def network(name, params, prediction_type, guidance=0.0, built=self.network):
-            apply = jax.named_scope(name)(built.apply)
-            return denoiser(apply, params, prediction_type, self.schedule, frozen["negative"], guidance)
+        def network(name, params, guidance=0.0):
+            apply = jax.named_scope(name)(self.network.apply)
+            return denoiser(apply, params, self.prediction_type, self.schedule, frozen["negative"], guidance)
 
         def reward_model(*inputs):
             apply = jax.named_scope("reward_model")(self.reward_network.apply)
@@ -274,16 +285,11 @@ class Distillation:
         sample = self.generate(student, part, fold(keys, 0))
         return Context(
             schedule=self.schedule,
-            student=network("student", student, self.student_prediction_type),
-            differentiable_student=network(
-                "student",
-                lax.stop_gradient(student),
-                self.student_prediction_type,
-                built=self.forward_mode or self.network,
-            ),
-            ema=network("ema", self.whole(state.ema, frozen), self.student_prediction_type),
-            teacher=partial(network, "teacher", frozen["teacher"], self.prediction_type),
-            fake_score=network("fake_score", self.whole(state.fake_score, frozen), self.prediction_type),
+            student=self.denoiser(student),
+            differentiable_student=self.denoiser(lax.stop_gradient(student), network=self.forward_mode),
+            ema=self.denoiser(self.whole(state.ema, frozen), "ema"),
+            teacher=partial(network, "teacher", frozen["teacher"]),
+            fake_score=network("fake_score", self.whole(state.fake_score, frozen)),
             features=partial(self.features, self.whole(state.fake_score, frozen)),
             reward_model=reward_model,
             own=None,

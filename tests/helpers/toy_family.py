@@ -55,21 +55,29 @@ def text_encoder(vocab_size: int, width: int = 5) -> Network:
     return Network(init, apply)
 
 
-def transformer(width: int, dtype="float32", remat="", attention=None) -> Network:
+def transformer(width: int, gate_value=None, dtype="float32", remat="", attention=None) -> Network:
     """A perceptron on every position, shifted by time, words and pooled text; a mesh splits its kernels."""
 
     def init(key):
-        keys = jax.random.split(key, 4)
-        sizes = {"in": (CHANNELS, width), "told": (5 + 3 + 2, width), "out": (width, CHANNELS)}
+        keys = jax.random.split(key, 5)
+        sizes = {"in": (CHANNELS, width), "told": (5 + 3, width), "time_expand": (2, width), "out": (width, CHANNELS)}
+        if gate_value is not None:
+            sizes["delta_expand"] = sizes["time_expand"]
         return {name: {"kernel": _linear(k, *size)} for k, (name, size) in zip(keys, sizes.items(), strict=False)}
 
-    def apply(params, latents, times, condition, depths=(), method="__call__"):
+    def embedded(layer, times):
         sigma = times[:, None] / 1000  # what this family's networks are told
-        told = [condition.embedding.mean(1), condition.extra["pooled"], sigma, jnp.cos(3 * sigma)]
-        shift = jnp.concatenate(told, axis=1) @ params["told"]["kernel"]
+        return jnp.concatenate([sigma, jnp.cos(3 * sigma)], axis=1) @ layer["kernel"]
+
+    def apply(params, latents, times, condition, *more, method="__call__"):
+        time = embedded(params["time_expand"], times)
+        if gate_value is not None:
+            time = (1 - gate_value) * time + gate_value * embedded(params["delta_expand"], *more)
+        told = [condition.embedding.mean(1), condition.extra["pooled"]]
+        shift = jnp.concatenate(told, axis=1) @ params["told"]["kernel"] + time
         hidden = jnp.tanh(latents @ params["in"]["kernel"] + shift[:, None, None, None])
         if method == "features":
-            return [rearrange(hidden, "b f h w d -> b (f h w) d") for _ in depths]
+            return [rearrange(hidden, "b f h w d -> b (f h w) d") for _ in more[0]]
         return hidden @ params["out"]["kernel"]
 
     return Network(init, apply)

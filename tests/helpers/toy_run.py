@@ -4,7 +4,7 @@ import toy_family
 from ml_collections import ConfigDict
 
 from configs import shapes
-from dollar_jax.config import named, put_named, take_named
+from dollar_jax.config import named, put_named, set_named, take_named
 
 NEGATIVE = "a blue cross standing still"
 ADVERSARIAL = "toy_family:adversarial"
@@ -52,9 +52,19 @@ def adversarial_config() -> ConfigDict:
     return config
 
 
+def flow_map_config() -> ConfigDict:
+    """The run with a student that is told where a step ends, and with both continuous-time objectives."""
+    config = adversarial_config()
+    config.generator.flow_map = True
+    consistency = {"weight": 0.1, "guidance": 1.0, "warmup": 3}
+    more = {"flow_map": {"weight": 0.5, "derivative": "jvp"}, "continuous_consistency": consistency}
+    set_named(config.generator.objectives, more)
+    return config
+
+
 def get_config() -> ConfigDict:
     """With everything that a checkpoint may hold: two students, a discriminator and its average, replayed rewards."""
-    config = adversarial_config()
+    config = flow_map_config()
     config.stages = ("vae", "encode", "teacher", "distill")
     tuned = {"objectives": {"latent_reward": 0.1, "variational_score": 0.0}, "iterations": 6, "save_every": 2}
     students = {"student": {"start_from": ""}, "tuned": {"start_from": "student", "generator": tuned}}

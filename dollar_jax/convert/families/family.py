@@ -125,6 +125,7 @@ class Family:
       write_scheduler: card -> (class, content of scheduler_config.json) of a scheduler in diffusers that samples
         exactly as the card says, or None if there is none. Then the export brings `dollar_scheduler.py`.
       call: card -> arguments of the pipeline, beside the prompt, that sample as the card says.
+      flow_map: the family of this one's flow maps, which diffusers samples by another pipeline; None: it has none.
       unscaled: Python expression in `pipe` and `latents`, its output of type "latent": the VAE's latents [b c f h w].
     """
 
@@ -144,6 +145,7 @@ class Family:
     folders: tuple[str, ...] = ("transformer",)
     low_guidance: float | None = None
     beside: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda index: {}
+    flow_map: "Family | None" = None
 
     def component(self, name: str) -> Architecture:
         """Its transformer, vae or text_encoder."""

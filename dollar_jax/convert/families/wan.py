@@ -8,7 +8,7 @@ import numpy as np
 
 from dollar_jax import diffusion
 from dollar_jax.card import Card
-from dollar_jax.convert import umt5, wan_dit, wan_experts, wan_vae
+from dollar_jax.convert import anyflow_dit, umt5, wan_dit, wan_experts, wan_vae
 from dollar_jax.convert.families.family import Architecture, Family, scheduler_settings
 from dollar_jax.errors import UserError
 from dollar_jax.pipeline import at_size
@@ -112,6 +112,15 @@ def write_scheduler(card: Card) -> tuple[str, dict[str, Any]] | None:
             end = {"shift_terminal": terminal} if count > 1 else {}
             return EULER, {**steps, "shift": shift, **end, "stochastic_sampling": sampler == "renoise"}
     return None
+
+
+def write_flow_map_scheduler(card: Card) -> tuple[str, dict[str, Any]] | None:
+    """The scheduler of AnyFlow, which takes any number of steps, spaced as ours."""
+    if card["schedule"]["kind"] != "flow" or (card["prediction_type"], card["sampler"]) != ("flow", "ddim"):
+        return None
+    schedule = diffusion.make_schedule(**card["schedule"])
+    settings = {"num_train_timesteps": len(schedule.times), "shift": schedule.shift}
+    return ("FlowMapEulerDiscreteScheduler", settings) if schedule.spacing == "trailing" else None
 
 
 def text_length(card: Card) -> int:
@@ -219,6 +228,17 @@ FAMILY = Family(
     " + torch.tensor(pipe.vae.config.latents_mean).view(1, -1, 1, 1, 1)",
 )
 
+FLOW_MAP = replace(
+    FAMILY,
+    pipeline="AnyFlowPipeline",
+    components=(
+        Architecture("transformer", "wan_dit", anyflow_dit, "diffusers", "AnyFlowTransformer3DModel"),
+        *FAMILY.components[1:],
+    ),
+    write_scheduler=write_flow_map_scheduler,
+    index=lambda card: {},
+)
+FAMILY = replace(FAMILY, flow_map=FLOW_MAP)
 EXPERTS = replace(
     FAMILY,
     components=(
