@@ -2,8 +2,9 @@
 
     python -m benchmarks.attention         the paper's sizes, about a minute; small ones on a CPU
 
-The gradient counts as 2.5 times the forward pass: five products of queries by keys instead of two. What a kernel
-computes again, and padding, is time but not work.
+The gradient counts as 2.5 times the forward pass: five products of queries by keys instead of two. The forward-mode
+derivative, which continuous-time consistency takes, has five too, with the forward pass. What a kernel computes again,
+and padding, is time but not work. MB are temporary memory, without arguments and results.
 """
 
 import statistics
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dollar_jax.models.attention import attention
+from dollar_jax.models.attention import FORWARD_MODE, attention
 
 RUNS = 9
 HEADS, WIDTH = 30, 64
@@ -32,11 +33,12 @@ def main() -> None:
     for n in TOKENS[platform]:
         work = 4 * n * n * HEADS * WIDTH
         x = [
-            jax.random.normal(key, (1, n, HEADS, WIDTH), jnp.bfloat16) for key in jax.random.split(jax.random.key(n), 4)
+            jax.random.normal(key, (1, n, HEADS, WIDTH), jnp.bfloat16) for key in jax.random.split(jax.random.key(n), 6)
         ]
         for kernel in KERNELS[platform]:
-            report(f"{kernel}, {n} tokens, forward", timed(jax.jit(forward(kernel)), *x[:3]), work)
-            report(f"{kernel}, {n} tokens, and gradient", timed(jax.jit(gradient(kernel)), *x), 3.5 * work)
+            measure(f"{kernel}, {n} tokens, forward", forward(kernel), x[:3], work)
+            measure(f"{kernel}, {n} tokens, and gradient", gradient(kernel), x[:4], 3.5 * work)
+        measure(f"{FORWARD_MODE}, {n} tokens, and forward-mode", forward_mode, x, 2.5 * work)
 
 
 def forward(kernel: str) -> Callable:
@@ -45,6 +47,15 @@ def forward(kernel: str) -> Callable:
 
 def gradient(kernel: str) -> Callable:
     return lambda q, k, v, cotangent: jax.vjp(forward(kernel), q, k, v)[1](cotangent)
+
+
+def forward_mode(q, k, v, *tangents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.jvp(forward(FORWARD_MODE), (q, k, v), tangents)
+
+
+def measure(name: str, function: Callable, x: list[jax.Array], work: float) -> None:
+    compiled = jax.jit(function).lower(*x).compile()
+    report(name, timed(compiled, *x), work, compiled.memory_analysis().temp_size_in_bytes)
 
 
 def timed(run: Callable, *args: jax.Array) -> float:
@@ -59,8 +70,9 @@ def _seconds(run: Callable, *args: jax.Array) -> float:
     return time.perf_counter() - start
 
 
-def report(name: str, seconds: float, operations: float) -> None:
-    print(f"{name:34} {1e3 * seconds:9.2f} ms   {operations / seconds / 1e12:8.2f} TFLOP/s", flush=True)
+def report(name: str, seconds: float, operations: float, temporary: float = 0) -> None:
+    rate = f"{operations / seconds / 1e12:8.2f} TFLOP/s"
+    print(f"{name:34} {1e3 * seconds:9.2f} ms   {rate}   {temporary / 1e6:8.1f} MB", flush=True)
 
 
 if __name__ == "__main__":
