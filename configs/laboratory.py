@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import shapes
+from configs import shapes, shapes_wan
 from dollar_jax.data.shapes import LONG_CAPTIONS
 
 WEIGHTS = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
@@ -62,6 +62,12 @@ def _prompts_alone(config: ConfigDict) -> None:
     config.data.prompts = str(Path(__file__).with_name("shapes_prompts.txt"))
     config.held_out.videos_per_caption = 2
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
+
+
+def _wan(config: ConfigDict) -> None:
+    """The run of configs/shapes_wan.py, to compare with that of configs/shapes.py: all networks are of Wan's kind."""
+    for part, fields in shapes_wan.get_config().items():
+        config[part] = fields
 
 
 def _lora(config: ConfigDict) -> None:
@@ -245,6 +251,7 @@ EXPERIMENTS = {
     "base": _base,
     "objectives": _objectives,
     "prompts_alone": _prompts_alone,
+    "wan": _wan,
     "lora": _lora,
     "ablations": _ablations,
     "frontier": _frontier,
@@ -258,4 +265,4 @@ EXPERIMENTS = {
 }
 
 # Experiment -> the experiment whose networks it uses, by default `base`; None: it trains all networks itself.
-PARENTS = {"base": None, "long_prompts": None, "short_prompts": "long_prompts"}
+PARENTS = {"base": None, "wan": None, "long_prompts": None, "short_prompts": "long_prompts"}
