@@ -102,6 +102,7 @@ def get_config() -> ConfigDict:
             "videos_per_caption": 5,
             "reference_clips": 256,
             "fewer_steps": (2, 1),
+            "fewer_steps_of_all": False,  # only of the first student
             "clips": 4,
             "batch_size": 4,
             "repeats": 5,

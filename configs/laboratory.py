@@ -98,7 +98,7 @@ def _ablations(config: ConfigDict) -> None:
 
 def _frontier(config: ConfigDict) -> None:
     """Objectives that came after the paper, alone and beside VSD and CD, for as many updates."""
-    config.report.fewer_steps = (2, 1)
+    config.report.update({"fewer_steps": (8, 2, 1), "fewer_steps_of_all": True})
     config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     for name, (objectives, changes) in RECIPES.items():
         config.students[name] = _student(objectives=WEIGHTS | objectives, **changes)

@@ -142,6 +142,7 @@ def get_config() -> ConfigDict:
             "videos_per_caption": 5,
             "reference_clips": 1200,
             "fewer_steps": (2, 1),
+            "fewer_steps_of_all": False,  # only of the first student
             "clips": 8,  # number of clips on the page
             "batch_size": 60,
             "repeats": 7,  # repeats of each timing

@@ -115,14 +115,21 @@ class Pipeline:
         own = tuple(sorted(self.card["times"]))
         if steps is None or steps == len(own):
             return own
-        if self.card["role"] != "student" or self.card.get("flow_map"):
+        if self._takes_any:
             return self.schedule.spaced(steps)
-        stride, rest = divmod(len(own), steps)
-        if rest or not stride:
+        if not self.takes(steps):
             raise UserError(
                 f"--steps={steps}: this student has {len(own)} steps, at the times {own}; give a divisor of {len(own)}"
             )
-        return own[::-1][::stride][::-1]
+        return own[::-1][:: len(own) // steps][::-1]
+
+    def takes(self, steps: int) -> bool:
+        """Whether the model can be sampled in this number of steps, see `times`."""
+        return self._takes_any or len(self.card["times"]) % steps == 0
+
+    @property
+    def _takes_any(self) -> bool:
+        return self.card["role"] != "student" or self.card.get("flow_map", False)
 
     @cached_property
     def sampler(self):

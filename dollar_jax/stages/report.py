@@ -109,7 +109,9 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
 
 def _entries(config: ConfigDict, workdir: Path) -> Iterator[tuple[str, Sampling]]:
-    """Name and sampling of each row: the teacher, also at a student's steps; the students, the first also at fewer."""
+    """Name and sampling of each row: the teacher, also at a student's steps; the students, and the first, or with
+    `report.fewer_steps_of_all` each, also at those of `report.fewer_steps` that it takes.
+    """
     teacher = load(teacher_folder(config, workdir))
     students = {name: load(workdir / name) for name in config.students}
     yield TEACHER, _sampling(teacher, len(teacher.card["times"]))
@@ -118,8 +120,9 @@ def _entries(config: ConfigDict, workdir: Path) -> Iterator[tuple[str, Sampling]
     yield f"{TEACHER}, {own} steps", _sampling(teacher, own)
     for name, student in students.items():
         yield name, _sampling(student, len(student.card["times"]))
-    for steps in config.report.fewer_steps:
-        yield f"{first}, {steps} step{'s' * (steps > 1)}", _sampling(students[first], steps)
+    for name in students if config.report.fewer_steps_of_all else (first,):
+        for steps in filter(students[name].takes, config.report.fewer_steps):
+            yield f"{name}, {steps} step{'s' * (steps > 1)}", _sampling(students[name], steps)
 
 
 def _sampling(model: Pipeline, steps: int) -> Sampling:
