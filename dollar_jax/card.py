@@ -15,7 +15,6 @@
   video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
                 (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
   lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
-  flow_map      whether the transformer is also told to which time a step leads (`dollar_jax.models.flow_map`)
   objectives    what a student was trained for, with weights
   hub           {repository, commit} on the Hugging Face hub that the model, or its teacher, was converted from
   merged        [{file, sha256}]: the LoRAs that were merged into the transformer, or its teacher's, in conversion
@@ -122,7 +121,6 @@ SCHEMA = _object(
     times={"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
     sampler={"enum": [*get_args(sampling.Sampler), *unipc.ORDER]},
     guidance=_number(-1, 1000),
-    flow_map={"type": "boolean"},
     low_guidance=_object(("guidance", "below"), guidance=_number(-1, 1000), below=_number(0, 100_000)),
     negative_prompt=_LINE,
     video=_object(

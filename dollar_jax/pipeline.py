@@ -17,6 +17,7 @@ from dollar_jax.data.text import load_tokenizer, tokenize
 from dollar_jax.diffusion import Points, Schedule
 from dollar_jax.errors import UserError
 from dollar_jax.models import independent_chunks, roles
+from dollar_jax.models.flow_map import is_flow_map
 from dollar_jax.models.network import Network, parameter_shapes
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.reading import inside
@@ -129,7 +130,7 @@ class Pipeline:
 
     @property
     def _takes_any(self) -> bool:
-        return self.card["role"] != "student" or self.card.get("flow_map", False)
+        return self.card["role"] != "student" or is_flow_map(self.card["transformer"]["config"])
 
     @cached_property
     def sampler(self):
@@ -147,7 +148,7 @@ class Pipeline:
                 self.schedule,
                 negative,
                 guidance,
-                self.card.get("flow_map", False),
+                is_flow_map(self.card["transformer"]["config"]),
             )
             noise, condition, keys = jax.tree.map(lambda x: constrain(x, BATCH), (noise, condition, keys))
             where, sampler = (denoise, noise, condition, times, self.schedule), self.card["sampler"]
@@ -344,5 +345,5 @@ def _require_roles(card: Card, networks: Mapping[str, tuple[Network, Params]]) -
                 examples = shape((1, *card["latent_shape"]), jnp.float32), condition
             case _:
                 continue  # without a text encoder its condition is unknown here: `stages.common.open_view` checks it
-        role = "flow_map" if part == "transformer" and card.get("flow_map") else part
+        role = "flow_map" if part == "transformer" and is_flow_map(card[part]["config"]) else part
         roles.require(role, network, name, *examples, params=params)

@@ -28,7 +28,7 @@ from dollar_jax.plan.teachers import teacher_card
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages.common import encoded_source, video_source
 from dollar_jax.stages.distill import make_setup
-from dollar_jax.stages.student import student_config
+from dollar_jax.stages.student import student_card, student_config
 from dollar_jax.steps.iteration import parts
 
 ROOT = Path(__file__).parents[1]
@@ -225,6 +225,14 @@ def test_a_flow_map_that_cannot_be_trained_is_refused(workdir, tmp_path, changes
     config.update(changes)
     with pytest.raises(UserError, match=words):
         run(config, tmp_path, ("distill",))
+
+
+def test_a_flow_map_is_no_teacher(workdir):
+    card = checkpoint.read_card(workdir / "teacher")
+    card["transformer"]["config"]["gate_value"] = 0.25
+    config = student_config(make_config(), "student")
+    with pytest.raises(UserError, match="is a flow map, which cannot be a teacher"):
+        student_card(config, card, workdir / "teacher", workdir / "another")
 
 
 def unchanged(one, other):

@@ -22,6 +22,7 @@ from dollar_jax.convert.tensors import parted, write_file, write_folder
 from dollar_jax.data.text import copy_tokenizer
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
+from dollar_jax.models.flow_map import is_flow_map
 from dollar_jax.reading import inside, read_json
 
 SCHEDULER_FILE = Path(__file__).with_name(f"{readme.SCHEDULER}.py")
@@ -109,7 +110,7 @@ def _family(card: Card) -> Family:
       UserError: no pipeline has them, or none samples a flow map of them.
     """
     family = families.by_transformer(card["transformer"]["architecture"])
-    if card.get("flow_map"):
+    if is_flow_map(card["transformer"]["config"]):
         if family.flow_map is None:
             raise UserError(f"{family.pipeline} samples no flow map, and no other pipeline of diffusers does")
         family = family.flow_map

@@ -247,15 +247,15 @@ class CogVideoXDiT(nnx.Module):
         r, p, q = config.patch
         grid = tokens(latents.shape[1:4], config.patch)
         length = text.shape[1]
-        features = partial(
+        waves = partial(
             time_features,
             width=config.width,
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
-        time = self.time_project(jax.nn.silu(self.time_expand(features(times))))
+        time = self.time_project(jax.nn.silu(self.time_expand(waves(times))))
         if config.gate_value is not None:
-            delta = self.delta_project(jax.nn.silu(self.delta_expand(features(targets))))
+            delta = self.delta_project(jax.nn.silu(self.delta_expand(waves(targets))))
             time = (1 - config.gate_value) * time + config.gate_value * delta
         time = jax.nn.silu(time)
         patches = rearrange(latents, "b (f r) (h p) (w q) c -> b (f h w) (c r p q)", r=r, p=p, q=q)

@@ -4,6 +4,7 @@ With `gate_value` g in its config, a transformer embeds two times, (1 - g) e(t) 
 embedding e, and begins as a copy of it. So at t' = t a flow map begins as the network that it is made of.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from dollar_jax.errors import UserError
@@ -13,9 +14,14 @@ GATE = 0.25  # AnyFlow's
 COPIES = {"delta_expand": "time_expand", "delta_project": "time_project"}
 
 
-def told_of_targets(config: dict[str, Any]) -> dict[str, Any]:
+def told_of_targets(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a transformer's flow map."""
     return {**config, "gate_value": GATE}
+
+
+def is_flow_map(config: Mapping[str, Any]) -> bool:
+    """Whether the transformer with this config is a flow map."""
+    return config.get("gate_value") is not None
 
 
 def with_targets(params: Params) -> Params:

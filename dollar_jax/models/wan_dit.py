@@ -234,10 +234,10 @@ class WanDiT(nnx.Module):
         r, p, q = config.patch_size
         grid = positions.tokens(latents.shape[1:4], config.patch_size)
 
-        features = partial(time_features, width=config.freq_dim, flip_sin_to_cos=True, freq_shift=0)
-        time = self.time_project(jax.nn.silu(self.time_expand(features(times))))
+        waves = partial(time_features, width=config.freq_dim, flip_sin_to_cos=True, freq_shift=0)
+        time = self.time_project(jax.nn.silu(self.time_expand(waves(times))))
         if config.gate_value is not None:
-            delta = self.delta_project(jax.nn.silu(self.delta_expand(features(targets))))
+            delta = self.delta_project(jax.nn.silu(self.delta_expand(waves(targets))))
             time = (1 - config.gate_value) * time + config.gate_value * delta
         modulation = rearrange(self.time_modulation(jax.nn.silu(time)), "b (k d) -> b k d", k=6).astype(jnp.float32)
         text = self.text_expand(self._filled(condition.embedding))

@@ -19,6 +19,7 @@ from dollar_jax.data.shapes import CAPTIONS, LONG_CAPTIONS, ShapesWorld
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate.measure import Metrics
 from dollar_jax.models import roles
+from dollar_jax.models.flow_map import is_flow_map
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
 from dollar_jax.reading import read_json
@@ -189,9 +190,11 @@ def open_view(
 
     count = len(shown)
     negative, empty, rest = rows(count, count + 1), rows(count + 1, count + 2), rows(count + 2, None)
-    if ":" in (name := card["transformer"]["architecture"]):
+    part = card["transformer"]
+    if ":" in (name := part["architecture"]):
         latents = jax.ShapeDtypeStruct((1, *card["latent_shape"]), jnp.float32)
-        roles.require("flow_map" if card.get("flow_map") else "transformer", network, name, latents, empty)
+        role = "flow_map" if is_flow_map(part["config"]) else "transformer"
+        roles.require(role, network, name, latents, empty)
     vae = load(folder, parts=("vae",)).networks["vae"]
     pipeline = Pipeline(card, {"vae": vae, "transformer": (network, None)}, None)
     noise, keys = draw_noise(card, config.seed, count, 1)

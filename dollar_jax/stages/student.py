@@ -11,7 +11,7 @@ from dollar_jax.card import Card
 from dollar_jax.checkpoint import SHARED, bring, digest, read_card
 from dollar_jax.config import set_named
 from dollar_jax.errors import UserError
-from dollar_jax.models.flow_map import told_of_targets
+from dollar_jax.models.flow_map import is_flow_map, told_of_targets
 from dollar_jax.objectives import used
 from dollar_jax.pipeline import at_size
 
@@ -64,10 +64,12 @@ def student_card(config: ConfigDict, teacher: Card, source: Path, folder: Path) 
       config: config of the student, see `student_config`.
       teacher, source: card and folder of its teacher.
     Raises:
-      UserError: the teacher is an adapter; the config does not fit a flow map or the schedule; or the student in the
-        folder was begun with another teacher or other adapters.
+      UserError: the teacher is an adapter or a flow map; the config does not fit a flow map or the schedule; or the
+        student in the folder was begun with another teacher or other adapters.
     """
     generator = config.generator
+    if is_flow_map(teacher["transformer"]["config"]):
+        raise UserError(f"{source} is a flow map, which cannot be a teacher: give the one that it was distilled from")
     if generator.flow_map and config.lora.rank:
         raise UserError("generator.flow_map needs weights of its own for the second time: set lora.rank=0")
     if generator.flow_map and generator.matched_times == "trajectory":
@@ -89,7 +91,7 @@ def student_card(config: ConfigDict, teacher: Card, source: Path, folder: Path) 
         "guidance": generator.guidance,
     }
     if generator.flow_map:
-        card |= {"flow_map": True, "transformer": flow_map_part(card["transformer"])}
+        card["transformer"] = flow_map_part(card["transformer"])
     card.pop("low_guidance", None)
     return card
 

@@ -36,7 +36,7 @@ def student(wan_folder, tmp_path_factory):
     part = flow_map_part(card["transformer"]) | {"path": "flow_map", "item": ""}
     schedule = {"kind": "flow", "shift": 5.0, "spacing": "trailing"}
     sampled = {"times": [625.0, 2500 / 3, 937.5, 1000.0], "sampler": "ddim", "guidance": 0.0}
-    card |= {"role": "student", "flow_map": True, "transformer": part, "schedule": schedule, **sampled}
+    card |= {"role": "student", "transformer": part, "schedule": schedule, **sampled}
     checkpoint.write_card(folder, card)
     return folder
 
