@@ -224,6 +224,7 @@ RECIPES = {
     "vsd_trajectory": (VSD, {"matched_times": "trajectory"}),  # TDM
     "vsd_cd_trajectory": (BOTH, {"matched_times": "trajectory"}),
     "vsd_cd_adversarial": (BOTH | {"adversarial": 0.03}, {}),
+    "vsd_cd_lrm": (BOTH | {"latent_reward": 0.15}, {}),  # a reward from the start, as in DMDR
     "vsd_cd_renoise": (BOTH, {"sampler": "renoise"}),
     "flow_map": ({"flow_map": 1.0}, {"flow_map": True}),
     "vsd_flow_map": (VSD | {"flow_map": 0.5}, {"flow_map": True}),
