@@ -8,6 +8,7 @@ from typing import Any
 from dollar_jax.convert.tables import Change, Rule, linear_rules, norm_rules, same
 from dollar_jax.errors import UserError
 from dollar_jax.models.cogvideox_dit import Config
+from dollar_jax.models.flow_map import without_targets
 
 
 def table(config: Mapping[str, Any]) -> list[Rule]:
@@ -57,11 +58,12 @@ def config(theirs: Mapping[str, Any]) -> dict[str, Any]:
       UserError: the file has a setting that the network does not have.
     """
     ours = {name: value for name, value in theirs.items() if not name.startswith("_")}
-    if unknown := ours.keys() - {field.name for field in dataclasses.fields(Config)}:
+    known = {field.name for field in dataclasses.fields(Config)} - {"gate_value"}
+    if unknown := ours.keys() - known:
         raise UserError(f"the transformer's config.json has {', '.join(sorted(unknown))}, which is not supported")
     return dataclasses.asdict(Config(**ours))
 
 
 def their_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `config`."""
-    return dataclasses.asdict(Config(**config))
+    return without_targets(dataclasses.asdict(Config(**config)))

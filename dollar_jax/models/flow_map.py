@@ -19,6 +19,11 @@ def told_of_targets(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "gate_value": GATE}
 
 
+def without_targets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the transformer that a flow map was made of."""
+    return {name: value for name, value in config.items() if name != "gate_value"}
+
+
 def is_flow_map(config: Mapping[str, Any]) -> bool:
     """Whether the transformer with this config is a flow map."""
     return config.get("gate_value") is not None

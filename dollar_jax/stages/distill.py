@@ -19,6 +19,7 @@ from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.models import build, roles
 from dollar_jax.models.attention import FORWARD_MODE
+from dollar_jax.models.flow_map import without_targets
 from dollar_jax.models.network import Network
 from dollar_jax.objectives import REWARDED, group_of, needs_of, used
 from dollar_jax.pipeline import Pipeline, draw_noise
@@ -276,7 +277,8 @@ def merged(metrics: dict, new: dict) -> dict:
 def _start_from(folder: Path, state: DollarState) -> DollarState:
     """The state with student, average and fake score from the folder of another student."""
     part = read_card(folder)["transformer"]
-    student, fake_score = (load_stored(folder, part | {"item": item}) for item in ("ema", "fake_score"))
+    student = load_stored(folder, part | {"item": "ema"})
+    fake_score = load_stored(folder, part | {"item": "fake_score", "config": without_targets(part["config"])})
     place_like = partial(jax.tree.map, lambda old, new: jax.device_put(jnp.array(new), old.sharding))
     return state.replace(
         student=place_like(state.student, student),
