@@ -246,7 +246,7 @@ def matched_times(
     """
     match kind:
         case "all":
-            return jnp.full_like(generated_at, schedule.clean), jnp.full_like(generated_at, schedule.last)
+            return all_times(schedule, len(generated_at))
         case "segment":
             return next_times(generated_at, times, schedule), generated_at
         case "trajectory":
@@ -256,6 +256,11 @@ def matched_times(
             return jnp.where(first > 0, schedule.training_time(first - 1), following), generated_at
         case _:
             raise UserError(f"generator.matched_times is all, segment or trajectory, not {kind!r}")
+
+
+def all_times(schedule: Schedule, count: int) -> Span:
+    """The span of all training times, for each of `count` examples."""
+    return jnp.full(count, schedule.clean), jnp.full(count, schedule.last)
 
 
 def next_times(generated_at: Times, times: Points, schedule: Schedule) -> Times:

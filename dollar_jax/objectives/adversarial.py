@@ -17,7 +17,7 @@ from dollar_jax import diffusion
 from dollar_jax.models.network import Network, from_module
 from dollar_jax.objectives import Own
 from dollar_jax.objectives.context import Context
-from dollar_jax.sampling import MARGIN, draw_times, fold, normal
+from dollar_jax.sampling import MARGIN, all_times, draw_times, fold, normal
 from dollar_jax.types import Latent, PerExample
 
 Logits = Float[Array, "b heads"]  # above 0 for data
@@ -69,7 +69,7 @@ def build(
 def logits(context: Context, x0: Latent) -> Logits:
     """The discriminator's logits of x0 at a random time; samples and data get the same time and noise."""
     schedule = context.schedule
-    every = jnp.full(len(x0), schedule.clean), jnp.full(len(x0), schedule.last)
+    every = all_times(schedule, len(x0))
     times = draw_times(fold(context.keys, 0), schedule, every, MARGIN, 1 - MARGIN)
     x_t = diffusion.forward(x0, normal(fold(context.keys, 1), x0.shape[1:]), *schedule.at(times))
     return context.own(partial(context.features, x_t, times, context.condition))

@@ -15,7 +15,7 @@ from dollar_jax import diffusion
 from dollar_jax.diffusion import Coefficient
 from dollar_jax.objectives.context import Context
 from dollar_jax.objectives.variational_score import follow
-from dollar_jax.sampling import MARGIN, Denoiser, draw_times, fold, normal
+from dollar_jax.sampling import MARGIN, Denoiser, all_times, draw_times, fold, normal
 from dollar_jax.types import Latent, PerExample, Times
 
 FLOOR = 0.1  # root mean square of a tangent below which it is no longer normalised
@@ -76,7 +76,7 @@ def continuous_consistency(context: Context, *, guidance: float = 4.0, warmup: i
       warmup: number of updates of the student in which r of `tangent` rises from 0 to 1; 0 for none.
     """
     schedule = context.schedule
-    every = jnp.full(len(context.latents), schedule.clean), jnp.full(len(context.latents), schedule.last)
+    every = all_times(schedule, len(context.latents))
     times = draw_times(fold(context.keys, 0), schedule, every, MARGIN, 1 - MARGIN)
     a, b = schedule.at(times)
     size = jnp.sqrt(a**2 + b**2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dollar_jax import diffusion
 from dollar_jax.diffusion import PredictionType, Schedule
 from dollar_jax.objectives.context import Context
-from dollar_jax.sampling import Keys, draw_times, fold, normal
+from dollar_jax.sampling import Keys, all_times, draw_times, fold, normal
 from dollar_jax.types import Condition, Latent, PerExample, Times
 
 
@@ -65,7 +65,7 @@ def denoising(
         needs the network without a caption too, and no other loss would keep it.
     """
     schedule, size = context.schedule, len(context.latents)
-    every = jnp.full(size, schedule.clean), jnp.full(size, schedule.last)
+    every = all_times(schedule, size)
     times = draw_times(fold(context.keys, 0), schedule, every)
     condition = drop_captions(context.condition, context.empty, caption_dropout, fold(context.keys, 2))
 

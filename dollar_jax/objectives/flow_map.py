@@ -17,7 +17,7 @@ from dollar_jax.diffusion import Coefficient, Schedule
 from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context
 from dollar_jax.objectives.denoising import squared_error
-from dollar_jax.sampling import FlowMap, Keys, draw_times, fold, normal
+from dollar_jax.sampling import FlowMap, Keys, all_times, draw_times, fold, normal
 from dollar_jax.types import Latent, PerExample, Times
 
 STEP = 0.005  # of all training times, half the distance of a finite difference
@@ -39,7 +39,7 @@ def draw_pairs(keys: Keys, schedule: Schedule) -> tuple[Times, Times]:
     """Times t and targets t' <= t. Half of the targets are t, a quarter are the clean end, and the others are between:
     then both are the larger and the smaller of two uniform draws.
     """
-    every = jnp.full(len(keys), schedule.clean), jnp.full(len(keys), schedule.last)
+    every = all_times(schedule, len(keys))
     one, two = (draw_times(fold(keys, stream), schedule, every) for stream in (0, 1))
     which = jax.vmap(lambda key: jax.random.uniform(key))(fold(keys, 2))
     times = jnp.maximum(one, two)
