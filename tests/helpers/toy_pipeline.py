@@ -15,7 +15,7 @@ from dollar_jax.types import Condition
 
 LENGTH = 8
 CARD = {
-    "transformer": {"architecture": "toy_pipeline:transformer", "config": {}},
+    "transformer": {"architecture": "toy_pipeline:transformer", "config": {}, "path": "transformer", "item": ""},
     "role": "student",
     "prediction_type": "v",
     "schedule": {"kind": "ddpm"},
