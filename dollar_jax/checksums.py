@@ -34,7 +34,8 @@ def strays(folder: str | os.PathLike, files: set[str]) -> str:
     """Describes a file in `folder` that is not one of `files`, or a link out of the folder; '' if there is none."""
     try:
         for name in _files(Path(folder)):
-            inside(folder, name)
+            if os.path.islink(os.path.join(folder, name)):
+                inside(folder, name)
             if name not in files | LATER:
                 return f"{name} is not one of its files"
     except UserError as error:
@@ -92,7 +93,7 @@ def _files(folder: Path) -> set[str]:
     found = set()
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        found |= {str(Path(parent, name).relative_to(folder)) for name in [*files, *links]}
+        found |= {os.path.relpath(os.path.join(parent, name), folder) for name in [*files, *links]}
     return found
 
 

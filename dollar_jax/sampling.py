@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import jax
@@ -100,9 +101,15 @@ def interleave(one, other):
 
 def normal(keys: Keys, shape: Sequence[int]) -> jax.Array:
     """Standard normal noise [b *shape]. Row i depends on key i only, not on how the batch is split or sharded."""
-    return jax.vmap(lambda key: jax.random.normal(key, tuple(shape)))(keys)
+    return _normal(keys, tuple(shape))
 
 
+@partial(jax.jit, static_argnames="shape")
+def _normal(keys: Keys, shape: tuple[int, ...]) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+@jax.jit
 def fold(keys: Keys, stream: int | jax.Array) -> Keys:
     """Derives independent keys [b] for another random draw, numbered `stream`, of the same examples."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, stream)

@@ -7,7 +7,7 @@ our parameter.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import EllipsisType
 from typing import NamedTuple
 
@@ -70,8 +70,13 @@ def layer_rules(theirs: str, ours: str, weight: str, change: Change) -> list[Rul
 
 def match(template: str, text: str) -> dict[str, str] | None:
     """The number for each name in a template; None where the text does not fit it."""
-    found = re.fullmatch(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(template)), text)
+    found = _pattern(template).fullmatch(text)
     return found and found.groupdict()
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(template)))
 
 
 def convert(table: Sequence[Rule], state_dict: Mapping[str, np.ndarray], target: Params) -> Params:
