@@ -77,12 +77,36 @@ def damage(path, kind):
     path.write_bytes(content)
 
 
+KINDS = "cut", "emptied", "missing", "flipped"
+
+
+def files_of(folder):
+    """Paths of the files of checkpoint 2: those with a checksum, and the others."""
+    path = folder / "checkpoints/2"
+    summed = [path / name for name in checksums.listed(path)]
+    return summed, sorted({file for file in path.rglob("*") if file.is_file()} - set(summed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_to_any_file_is_noticed(saved, kind):
+    path = saved[0] / "checkpoints/2"
+    summed, others = files_of(saved[0])
+    assert {file.name for file in others} <= checksums.LATER
+    for file in [*summed, path / checksums.NAME]:
+        whole = file.read_bytes()
+        damage(file, kind)
+        assert checksums.fault(path), file
+        file.write_bytes(whole)
+    assert not checksums.fault(path)
+
+
 def restore_damaged(folder):
-    """Damages each file of checkpoint 2 in turn, in every way."""
+    """Damages a file of checkpoint 2 with a checksum, and each without one, in every way."""
     folder = Path(folder)
     states = {step: {"ema": load(folder, step), "step": jnp.array(step)} for step in (1, 2)}
-    names = [path.relative_to(folder) for path in (folder / "checkpoints/2").rglob("*") if path.is_file()]
-    for kind in ("cut", "emptied", "missing", "flipped"):
+    summed, others = files_of(folder)
+    names = [file.relative_to(folder) for file in (max(summed, key=lambda file: file.stat().st_size), *others)]
+    for kind in KINDS:
         needed = 0
         for number, name in enumerate(names):
             copy = folder.with_name(f"{folder.name}-{kind}-{number}")
@@ -97,8 +121,7 @@ def restore_damaged(folder):
                 assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["1", "2.damaged"]
                 checkpoints.save(2, states[2], data, {})  # the run comes by again
             checkpoints.close()
-        # All that has a checksum is needed, and the checksums.
-        assert needed >= len(names) - len(checksums.LATER) + 1, kind
+        assert needed >= 2, kind  # what has a checksum, and the checksums
 
 
 def load(folder, step):
