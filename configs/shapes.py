@@ -24,8 +24,9 @@ def get_config() -> ConfigDict:
     config.offload = False
     config.video = ConfigDict({"frames": 9, "height": 32, "width": 32, "fps": 8, "independent_chunk": 0})
     # `path` names a dataset of `python -m dollar_jax.data`, `prompts` a file of prompts without videos; without both,
-    # clips of the shapes world are rendered. Long captions also say whether the background is dark or light.
-    config.data = ConfigDict({"path": "", "prompts": "", "clips": 8192, "long_captions": False})
+    # clips of a world are rendered, `shapes` or `pairs`. Long captions of `shapes` also say whether the background is
+    # dark or light.
+    config.data = ConfigDict({"path": "", "prompts": "", "clips": 8192, "world": "shapes", "long_captions": False})
     config.show_captions = ("a red ring moving left", "a green square moving up", "a blue cross standing still")
 
     config.vae = stage(

@@ -60,7 +60,7 @@ SCHEMA = _fields(
     stages={"type": "array", "items": {"type": "string"}, "minItems": 1},
     dtype={"enum": ["float32", "bfloat16", "float16"]},
     video=_fields(frames=_SIZE, height=_SIZE, width=_SIZE, fps=_RATE, independent_chunk=_COUNT),
-    data=_fields(path={"type": "string"}, prompts={"type": "string"}, clips=_SIZE),
+    data=_fields(path={"type": "string"}, prompts={"type": "string"}, clips=_SIZE, world={"enum": ["shapes", "pairs"]}),
     show_captions={"type": "array", "items": {"type": "string"}, "minItems": 1},
     vae=_fields(**_LOOP, kl={"type": "number", "minimum": 0}),
     text=_fields(length=_SIZE),

@@ -119,12 +119,41 @@ def render(
     return np.float32(background) + mask * (np.array(COLOURS[colour], np.float32) - np.float32(background))
 
 
-class ShapesWorld:
-    """A random-access source of clips. Clip `i` is a pure function of `seed` and `i`.
+class World:
+    """A random-access source of rendered clips. Clip `i` is a pure function of `seed` and `i`.
 
-    A clip is {'video': uint8 [frames size size 3], 'caption': str}; the caption is drawn uniformly from `CAPTIONS`.
-    With `long_captions`, the caption of the same clip also names the background.
+    A clip is {'video': uint8 [frames size size 3], 'caption': str}; the caption is drawn uniformly from `captions`.
+
+    Attributes:
+      clips: number of clips.
+      captions: the captions that are drawn, by default all of the world's.
     """
+
+    def __init__(self, clips: int, seed: int, frames: int, size: int, captions: Sequence[str]):
+        self.clips, self.seed, self.frames, self.size, self.captions = clips, seed, frames, size, tuple(captions)
+
+    def draw(self, random: np.random.Generator, caption: str) -> tuple[Float[np.ndarray, "f h w 3"], str]:
+        """A clip of this caption with pixels in 0..1, and the caption that goes with it."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, index: int) -> dict:
+        index = operator.index(index)
+        if not 0 <= index < self.clips:
+            raise IndexError(f"clip {index} of {self.clips}")
+        random = np.random.default_rng((self.seed, index))
+        video, caption = self.draw(random, self.captions[random.integers(len(self.captions))])
+        return {"video": np.rint(video * 255).astype(np.uint8), "caption": caption}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in vars(self).items() if name != "captions")
+        return f"{type(self).__name__}({arguments}) of {len(self.captions)} captions"
+
+
+class ShapesWorld(World):
+    """Clips of the shapes world. With `long_captions`, the caption of the same clip also names the background."""
 
     def __init__(
         self,
@@ -135,36 +164,17 @@ class ShapesWorld:
         jitter: float | int = JITTER,
         long_captions: bool = False,
     ):
-        self.clips, self.seed, self.frames, self.size, self.jitter = clips, seed, frames, size, jitter
-        self.long_captions = long_captions
+        super().__init__(clips, seed, frames, size, CAPTIONS)
+        self.jitter, self.long_captions = jitter, long_captions
 
-    def __len__(self) -> int:
-        return self.clips
-
-    def __getitem__(self, index: int) -> dict:
-        index = operator.index(index)
-        if not 0 <= index < self.clips:
-            raise IndexError(f"clip {index} of {self.clips}")
-        random = np.random.default_rng((self.seed, index))
-        caption = CAPTIONS[random.integers(len(CAPTIONS))]
+    def draw(self, random: np.random.Generator, caption: str) -> tuple[Float[np.ndarray, "f h w 3"], str]:
+        """A clip of this caption, and the caption, lengthened if captions are long."""
         colour, shape, motion = ATTRIBUTES[caption]
         unit = self.size / RESOLUTION
         speed = random.uniform(*TRAVEL) * unit / max(self.frames - 1, 1)
         position = self.size / 2 + random.uniform(-self.jitter, self.jitter, 2) * unit
         velocity = speed * np.array(list(MOTIONS.values())[motion])
         size, background = random.uniform(*SIZE) * unit, random.uniform(*BACKGROUND)
-        video = render(
-            list(COLOURS)[colour],
-            SHAPES[shape],
-            size,
-            path(position, velocity, self.frames),
-            background,
-            self.size,
-        )
-        if self.long_captions:
-            caption = _lengthened(caption, int(tone(background)))
-        return {"video": np.rint(video * 255).astype(np.uint8), "caption": caption}
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({arguments})"
+        centres = path(position, velocity, self.frames)
+        video = render(list(COLOURS)[colour], SHAPES[shape], size, centres, background, self.size)
+        return video, _lengthened(caption, int(tone(background))) if self.long_captions else caption

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Card
 from dollar_jax.data.dataset import Dataset, joined, open_dataset
+from dollar_jax.data.pairs import PairsWorld, some_captions
 from dollar_jax.data.pipeline import batches
 from dollar_jax.data.prompts import stream_prompts
 from dollar_jax.data.shapes import CAPTIONS, LONG_CAPTIONS, ShapesWorld
@@ -31,7 +32,7 @@ PROMPTS, DONE = "encoded_prompts", "done.json"  # folder of encoded prompts; its
 
 
 def video_source(config: ConfigDict):
-    """Random access to {'video', 'caption'}: the dataset at `config.data.path`, or clips of the shapes world.
+    """Random access to {'video', 'caption'}: the dataset at `config.data.path`, or clips of `config.data.world`.
 
     Raises:
       UserError: there is no dataset, or its videos have another size than the config's.
@@ -47,18 +48,23 @@ def video_source(config: ConfigDict):
                     f"{config.data.path} has videos with {name} = {there}, but config.video.{name} is {here}"
                 )
         return dataset
-    return _rendered(config, config.data.clips, config.seed, config.data.long_captions)
+    size = config.data.clips, config.seed, config.video.frames, config.video.height
+    if config.data.world == "pairs":
+        return PairsWorld(*size)
+    return ShapesWorld(*size, long_captions=config.data.long_captions)
 
 
 def held_out_source(config: ConfigDict):
-    """Held-out videos of the shapes world. A user's dataset has no held-out part: there the training videos."""
+    """Held-out videos of a rendered world, in that of pairs with the captions of `prompts`.
+
+    A user's dataset has no held-out part: there the training videos.
+    """
     if config.data.path:
         return video_source(config)
-    return _rendered(config, 2 * config.report.reference_clips, HELD_OUT, config.report.long_prompts)
-
-
-def _rendered(config: ConfigDict, clips: int, seed: int, long_captions: bool) -> ShapesWorld:
-    return ShapesWorld(clips, seed, config.video.frames, config.video.height, long_captions=long_captions)
+    size = 2 * config.report.reference_clips, HELD_OUT, config.video.frames, config.video.height
+    if config.data.world == "pairs":
+        return PairsWorld(*size, prompts(config))
+    return ShapesWorld(*size, long_captions=config.report.long_prompts)
 
 
 def prompts_alone(config: ConfigDict) -> str:
@@ -67,7 +73,7 @@ def prompts_alone(config: ConfigDict) -> str:
 
 
 def has_clips(config: ConfigDict) -> bool:
-    """Whether there are real clips to compare with: there are none beside prompts, except in the shapes world."""
+    """Whether there are real clips to compare with: there are none beside prompts, except in a rendered world."""
     return not prompts_alone(config) or "clips" in config.data
 
 
@@ -101,7 +107,7 @@ def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np
 
 
 def prompts(config: ConfigDict) -> list[str]:
-    """Prompts of the shapes world, or the first `config.report.captions` different captions of the user's data."""
+    """Prompts of the rendered world, or the first `config.report.captions` different captions of the user's data."""
     if file := prompts_alone(config):
         found = {}
         for prompt in stream_prompts(file):
@@ -109,6 +115,8 @@ def prompts(config: ConfigDict) -> list[str]:
             if len(found) == config.report.captions:
                 break
         return list(found)
+    if not config.data.path and config.data.world == "pairs":
+        return list(some_captions(config.report.captions))
     if not config.data.path:
         return list(LONG_CAPTIONS if config.report.long_prompts else CAPTIONS)
     source = held_out_source(config)

@@ -7,6 +7,7 @@ from dollar_jax.data.shapes import CAPTIONS, ShapesWorld
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate.measure import Clips, Metrics
 from dollar_jax.evaluate.metrics.spread import deviations
+from dollar_jax.evaluate.shapes import reading
 
 
 def load(clips, seed):
@@ -47,7 +48,7 @@ def test_real_clips_measure_as_data(world, measure, clips):
     assert result["alignment"] == result["colour"] == result["shape"] == result["motion"] == 1
     assert result["clean_db"] > 50
     assert result["spread"] == pytest.approx(1, abs=0.25)
-    background, position = deviations(world)
+    background, position = deviations(world.once(reading), world.captions)
     assert background == pytest.approx(0.5 / np.sqrt(12), rel=0.15)
     assert position == pytest.approx(3 / np.sqrt(12), rel=0.15)
     assert 1 < result["vendi"] < 3

@@ -1,12 +1,15 @@
 """Spread: variation of background and position among clips of one caption of the shapes world."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dollar_jax.evaluate.distribution import pooled_deviation
 from dollar_jax.evaluate.measure import Clips, Column
 from dollar_jax.evaluate.shapes import reading
+from dollar_jax.rewards import pairs, shapes
+
+Reading = shapes.Reading | pairs.Reading
 
 
 class Spread:
@@ -41,11 +44,13 @@ class Spread:
         ),
     )
 
+    reading = staticmethod(reading)
+
     def fit(self, data: Clips) -> Callable[[Clips], dict[str, float]]:
-        real_background, real_position = deviations(data)
+        real_background, real_position = deviations(data.once(self.reading), data.captions)
 
         def measure(clips: Clips) -> dict[str, float]:
-            background, position = deviations(clips)
+            background, position = deviations(clips.once(self.reading), clips.captions)
             return {
                 "spread": (background / real_background + position / real_position) / 2,
                 "background_std": background,
@@ -55,10 +60,9 @@ class Spread:
         return measure
 
 
-def deviations(clips: Clips) -> tuple[float, float]:
+def deviations(read: Reading, captions: Sequence[str]) -> tuple[float, float]:
     """Standard deviations of background and position within captions."""
-    read = clips.once(reading)
-    groups = np.asarray(clips.captions)[read.found].tolist()
+    groups = np.asarray(captions)[read.found].tolist()
     values = read.background[read.found, None], read.position[read.found]
     return pooled_deviation(values[0], groups), pooled_deviation(values[1], groups)
 
