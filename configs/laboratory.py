@@ -240,11 +240,14 @@ GRADIENTS = {
     "draft_1": (80, {"draft": 1.0}, {}),
 }
 # Attempts to lift the policy gradient above its noise: all transitions in place of the paper's two, a weight at which
-# VSD and CD still count, groups of videos of one caption (GRPO), and many videos, at any cost of time.
+# VSD and CD still count, groups of videos of one caption (GRPO), a tie to the start, and many videos, at any cost of
+# time.
+KL = {"start_divergence": {"weight": 1e-4, "steps": 4}}  # a hundredth of the policy gradient's weight
 POLICIES = {
     "ddpo_4": (80, {"policy_gradient": {"weight": 1.0, "steps": 4}}, {}),
     "ddpo_4_weak": (80, {"policy_gradient": {"weight": 0.01, "steps": 4}}, {}),
     "grpo_8": (80, {"policy_gradient": {"weight": 0.01, "steps": 4, "group": 8}}, {}),
+    "grpo_8_kl": (80, {"policy_gradient": {"weight": 0.01, "steps": 4, "group": 8}} | KL, {}),
     "ddpo_4_256": (30, {"policy_gradient": {"weight": 1.0, "steps": 4}}, {"batch_size": 256, "accumulate": 4}),
 }
 

@@ -130,7 +130,7 @@ WAYS = {
     "fixed": ({"objectives": ALONE | {"latent_reward": 1.0}}, {"pretrain": 2, "concurrent": False}),
     "ddpo": (
         {
-            "objectives": ALONE | {"policy_gradient": 1.0},
+            "objectives": ALONE | {"policy_gradient": 1.0, "start_divergence": 1e-3},
             "optimizer": {"learning_rate": 0.01, "warmup": 0, "decay_from": 1.0},
         },
         {},
@@ -353,6 +353,13 @@ def test_a_policy_gradient_goes_on_where_it_stopped(folder, logs, tmp_path):
         lines = [line for line in log if line["step"] == 3]
         states.append((params["mix"].tolist(), [line.get("reward_trajectory") for line in lines]))
     assert states[0] == states[1]
+
+
+def test_a_student_is_compared_with_its_start(logs):
+    """It is its start at the first update, and no longer at the next ones."""
+    first, *later = [line["loss/start_divergence"] for line in logs["ddpo"] if "loss/start_divergence" in line]
+    assert first > 0  # the mean of the first two updates
+    assert later[-1] > first
 
 
 def test_the_videos_of_a_group_are_scored_for_its_first_caption(folder, tmp_path, monkeypatch):

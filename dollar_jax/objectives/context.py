@@ -38,6 +38,7 @@ class Context:
       schedule: noise schedule, with a_t, b_t and the training times.
       student: the student as a denoiser, with gradient in its parameters.
       differentiable_student: the student, frozen, as a denoiser through which `jax.jvp` can differentiate.
+      start: the student as it was at the start of the run, as a denoiser; frozen. None unless an objective needs it.
       ema: the student with averaged parameters, as a denoiser; frozen.
       teacher: teacher(guidance) is the teacher as a denoiser with guidance weight w; frozen.
       fake_score: the fake score as a denoiser; frozen.
@@ -69,6 +70,7 @@ class Context:
     schedule: Schedule
     student: Denoiser
     differentiable_student: Denoiser
+    start: Denoiser | None
     ema: Denoiser
     teacher: Callable[[float], Denoiser]
     fake_score: Denoiser

@@ -1,5 +1,7 @@
 """Score-function policy gradients of a black-box reward: DDPO_SF (Eq. 26-28, Alg. 2) and, with groups, GRPO."""
 
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 from einops import rearrange
 
@@ -8,7 +10,7 @@ from dollar_jax.diffusion import Coefficient, Points, Schedule
 from dollar_jax.errors import UserError
 from dollar_jax.objectives.context import Context, Units, in_units
 from dollar_jax.sampling import path_of
-from dollar_jax.types import Latent, PerExample
+from dollar_jax.types import Latent, PerExample, Times
 
 CLIP = 5.0  # of a group's advantage
 TINY = 1e-6  # deviation below which a group's rewards count as equal
@@ -38,6 +40,19 @@ def posterior(
     return diffusion.reverse_step(x0, eps, jnp.zeros_like(x0), a_next, b_next, deviation), deviation
 
 
+def last_transitions(context: Context, steps: int) -> Iterator[tuple[Latent, Latent, Times, Times]]:
+    """(x_n, x_{n+1}, time of x_n, time of x_{n+1}) of the last `steps` transitions of `context.trajectories`.
+
+    Raises:
+      UserError: `steps` is less than 1.
+    """
+    if steps < 1:
+        raise UserError(f"a chain's last steps={steps} transitions: wanted 1 or more")
+    states, times = context.trajectories.states, path(context.times, context.schedule)
+    for index in range(max(len(times) - 1 - steps, 0), len(times) - 1):
+        yield states[:, index], states[:, index + 1], *path_of(times[index : index + 2], len(states))
+
+
 def group_advantage(reward: PerExample, group: int) -> PerExample:
     """(R - mean) / deviation within each `group` of neighbours, clipped to -5..5; 0 where all rewards are equal. [b]"""
     groups = rearrange(reward, "(n group) -> n group", group=group)
@@ -65,16 +80,12 @@ def policy_gradient(
     Raises:
       UserError: `steps` or `group` is less than 1, unknown units, or deviations of a reward in groups.
     """
-    for name, value in {"steps": steps, "group": group}.items():
-        if value < 1:
-            raise UserError(f"policy_gradient: {name}={value}, wanted 1 or more")
+    if group < 1:
+        raise UserError(f"policy_gradient: group={group}, wanted 1 or more")
     if group > 1 and units != "raw":
         raise UserError("policy_gradient: a group's advantage is in its own deviations already: remove units")
-    drawn = context.trajectories
-    times, total = path(context.times, context.schedule), 0.0
-    for index in range(max(len(times) - 1 - steps, 0), len(times) - 1):
-        here, there = path_of(times[index : index + 2], len(drawn.states))
-        x_t, x_next = drawn.states[:, index], drawn.states[:, index + 1]
+    drawn, total = context.trajectories, 0.0
+    for x_t, x_next, here, there in last_transitions(context, steps):
         x0, eps = context.student(x_t, here, drawn.condition)
         mean, deviation = posterior(x0, eps, *context.schedule.at(here), *context.schedule.at(there))
         total += log_probability(x_next, mean, deviation)

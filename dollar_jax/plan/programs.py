@@ -86,6 +86,8 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
         prepared = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread), prepared)
         frozen |= {"vae": vae, "reward": with_shardings(jax.eval_shape(lambda: judge.params), mesh)}
     state = abstract(setup.init, mesh, teacher, key, offload=config.offload)
+    start = {"start": state.student} if "start" in setup.needs else {}
+    frozen |= start
     programs = []
     for part in compiled(parts(setup), state, mesh):
         size, rows = generator.batch_size, batch
@@ -108,7 +110,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     fields = {name: tree for name, tree in vars(state).items() if name != "optimizers"}
     optimizers = {f"Adam of {name}": tree for name, tree in state.optimizers.items()}
     drawn = _batch(card, batches_drawn(config, setup.needs) * generator.batch_size, spread)
-    resident = {**fields, **optimizers, "teacher": frozen["teacher"], "VAE": vae, "batch": drawn}
+    resident = {**fields, **optimizers, **start, "teacher": frozen["teacher"], "VAE": vae, "batch": drawn}
     return Iteration(programs, resident, tuple(objective.name for objective in setup.objectives))
 
 

@@ -169,6 +169,8 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     state = initialize(setup.init, mesh, teacher, jax.random.fold_in(key, 0), offload=config.offload)
     if start := config.students[name].start_from:
         state = _start_from(workdir / start, state)
+    if "start" in needs:
+        frozen["start"] = jax.tree.map(jnp.copy, state.student)  # the state's own arrays are donated
     # The frozen copy is stored in the dtype of the computation, which saves a cast at every use.
     frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
     del teacher  # as it is stored, perhaps twice as large

@@ -287,6 +287,7 @@ class Distillation:
             schedule=self.schedule,
             student=self.denoiser(student),
             differentiable_student=self.denoiser(lax.stop_gradient(student), network=self.forward_mode),
+            start=self.denoiser(self.whole(frozen["start"], frozen), "start") if "start" in frozen else None,
             ema=self.denoiser(self.whole(state.ema, frozen), "ema"),
             teacher=partial(network, "teacher", frozen["teacher"]),
             fake_score=network("fake_score", self.whole(state.fake_score, frozen)),

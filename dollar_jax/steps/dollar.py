@@ -28,7 +28,8 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
     The loss is the weighted sum of the objectives: VSD + beta_CD CD + beta_FT FT in the paper.
 
     frozen: {'teacher': params, 'negative' and 'empty': conditions with b = 1}; for an objective on pixels also the
-      parameters of the VAE ('vae') and of the reward ('reward').
+      parameters of the VAE ('vae') and of the reward ('reward'); for one that needs it the student of the run's start
+      ('start').
     batch: {'latents', 'condition'}, with `setup.videos` False without latents; for an objective on pixels also
       'prepared', the captions prepared by the reward; for a policy gradient also 'trajectories', 'reward' and 'prompt',
       the number of each caption [b].

@@ -37,6 +37,7 @@ def context(count=4, student=REAL, teacher=REAL, fake_score=REAL, schedule=SCHED
         "schedule": schedule,
         "student": student,
         "differentiable_student": student,
+        "start": None,
         "ema": student,
         "teacher": lambda guidance: teacher,
         "fake_score": fake_score,

@@ -125,7 +125,7 @@ def test_a_chain_shorter_than_the_truncation_is_taken_whole():
     fixed = replace(fixed, student=student(0.3))
     np.testing.assert_array_equal(policy_gradient(fixed, steps=2)[0], policy_gradient(fixed, steps=1)[0])
     assert np.isfinite(policy_gradient(fixed, steps=2)[0]).all()
-    with pytest.raises(UserError, match="steps=0, wanted 1 or more"):
+    with pytest.raises(UserError, match="steps=0 transitions: wanted 1 or more"):
         policy_gradient(fixed, steps=0)
 
 

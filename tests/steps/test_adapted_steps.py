@@ -23,6 +23,7 @@ OBJECTIVES = {
     "continuous_consistency": {"weight": 0.1, "warmup": 0},
     "draft": {"weight": 0.1, "steps": 2},
     "policy_gradient": 0.1,
+    "start_divergence": 0.1,
 }
 FROZEN = {
     "teacher": BASE,
@@ -56,23 +57,24 @@ def adapter(seed, rank=2):
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(seed), x.shape), fresh)
 
 
-def run(rank, trained):
+def run(rank, trained, start):
     """The metrics of a step of the fake score and of one of the student, both from `trained`; the state after them."""
-    this = setup(rank)
+    this, frozen = setup(rank), FROZEN | {"start": start}
     state = this.init(BASE, jax.random.key(0)).replace(**trained)
     batch = toy.batch() | {"prepared": jnp.array([1.0, 2.0, -1.0, 0.5]), "prompt": jnp.arange(4)}
-    chain = dollar.make_trajectory(this)(state, FROZEN, batch, jax.random.key(2))
+    chain = dollar.make_trajectory(this)(state, frozen, batch, jax.random.key(2))
     chain["reward"] = chain.pop("scored").mean((1, 2, 3, 4))
-    state, fake = jax.jit(dollar.make_fake_score_step(this))(state, FROZEN, toy.batch(), jax.random.key(3))
+    state, fake = jax.jit(dollar.make_fake_score_step(this))(state, frozen, toy.batch(), jax.random.key(3))
     before = state.replace(fake_score=trained["fake_score"])
-    after, metrics = jax.jit(dollar.make_generator_step(this))(before, FROZEN, chain, jax.random.key(1))
+    after, metrics = jax.jit(dollar.make_generator_step(this))(before, frozen, chain, jax.random.key(1))
     return metrics | fake, after.replace(fake_score=state.fake_score)
 
 
 def test_every_loss_is_that_of_the_merged_weights():
     adapters = {name: adapter(seed) for seed, name in enumerate(("student", "ema", "fake_score"), 1)}
     merged = {name: merge(BASE, tree, ALPHA) for name, tree in adapters.items()}
-    (got, after), (wanted, _) = run(2, adapters), run(0, merged)
+    start = adapter(4)
+    (got, after), (wanted, _) = run(2, adapters, start), run(0, merged, merge(BASE, start, ALPHA))
     losses = {name for name in wanted if name.startswith("loss/")}
     assert losses == {f"loss/{name}" for name in (*OBJECTIVES, "fake_score")}
     for name in losses:
