@@ -204,6 +204,22 @@ def test_tpus_use_splash(chip, sizes, monkeypatch):
     assert gathered == (["bf16[4,768,2,64]"] * 2 if sizes[2] > 1 else [])
 
 
+def test_its_forward_mode_derivative_on_a_tpu_takes_the_memory_of_two(monkeypatch):
+    """At the paper's size, 9,826 tokens, whose logits would take 11.6 GB: one loop over blocks of queries."""
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    devices = topologies.get_topology_desc("v5p:2x2x1", platform="tpu").devices
+    mesh = make_mesh(ConfigDict(dict(zip(AXES, (1, 4, 1), strict=True))), devices)
+    x = jax.ShapeDtypeStruct((4, 9826, 30, 64), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
+    forward = partial(attention, kernel=FORWARD_MODE)
+    with jax.set_mesh(mesh):
+        alone = jax.jit(forward).lower(x, x, x).compile()
+        both = jax.jit(lambda *x: jax.jvp(forward, x[:3], x[3:])).lower(*6 * [x]).compile()
+    assert both.as_text().count(" while(") == 1
+    memory = [compiled.memory_analysis().temp_size_in_bytes for compiled in (alone, both)]
+    assert memory[1] < 2.3 * memory[0] < 1e9
+
+
 MESHES = """
 import functools, jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
