@@ -1,10 +1,14 @@
-"""Compiler options for programs that run once or are only analysed, and progress messages while they compile."""
+"""Compiled programs: kept for the next command, compiled to be analysed only, and messages while they compile."""
 
+import hashlib
+import os
+import platform
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 # The machine code is not optimised: it runs once or never, and what is measured of a program does not depend on it.
 ON_CPU = {"xla_backend_optimization_level": 0}
@@ -13,6 +17,34 @@ ON_CPU = {"xla_backend_optimization_level": 0}
 ON_TPU = {"xla_tpu_no_crash_on_oom": True, "exec_time_optimization_effort": -1.0}
 OPTIONS = {"tpu": ON_TPU, "cpu": ON_CPU, "gpu": ON_CPU}
 PATIENCE = 30  # seconds between two messages
+KEPT = 4 << 30  # bytes of compiled programs on the disk; the one that was used longest ago goes first
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs on the disk for the next command, unless JAX_COMPILATION_CACHE_DIR already says where.
+
+    They are in the user's own folder of caches: a program is machine code, and a workdir may come from a stranger. Only
+    in runs of one process: of several, JAX lets one write, and the others would wait for its disk or compile alone.
+    """
+    import jax  # late: a wrong call of a command is refused before JAX starts
+
+    if jax.config.jax_compilation_cache_dir is not None or jax.process_count() > 1:
+        return
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = caches / "dollar_jax" / "programs" / _processor()
+    with suppress(OSError):  # a home that cannot be written
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", KEPT)
+
+
+def _processor() -> str:
+    """Names the kind of this machine's processor: a CPU's program runs on no other kind, and JAX does not look."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+        return f"{platform.machine()}-{hashlib.sha256(repr(features).encode()).hexdigest()[:12]}"
+    return f"{platform.machine()}-{platform.node()}"
 
 
 @contextmanager

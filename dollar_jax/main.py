@@ -37,6 +37,7 @@ def main() -> None:
 
     from dollar_jax import distributed
     from dollar_jax.check import check
+    from dollar_jax.compiling import keep_programs
     from dollar_jax.sharding import make_mesh
     from dollar_jax.train import Preempted
     from dollar_jax.watch import alone
@@ -44,6 +45,7 @@ def main() -> None:
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if jax.process_count() == 1:  # several processes must agree on the step, see `train`
         signal.signal(signal.SIGTERM, _stop)
+    keep_programs()
     mesh = make_mesh(config.mesh)
     check(config, mesh)
     with alone(workdir) if distributed.is_main() else nullcontext(), jax.set_mesh(mesh):

@@ -45,9 +45,11 @@ def main() -> None:
     prompts = read_prompts(_PROMPTS.value)
 
     from dollar_jax import pipeline  # late: a wrong call is refused before JAX starts
+    from dollar_jax.compiling import keep_programs
     from dollar_jax.data.video import write_video
     from dollar_jax.videos import Sample, draw, read_noise
 
+    keep_programs()
     model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value, lora_scale=_LORA_SCALE.value)
     card = pipeline.with_solver(model.card, _SAMPLER.value, _SHIFT.value)
     if _SIZE.value:
