@@ -70,6 +70,7 @@ def get_config() -> ConfigDict:
         guidance=0.0,
         heterogeneous=False,
         flow_map=False,
+        shared_time=False,
         # Not in the paper, which selects models "moderately": the best checkpoint that is not far from data.
         guard=guard("-frechet", tolerance=5.0, patience=6),
         ema=0.999,  # not in the paper

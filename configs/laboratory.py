@@ -205,6 +205,7 @@ CHANGES = {
     "heterogeneous": {"heterogeneous": True},  # the student predicts x0, the teacher does not
     "target_ema": {"objectives": {"consistency": {"target": "ema"}}},  # network of CD's target (Eq. 6)
     "target_student": {"objectives": {"consistency": {"target": "student"}}},
+    "shared_time": {"shared_time": True},  # one time for all examples of an update
     "rollout_data": {"rollout": "data"},  # the generator's input in training
     "trajectory": {"matched_times": "trajectory"},  # what noise is added to when scores are compared
     "ancestral": {"sampler": "ancestral"},

@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
         ),
         times=(249, 499, 749, 999),
         rollout="simulate",
+        shared_time=False,  # whether a batch, or a piece of it with `accumulate`, is generated at one time
         matched_times="segment",  # the paper has "all": see README
         sampler="ddim",
         guidance=0.0,

@@ -76,6 +76,7 @@ SCHEMA = _fields(
         objectives={"type": "object", "additionalProperties": _OBJECTIVE},
         times={"type": "array", "items": {"type": "number"}, "minItems": 1, "uniqueItems": True},
         rollout={"enum": ["data", "simulate"]},
+        shared_time={"type": "boolean"},
         matched_times={"enum": ["all", "segment", "trajectory"]},
         sampler={"enum": [*get_args(Sampler)]},
         guidance={"type": "number", "minimum": 0},

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from dollar_jax import diffusion
 from dollar_jax.diffusion import Points, PredictionType, Schedule, Span
@@ -155,6 +155,15 @@ def solve(
       x at the last times, and the state x_t before each step. A step from a time to the same time changes nothing.
     """
 
+    step = _stepper(denoise, condition, schedule, sampler, keys)
+    return lax.scan(step, x_t, (jnp.arange(path.shape[0] - 1), path[:-1], path[1:]))
+
+
+def _stepper(
+    denoise: Denoiser, condition: Condition, schedule: Schedule, sampler: Sampler, keys: Keys
+) -> Callable[[Latent, tuple], tuple[Latent, Latent]]:
+    """The step (x_t, (its number, times, next times)) -> (next x_t, x_t) of `solve`."""
+
     def step(x_t, scanned):
         index, here, there = scanned
         jumps = isinstance(denoise, FlowMap) and sampler == "ddim"  # other samplers step from the clean x0
@@ -163,7 +172,27 @@ def solve(
         moved = step_to(sampler, schedule, x0, eps, z, here, there)
         return jnp.where((here == there)[:, None, None, None, None], x_t, moved), x_t
 
-    return lax.scan(step, x_t, (jnp.arange(path.shape[0] - 1), path[:-1], path[1:]))
+    return step
+
+
+def _state(
+    denoise: Denoiser,
+    x_t: Latent,
+    condition: Condition,
+    path: Float[Array, "n b"],
+    schedule: Schedule,
+    sampler: Sampler,
+    keys: Keys,
+    number: Int[Array, ""],
+) -> Latent:
+    """The state of `solve` after the first `number` steps, in as many calls of the network."""
+    step = _stepper(denoise, condition, schedule, sampler, keys)
+
+    def unless_there(x_t, scanned):
+        index = scanned[0]
+        return lax.cond(index < number, lambda x: step(x, scanned)[0], lambda x: x, x_t), None
+
+    return lax.scan(unless_there, x_t, (jnp.arange(path.shape[0] - 1), path[:-1], path[1:]))[0]
 
 
 def sample(
@@ -199,6 +228,7 @@ def rollout(
     schedule: Schedule,
     sampler: Sampler,
     keys: Keys,
+    shared_time: bool = False,
 ) -> tuple[Latent, Times]:
     """Draws the generator's input: x_t at a random time of the student for each example.
 
@@ -207,6 +237,8 @@ def rollout(
     Args:
       kind: data noises training latents (Sec. 3.3); simulate samples x_t with the student from pure noise, as at
         inference (backward simulation).
+      shared_time: whether all examples get the same time. The simulation then ends there, after (n - 1) / 2 calls on
+        average in place of n - 1 for n times.
 
     Returns:
       x_t [b f h w c] and its times [b].
@@ -216,15 +248,21 @@ def rollout(
     """
     ordered = jnp.asarray(sorted(times, reverse=True), jnp.float32)
     drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(times)))(fold(keys, 0))
+    if shared_time:
+        drawn = jnp.broadcast_to(drawn[0], drawn.shape)
     noise = normal(fold(keys, 1), latents.shape[1:])
     match kind:
         case "data":
             x_t = diffusion.forward(latents, noise, *schedule.at(ordered[drawn]))
         case "simulate":
             path = path_of(sorted(times, reverse=True), latents.shape[0])
-            last, visited = solve(student, noise, condition, path, schedule, sampler, fold(keys, 2))
-            visited = jnp.concatenate([visited, last[None]])
-            x_t = jax.vmap(lambda states, index: states[index], (1, 0))(visited, drawn)
+            walk = noise, condition, path, schedule, sampler, fold(keys, 2)
+            if shared_time:
+                x_t = _state(student, *walk, drawn[0])
+            else:
+                last, visited = solve(student, *walk)
+                visited = jnp.concatenate([visited, last[None]])
+                x_t = jax.vmap(lambda states, index: states[index], (1, 0))(visited, drawn)
         case _:
             raise UserError(f"generator.rollout is data or simulate, not {kind!r}")
     return lax.stop_gradient(x_t), ordered[drawn]

@@ -1,4 +1,5 @@
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,36 @@ def test_rollouts_give_inputs_of_the_students_times(kind):
     assert float(late.mean()) == pytest.approx(float(a.squeeze()) * WORLD.mean, abs=0.05)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "renoise"])
+def test_a_shared_time_is_the_same_walk_that_ends_there(sampler):
+    """Its state is that of an example with the same time and keys, after as many calls of the network."""
+    times, told, latents = (249, 499, 749, 999), toy.condition(4), jnp.zeros((4, 1, 2, 2, 1))
+    calls = []
+
+    def student(x_t, times, condition):
+        jax.debug.callback(lambda: calls.append(1))
+        return WORLD(x_t, times)
+
+    @partial(jax.jit, static_argnums=1)
+    def run(keys, shared):
+        walk = "simulate", student, latents, told, times, SCHEDULE, sampler
+        return sampling.rollout(*walk, keys, shared_time=shared)
+
+    seen = set()
+    for seed in range(20):
+        x_t, drawn = run(keys(4, seed), True)
+        jax.effects_barrier()
+        assert len(set(drawn.tolist())) == 1
+        assert len(calls) == [999, 749, 499, 249].index(drawn[0])
+        own, own_times = run(keys(4, seed), False)
+        np.testing.assert_allclose(x_t[0], own[0], rtol=1e-6)  # whose draw it is
+        assert drawn[0] == own_times[0]
+        jax.effects_barrier()
+        calls.clear()
+        seen.add(int(drawn[0]))
+    assert seen == set(times)
+
+
 def test_matched_times():
     at, times = jnp.array([249.0, 999.0, 749.0, 499.0, 249.0]), (999, 249, 749, 499)
     after, upto = sampling.matched_times("segment", at, times, SCHEDULE)
@@ -148,14 +179,17 @@ def test_unknown_kinds_are_refused():
         inspect.unwrap(sampling.matched_times)("some", times, (499,), SCHEDULE)
 
 
-def test_rollouts_pass_no_gradient():
+@pytest.mark.parametrize("shared_time", [False, True])
+def test_rollouts_pass_no_gradient(shared_time):
     def moved(shift):
         def student(x_t, times, condition):
             x0, eps = WORLD(x_t, times)
             return x0 + shift, eps
 
         latents = jnp.zeros((4, 1, 1, 1, 1))
-        x_t, _ = sampling.rollout("simulate", student, latents, toy.condition(4), (249, 999), SCHEDULE, "ddim", keys(4))
+        walk = "simulate", student, latents, toy.condition(4), (249, 999), SCHEDULE, "ddim", keys(4)
+        x_t, times = sampling.rollout(*walk, shared_time=shared_time)
+        assert (times == 249).any()  # one that the student has moved
         return x_t.sum()
 
     assert float(jax.grad(moved)(0.0)) == 0

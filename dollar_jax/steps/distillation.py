@@ -216,6 +216,7 @@ class Distillation:
             self.schedule,
             generator.sampler,
             keys,
+            generator.shared_time,
         )
         span = matched_times(generator.matched_times, times, generator.times, self.schedule)
         x0, eps = self.denoiser(student)(x_t, times, batch["condition"])
