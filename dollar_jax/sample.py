@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from dollar_jax.cli import required, run
 from dollar_jax.data.prompts import read_prompts
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
+from dollar_jax.progress import counted
 from dollar_jax.solvers import SOLVERS
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a teacher or student, or W/STUDENT/checkpoints/STEP.")
@@ -68,7 +68,7 @@ def main() -> None:
     start = time.perf_counter()
     size, negative_prompt = _BATCH_SIZE.value, _NEGATIVE_PROMPT.value
     made = draw(model, samples, _SEED.value, _STEPS.value, _GUIDANCE.value, size, noise, negative_prompt)
-    for sample, latent, frames in tqdm(made, desc="sampling", total=len(samples), unit="video"):
+    for sample, latent, frames in counted(made, "sampling", "video", len(samples)):
         if _SAVE_LATENTS.value:
             buffer = io.BytesIO()
             np.save(buffer, latent)

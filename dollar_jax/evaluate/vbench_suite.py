@@ -13,12 +13,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from dollar_jax.data.video import write_video
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline
+from dollar_jax.progress import counted
 from dollar_jax.reading import read_json
 from dollar_jax.videos import Sample, draw
 
@@ -82,7 +82,7 @@ def write_suite(
         unfinished.unlink()
     missing = [sample for sample in samples if not (out / f"{sample.name}.mp4").exists()]
     made = draw(model, missing, seed, steps, guidance, batch_size)
-    for sample, _, frames in tqdm(made, desc="sampling", total=len(missing), unit="video"):
+    for sample, _, frames in counted(made, "sampling", "video", len(missing)):
         write_video(out / f"{sample.name}.mp4", frames, model.card["video"]["fps"])
     return len(missing)
 

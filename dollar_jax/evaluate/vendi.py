@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Real, UInt8
-from tqdm import tqdm
 
 from dollar_jax.data.video import read_video
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate.features.pixels import pixels
 from dollar_jax.evaluate.samples import find_samples
+from dollar_jax.progress import counted
 
 Embed = Callable[[Real[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
 
@@ -66,7 +66,7 @@ def diversity_of_folder(folder: Path, spacing: int, embed: Embed = pixels) -> tu
             f"{folder}: Vendi needs the same number of videos of each prompt, at least 2; prompt {few} has {counts[0]}"
         )
     diversities, key_frames = {}, []
-    for prompt, paths in tqdm(groups.items(), desc="vendi", unit="prompt", disable=None):
+    for prompt, paths in counted(groups.items(), "vendi", "prompt", len(groups)):
         frames = _key_frames(paths, spacing)
         key_frames.append(frames.shape[1])
         diversities[prompt] = float(diversity(frames[None], 1, embed)[0])

@@ -14,7 +14,6 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from dollar_jax.card import Card
 from dollar_jax.checkpoint import bring, read_card, save_params, write_card
@@ -29,6 +28,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size, load
+from dollar_jax.progress import counted
 from dollar_jax.stages.common import DONE, PROMPTS, piece_of, prompts_alone, video_source
 
 BATCH_SIZE = 32
@@ -61,8 +61,7 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     model = load(folder, parts=("vae", "text_encoder"))
     examples = encode_examples(in_order(source), model.encode_video, model.encode_text, BATCH_SIZE)
     if is_main():
-        progress = tqdm(examples, desc="encode", total=len(source), unit="video", disable=None, dynamic_ncols=True)
-        write_dataset(folder / "data", iter(progress), config.video.to_dict())
+        write_dataset(folder / "data", counted(examples, "encode", "video", len(source)), config.video.to_dict())
     else:
         deque(examples, maxlen=0)  # the devices of this process are needed for the encoding
     multihost_utils.sync_global_devices("encoded")

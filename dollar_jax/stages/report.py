@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from dollar_jax import metrics, pictures
 from dollar_jax.distributed import is_main
@@ -22,6 +21,7 @@ from dollar_jax.evaluate.report_rows import DATA, REWARD, SECONDS, TEACHER
 from dollar_jax.evaluate.timing import Sampling, time_in_turns
 from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline, draw_noise, load, padded_rows
+from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.common import HELD_OUT, encode_clips, has_clips, prompts, real_clips, report_metrics
 from dollar_jax.stages.student import teacher_folder
@@ -66,7 +66,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     timed = {name: entry.diffusion(*inputs) for name, entry in entries.items()}
     seconds = time_in_turns(timed, settings.batch_size, settings.repeats)
     shown = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
-    for name, entry in tqdm(entries.items(), desc="report", unit="model", disable=None):
+    for name, entry in counted(entries.items(), "report", "model", len(entries)):
         made = entry.pipeline.videos(
             condition, noise, keys, steps=entry.steps, negative=teacher.negative, batch_size=settings.batch_size
         )
