@@ -2,7 +2,8 @@
 
     python -m dollar_jax.main --config=configs/pairs.py --workdir=out/pairs
 
-All else is configs/shapes.py.
+All else is configs/shapes.py. Of this config the VAE alone has been trained to its end (32.5 dB on new clips, all of
+whose captions are read from its videos); teacher and students have not been measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from dollar_jax.config import named
 
 
 def get_config() -> ConfigDict:
-    """The world of pairs with a teacher that needs guidance."""
+    """The world of pairs."""
     config = shapes.get_config()
     config.data.update({"world": "pairs", "clips": 16384})
     config.video.update({"frames": 17, "height": 48, "width": 48})
