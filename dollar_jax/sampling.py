@@ -148,21 +148,15 @@ def solve(
     schedule: Schedule,
     sampler: Sampler,
     keys: Keys,
+    until: Int[Array, ""] | None = None,
 ) -> tuple[Latent, Float[Array, "n-1 b f h w c"]]:
     """Solves the reverse process along a path of n times, one path per example, in n - 1 calls of the network.
 
+    Args:
+      until: number of the steps to do, in as many calls of the network; x does not change in the others. None: all.
     Returns:
       x at the last times, and the state x_t before each step. A step from a time to the same time changes nothing.
     """
-
-    step = _stepper(denoise, condition, schedule, sampler, keys)
-    return lax.scan(step, x_t, (jnp.arange(path.shape[0] - 1), path[:-1], path[1:]))
-
-
-def _stepper(
-    denoise: Denoiser, condition: Condition, schedule: Schedule, sampler: Sampler, keys: Keys
-) -> Callable[[Latent, tuple], tuple[Latent, Latent]]:
-    """The step (x_t, (its number, times, next times)) -> (next x_t, x_t) of `solve`."""
 
     def step(x_t, scanned):
         index, here, there = scanned
@@ -172,27 +166,11 @@ def _stepper(
         moved = step_to(sampler, schedule, x0, eps, z, here, there)
         return jnp.where((here == there)[:, None, None, None, None], x_t, moved), x_t
 
-    return step
-
-
-def _state(
-    denoise: Denoiser,
-    x_t: Latent,
-    condition: Condition,
-    path: Float[Array, "n b"],
-    schedule: Schedule,
-    sampler: Sampler,
-    keys: Keys,
-    number: Int[Array, ""],
-) -> Latent:
-    """The state of `solve` after the first `number` steps, in as many calls of the network."""
-    step = _stepper(denoise, condition, schedule, sampler, keys)
-
     def unless_there(x_t, scanned):
-        index = scanned[0]
-        return lax.cond(index < number, lambda x: step(x, scanned)[0], lambda x: x, x_t), None
+        return lax.cond(scanned[0] < until, step, lambda x_t, scanned: (x_t, x_t), x_t, scanned)
 
-    return lax.scan(unless_there, x_t, (jnp.arange(path.shape[0] - 1), path[:-1], path[1:]))[0]
+    scanned = jnp.arange(path.shape[0] - 1), path[:-1], path[1:]
+    return lax.scan(step if until is None else unless_there, x_t, scanned)
 
 
 def sample(
@@ -258,7 +236,7 @@ def rollout(
             path = path_of(sorted(times, reverse=True), latents.shape[0])
             walk = noise, condition, path, schedule, sampler, fold(keys, 2)
             if shared_time:
-                x_t = _state(student, *walk, drawn[0])
+                x_t, _ = solve(student, *walk, until=drawn[0])
             else:
                 last, visited = solve(student, *walk)
                 visited = jnp.concatenate([visited, last[None]])

@@ -7,6 +7,7 @@ counts show the same clip, scaled.
 
 import itertools
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -119,7 +120,7 @@ def render(
     return np.float32(background) + mask * (np.array(COLOURS[colour], np.float32) - np.float32(background))
 
 
-class World:
+class World(ABC):
     """A random-access source of rendered clips. Clip `i` is a pure function of `seed` and `i`.
 
     A clip is {'video': uint8 [frames size size 3], 'caption': str}; the caption is drawn uniformly from `captions`.
@@ -132,9 +133,9 @@ class World:
     def __init__(self, clips: int, seed: int, frames: int, size: int, captions: Sequence[str]):
         self.clips, self.seed, self.frames, self.size, self.captions = clips, seed, frames, size, tuple(captions)
 
+    @abstractmethod
     def draw(self, random: np.random.Generator, caption: str) -> tuple[Float[np.ndarray, "f h w 3"], str]:
         """A clip of this caption with pixels in 0..1, and the caption that goes with it."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.clips

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from dollar_jax.evaluate.measure import Clips, Column
+from dollar_jax.evaluate.measure import Clips
+from dollar_jax.evaluate.metrics.alignment import columns_of, shares
 from dollar_jax.evaluate.metrics.clean_db import clean_db as clean_db_of_shapes
 from dollar_jax.evaluate.metrics.spread import Spread
 from dollar_jax.rewards import pairs
@@ -19,26 +20,10 @@ def alignment(clips: Clips) -> dict[str, float]:
     Raises:
       UserError: a caption is not from the world of pairs.
     """
-    shares = {name: float(right.mean()) for name, right in pairs.agreement(clips.once(reading), clips.captions).items()}
-    return {"alignment": shares.pop("all"), **shares}
+    return shares(pairs.agreement(clips.once(reading), clips.captions))
 
 
-alignment.columns = (
-    Column(
-        "alignment",
-        "Alignment",
-        "Share of clips that show everything their caption says.",
-        better="higher",
-        unit="%",
-        ideal=1.0,
-    ),
-    *(
-        Column(
-            name, name.capitalize(), f"Share of clips that show the {name} of their caption.", "higher", "%", 1.0, False
-        )
-        for name in ("colour", "shape", "relation", "motion")
-    ),
-)
+alignment.columns = columns_of(("colour", "shape", "relation", "motion"))
 
 
 def clean_db(clips: Clips) -> float:

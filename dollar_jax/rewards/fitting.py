@@ -3,20 +3,36 @@
 Lengths are in pixels of the video, and points are (x, y) from the upper left corner, y downwards.
 """
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dollar_jax.data.shapes import COLOURS, SHAPES, coverage, path
 
 Masks = Float[np.ndarray, "b f h w"]
 Numbers = Float[np.ndarray, "b"]
 Indices = Int[np.ndarray, "b"]
+Flags = Bool[np.ndarray, "b"]
 
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 HUES = PALETTE - PALETTE.mean(1, keepdims=True)
 HUES /= np.linalg.norm(HUES, axis=1, keepdims=True)
 _STEPS = 5  # steps of Gauss-Newton, which starts within a pixel or two of the solution
 _STEP = 0.5  # pixels, step of the finite differences
+
+
+def read_in_chunks(read: Callable, video: Float[Array | np.ndarray, "b f h w 3"], size: int):
+    """The named tuple of arrays that `read` makes of clips, read `size` at a time."""
+    video = np.asarray(video, np.float32)
+    parts = [read(video[start : start + size]) for start in range(0, len(video), size)]
+    return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def of_found(agrees: Mapping[str, Flags], found: Flags) -> dict[str, Flags]:
+    """What agrees with the captions, only in clips where a shape was found; and 'all' of it."""
+    agrees = {name: right & found for name, right in agrees.items()}
+    return agrees | {"all": np.logical_and.reduce(list(agrees.values()))}
 
 
 def best(mask: Masks, starts: Float[np.ndarray, "b f 2"], sizes: tuple[float, float], explained: float):

@@ -11,12 +11,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dollar_jax.data.pairs import MOTIONS, RELATIONS, RESOLUTION, SIZE, TRAVEL, attributes
 from dollar_jax.data.shapes import BACKGROUND
-from dollar_jax.rewards.fitting import HUES, PALETTE, background_of, best, centroids, compose, psnr, render_masks
+from dollar_jax.rewards.fitting import (
+    HUES,
+    PALETTE,
+    Flags,
+    Indices,
+    Numbers,
+    background_of,
+    best,
+    centroids,
+    compose,
+    of_found,
+    psnr,
+    read_in_chunks,
+    render_masks,
+)
 
 Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
-Numbers = Float[np.ndarray, "b"]
-Indices = Int[np.ndarray, "b"]
-Flags = Bool[np.ndarray, "b"]
 
 _AXES = np.array(list(RELATIONS.values()), np.float32)
 _SIGNS = np.array(list(MOTIONS.values()))
@@ -46,9 +57,7 @@ def read(video: Frames) -> Reading:
     nearer to one colour's centroid than to the other's, is read as in `rewards.shapes`. The nearest valid rendering has
     sizes, change of the distance and background clipped to the ranges of the world; every position is valid.
     """
-    video = np.asarray(video, np.float32)
-    parts = [_read(video[start : start + _CHUNK]) for start in range(0, len(video), _CHUNK)]
-    return Reading(*map(np.concatenate, zip(*parts, strict=True)))
+    return read_in_chunks(_read, video, _CHUNK)
 
 
 def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
@@ -137,5 +146,4 @@ def agreement(reading: Reading, captions: Sequence[str]) -> dict[str, Flags]:
         "relation": colour & ~swapped & (reading.relation == relation),
         "motion": reading.motion == motion,
     }
-    agrees = {name: right & reading.found for name, right in agrees.items()}
-    return agrees | {"all": np.logical_and.reduce(list(agrees.values()))}
+    return of_found(agrees, reading.found)

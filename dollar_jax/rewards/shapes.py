@@ -8,15 +8,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from dollar_jax.data.shapes import BACKGROUND, MOTIONS, RESOLUTION, SIZE, TRAVEL, attributes, tone
-from dollar_jax.rewards.fitting import HUES, PALETTE, background_of, best, centroids, compose, psnr, render_masks
+from dollar_jax.rewards.fitting import (
+    HUES,
+    PALETTE,
+    Flags,
+    Indices,
+    Numbers,
+    background_of,
+    best,
+    centroids,
+    compose,
+    of_found,
+    psnr,
+    read_in_chunks,
+    render_masks,
+)
 
 Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
-Numbers = Float[np.ndarray, "b"]
-Indices = Int[np.ndarray, "b"]
-Flags = Bool[np.ndarray, "b"]
 
 _DIRECTIONS = np.array(list(MOTIONS.values()), np.float32)
 _STILL = list(MOTIONS).index("standing still")
@@ -46,9 +57,7 @@ def read(video: Frames) -> Reading:
     residual is taken. The nearest valid rendering has the fitted values clipped to the ranges of the shapes world. The
     clipping is exact to second order, because the values hardly interact. Every position is valid.
     """
-    video = np.asarray(video, np.float32)
-    parts = [_read(video[start : start + _CHUNK]) for start in range(0, len(video), _CHUNK)]
-    return Reading(*map(np.concatenate, zip(*parts, strict=True)))
+    return read_in_chunks(_read, video, _CHUNK)
 
 
 def _read(video: Float[np.ndarray, "b f h w 3"]) -> Reading:
@@ -113,5 +122,4 @@ def agreement(reading: Reading, captions: Sequence[str]) -> dict[str, Flags]:
         "motion": reading.motion == motion,
         "background": (tone(reading.background) == background) | (background < 0),
     }
-    agrees = {name: right & reading.found for name, right in agrees.items()}
-    return agrees | {"all": np.logical_and.reduce(list(agrees.values()))}
+    return of_found(agrees, reading.found)

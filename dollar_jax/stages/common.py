@@ -12,11 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Card
+from dollar_jax.data import pairs, shapes
 from dollar_jax.data.dataset import Dataset, joined, open_dataset
-from dollar_jax.data.pairs import PairsWorld, some_captions
 from dollar_jax.data.pipeline import batches
 from dollar_jax.data.prompts import stream_prompts
-from dollar_jax.data.shapes import CAPTIONS, LONG_CAPTIONS, ShapesWorld
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate.measure import Metrics
 from dollar_jax.models import roles
@@ -48,10 +47,7 @@ def video_source(config: ConfigDict):
                     f"{config.data.path} has videos with {name} = {there}, but config.video.{name} is {here}"
                 )
         return dataset
-    size = config.data.clips, config.seed, config.video.frames, config.video.height
-    if config.data.world == "pairs":
-        return PairsWorld(*size)
-    return ShapesWorld(*size, long_captions=config.data.long_captions)
+    return _rendered(config, config.data.clips, config.seed, config.data.long_captions, pairs.CAPTIONS)
 
 
 def held_out_source(config: ConfigDict):
@@ -61,10 +57,15 @@ def held_out_source(config: ConfigDict):
     """
     if config.data.path:
         return video_source(config)
-    size = 2 * config.report.reference_clips, HELD_OUT, config.video.frames, config.video.height
+    return _rendered(config, 2 * config.report.reference_clips, HELD_OUT, config.report.long_prompts, prompts(config))
+
+
+def _rendered(config: ConfigDict, clips: int, seed: int, long_captions: bool, of_pairs: Sequence[str]) -> shapes.World:
+    """Clips of `config.data.world`; `of_pairs` are the captions to draw in the world of pairs."""
+    size = clips, seed, config.video.frames, config.video.height
     if config.data.world == "pairs":
-        return PairsWorld(*size, prompts(config))
-    return ShapesWorld(*size, long_captions=config.report.long_prompts)
+        return pairs.PairsWorld(*size, of_pairs)
+    return shapes.ShapesWorld(*size, long_captions=long_captions)
 
 
 def prompts_alone(config: ConfigDict) -> str:
@@ -115,10 +116,10 @@ def prompts(config: ConfigDict) -> list[str]:
             if len(found) == config.report.captions:
                 break
         return list(found)
-    if not config.data.path and config.data.world == "pairs":
-        return list(some_captions(config.report.captions))
     if not config.data.path:
-        return list(LONG_CAPTIONS if config.report.long_prompts else CAPTIONS)
+        if config.data.world == "pairs":
+            return list(pairs.some_captions(config.report.captions))
+        return list(shapes.LONG_CAPTIONS if config.report.long_prompts else shapes.CAPTIONS)
     source = held_out_source(config)
     return list(dict.fromkeys(source[i]["caption"] for i in range(len(source))))[: config.report.captions]
 
