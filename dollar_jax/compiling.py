@@ -12,10 +12,12 @@ from pathlib import Path
 
 # The machine code is not optimised: it runs once or never, and what is measured of a program does not depend on it.
 ON_CPU = {"xla_backend_optimization_level": 0}
-# On TPUs a program that does not fit into memory is measured too. At low effort it compiles several times as fast, and
-# its temporary memory may differ by several percent from that of a run.
-ON_TPU = {"xla_tpu_no_crash_on_oom": True, "exec_time_optimization_effort": -1.0}
-OPTIONS = {"tpu": ON_TPU, "cpu": ON_CPU, "gpu": ON_CPU}
+# On TPUs a program that does not fit into memory is measured too.
+ON_TPU = {"xla_tpu_no_crash_on_oom": True}
+# At low effort a program compiles in half of the time or less; its temporary memory may differ by several percent from
+# that of a run, and its schedule is a slower one.
+LOW_EFFORT = {"exec_time_optimization_effort": -1.0}
+OPTIONS = {"tpu": ON_TPU, "cpu": ON_CPU, "gpu": {}}
 PATIENCE = 30  # seconds between two messages
 KEPT = 4 << 30  # bytes of compiled programs on the disk; the one that was used longest ago goes first
 

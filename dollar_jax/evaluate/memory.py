@@ -153,7 +153,7 @@ def measure(reward: Reward, device: jax.Device) -> dict[str, Any]:
     mesh = make_mesh(ConfigDict(dict.fromkeys(AXES, 1)), [device])
     with jax.set_mesh(mesh):
         arguments = jax.tree.map(lambda x: x.update(sharding=replicated(mesh)), reward.arguments)
-        options = {} if device.platform == "gpu" else OPTIONS[device.platform]
+        options = OPTIONS[device.platform]
         for direction, step in (("forward", reward.score), ("backward", backward)):
             with progress(f"{reward.name}, {reward.frames} frames, {reward.activations}, {direction}"):
                 row[direction] = needed(jax.jit(step).lower(*arguments).compile(compiler_options=options))

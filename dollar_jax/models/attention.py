@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from dollar_jax.errors import UserError
 from dollar_jax.sharding import BATCH, CONTEXT, fit
 
+SAVED = "attention"  # checkpoint name of what a gradient needs of the attention; JAX gives cuDNN's kernel none
 QUERIES = 128  # largest block of queries, so that the logits fit into a CPU's cache
 
 
@@ -83,7 +85,7 @@ def _default(q: Float[Array, "b n h d"]) -> str:
 def _xla(
     q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"], length: int, scale: float
 ) -> Float[Array, "b n h d"]:
-    return _blocks(q, k[:, :length], v[:, :length], None, None, scale)
+    return checkpoint_name(_blocks(q, k[:, :length], v[:, :length], None, None, scale), SAVED)
 
 
 def _cudnn(
@@ -102,7 +104,7 @@ def _splash(
 ) -> Float[Array, "b n h d"]:
     from dollar_jax.models.splash import splash  # a second of imports, for TPUs only
 
-    return splash(q * scale, k[:, :length], v[:, :length], interpret=_platform() != "tpu")
+    return splash(q * scale, k[:, :length], v[:, :length], saved=SAVED, interpret=_platform() != "tpu")
 
 
 KERNELS = {"xla": _xla, "cudnn": _cudnn, "splash": _splash}

@@ -143,8 +143,9 @@ class AdaptiveNorm(nnx.Module):
         self, x: Sequence, time: TimeEmbedding, is_text: Bool[np.ndarray, "1 n 1"]
     ) -> tuple[Sequence, Sequence]:
         """The modulated tokens, and the gate of the layer that follows."""
-        video, text = jnp.split(self.modulation(time)[:, None, :], 2, axis=-1)
-        shift, scale, gate = jnp.split(jnp.where(is_text, text, video), 3, axis=-1)
+        # Split first: what `where` makes is as long as the sequence, and each part of it is fused with its use.
+        video, text = (jnp.split(x, 3, axis=-1) for x in jnp.split(self.modulation(time)[:, None, :], 2, axis=-1))
+        shift, scale, gate = (jnp.where(is_text, *pair) for pair in zip(text, video, strict=True))
         return self.norm(x) * (1 + scale) + shift, gate
 
 
@@ -160,11 +161,11 @@ class Attention(nnx.Module):
         self.heads = config.num_attention_heads
 
     def __call__(self, x: Sequence, attend: Callable, rotation: tuple[Turn, Turn] | None) -> Sequence:
-        q, k, v = (rearrange(f(x), "b n (h d) -> b n h d", h=self.heads) for f in (self.query, self.key, self.value))
+        q, k, v = (layer.to_heads(x, self.heads) for layer in (self.query, self.key, self.value))
         q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
             q, k = turn(q, *rotation), turn(k, *rotation)
-        return self.project(rearrange(attend(q, k, v), "b n h d -> b n (h d)"))
+        return self.project.from_heads(attend(q, k, v))
 
 
 class Block(nnx.Module):

@@ -20,7 +20,7 @@ FEATURES = 16  # rows of a tile of bfloat16
 
 
 def splash(
-    q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"], interpret: bool
+    q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"], saved: str, interpret: bool
 ) -> Float[Array, "b n h d"]:
     """softmax(q k^T) v for each head.
 
@@ -28,6 +28,7 @@ def splash(
       q: queries, scaled.
       k: keys.
       v: values.
+      saved: checkpoint name of the result and its normalisation, which a gradient needs.
       interpret: run the kernel as JAX operations, on a machine without TPU.
     """
     (_, n, heads, width), m = q.shape, k.shape[1]
@@ -42,11 +43,13 @@ def splash(
         rearrange(_pad(x, block), "b n (g h) d -> (b g) h n d", g=groups)
         for x, block in ((q, queries), (k, keys), (v, keys))
     )
-    mixed = jax.vmap(_kernel(*q.shape[1:3], k.shape[2], queries, keys, interpret))(q, k, v)
+    mixed = jax.vmap(_kernel(*q.shape[1:3], k.shape[2], queries, keys, saved, interpret))(q, k, v)
     return rearrange(mixed, "(b g) h n d -> b n (g h) d", g=groups)[:, :n]
 
 
-def _kernel(heads: int, n: int, m: int, queries: int, keys: int, interpret: bool) -> library.SplashAttentionKernel:
+def _kernel(
+    heads: int, n: int, m: int, queries: int, keys: int, saved: str, interpret: bool
+) -> library.SplashAttentionKernel:
     """The library's kernel, (q [h n e], k [h m e], v [h m d]) -> [h n d], for blocks that divide n and m.
 
     The settings were chosen by two measures of the compiler for a v5p (v6e is similar): instruction bundles for 1024
@@ -70,7 +73,14 @@ def _kernel(heads: int, n: int, m: int, queries: int, keys: int, interpret: bool
         v_layout=minor,
     )
     mask = masks.MultiHeadMask([masks.FullMask((n, m))] * heads)
-    return library.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    return library.make_splash_mha(
+        mask,
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=saved,
+        interpret=interpret,
+    )
 
 
 def _hide(

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dollar_jax.errors import UserError
+from dollar_jax.models.attention import SAVED
 from dollar_jax.models.linear import MATRICES
 from dollar_jax.sharding import BATCH, CONTEXT, constrain, context_size
 
@@ -20,12 +21,14 @@ BLOCK = "block"  # checkpoint name of a block's input
 ALIGNED = 128  # multiple of tokens per device under context parallelism; else a TPU reduces whole gradients, not shards
 
 # Rematerialisation policies: the activations of a block, beside its input, that are kept for the gradient; the others
-# are recomputed. Names are those of `jax.checkpoint_policies`. `offload_blocks` also moves the inputs to the host's
-# memory. On a CPU `everything_saveable` is the slowest: the scan writes its activations to stacked arrays.
+# are recomputed. Names are those of `jax.checkpoint_policies`, but for two: `attention_saveable` keeps the results of
+# attention, `offload_blocks` also moves the inputs to the host's memory. On a CPU `everything_saveable` is the slowest:
+# the scan writes its activations to stacked arrays.
 REMAT = {
     "everything_saveable": jax.checkpoint_policies.everything_saveable,
     "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "nothing_saveable": jax.checkpoint_policies.nothing_saveable,
+    "attention_saveable": jax.checkpoint_policies.save_only_these_names(SAVED),
     "offload_dot_with_no_batch_dims": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     "offload_blocks": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],

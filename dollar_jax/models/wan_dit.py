@@ -143,12 +143,13 @@ class Attention(nnx.Module):
           length: number of tokens y that are not padding; None: all.
           rotation: cosines and sines of the positions of both; None: they have none.
         """
-        q, k, v = self.query_norm(self.query(x)), self.key_norm(self.key(y)), self.value(y)
-        q, k, v = (rearrange(z, "b n (h d) -> b n h d", h=self.heads) for z in (q, k, v))
+        q, k = self.query_norm(self.query(x)), self.key_norm(self.key(y))
+        q, k = (rearrange(z, "b n (h d) -> b n h d", h=self.heads) for z in (q, k))
+        v = self.value.to_heads(y, self.heads)
         if rotation is not None:
             q, k = turn(q, *rotation), turn(k, *rotation)
         mixed = attention(q.astype(self.dtype), k.astype(self.dtype), v, length=length, kernel=self.kernel)
-        return self.project(rearrange(mixed, "b n h d -> b n (h d)"))
+        return self.project.from_heads(mixed)
 
 
 class Block(nnx.Module):

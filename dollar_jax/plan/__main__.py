@@ -1,9 +1,9 @@
 """python -m dollar_jax.plan --config=configs/dollar.py --topology=v5p:2x2x2: memory and time of a distillation.
 
 The distillation of a config is compiled for a machine that need not be present. TPUs (v5e:16x16, v5p:2x2x2, v6e:4x4):
-compiled ahead of time by the TPU compiler. GPUs (h200:8, h100:8, a100-80g:8, b200:8): estimated from a program for the
-same number of CPU devices and from the data sheet. cpu:N: the cost of a run on this machine. Any field of the config
-can be set, as in `dollar_jax.main`.
+compiled ahead of time by the TPU compiler. GPUs (h200:8, h100:8, a100-80g:8, b200:8): compiled likewise where
+"jax[cuda12]" or "jax[cuda13]" is installed, else estimated from a program for the same number of CPU devices. cpu:N:
+the cost of a run on this machine. Any field of the config can be set, as in `dollar_jax.main`.
 """
 
 import json
@@ -23,6 +23,9 @@ _TEACHER = flags.DEFINE_string(
     "",
     "The public model to plan for, if the config names no teacher; a wrong name lists them. Default: the first.",
 )
+_PREDICT = flags.DEFINE_bool(
+    "predict", False, "Also predict times: what the TPU compiler expects, at full effort, minutes more."
+)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the complete plan.")
 
 
@@ -36,7 +39,7 @@ def main() -> None:
     from dollar_jax.plan.plan import make_plan  # late: a wrong call is refused before JAX starts
     from dollar_jax.plan.report import tables
 
-    plan, advice = make_plan(config, _TOPOLOGY.value, student, _TEACHER.value)
+    plan, advice = make_plan(config, _TOPOLOGY.value, student, _TEACHER.value, _PREDICT.value)
     if _OUT.value:
         write_atomically(_OUT.value, json.dumps(plan, indent=2) + "\n")
     print(f"{student} on {_TOPOLOGY.value}, mesh {plan['mesh']}\n\n{tables(plan, advice)}")

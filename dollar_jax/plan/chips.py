@@ -4,9 +4,14 @@ TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}. The interconnect there is the sum
 (400, 1200, 800 GB/s). The memory here is the memory that the compiler allows a program. GPUs: NVIDIA's data sheets of
 the SXM versions, without sparsity. NVLink there is the sum of both directions (A100 600, H100 and H200 900, B200 1800
 GB/s).
+
+The matrix unit of a TPU multiplies by `unit` rows of a matrix at a time: products over fewer features leave the rest of
+it idle. The clock follows from the peak rate and the units: a v5p has 8 of 128 x 128, 2 x 459e12 / (8 x 128^2 x 2) / 2.
+Bundles of the attention kernel: `python -m benchmarks.kernels`, with a clean compile for each chip.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 GB, GIB = 1e9, 2.0**30
@@ -17,13 +22,18 @@ class Chip:
     """Properties of one device.
 
     Attributes:
-      platform: tpu: programs are compiled for it; gpu: programs are compiled for CPUs, an estimate; cpu: this machine.
+      platform: tpu or gpu: programs are compiled for it, see `topology.make_devices`; cpu: this machine.
       flops: peak FLOP/s of dense bfloat16 products with float32 sums. None: unknown.
       memory: bytes. None: unknown.
       bandwidth: bytes/s of this memory.
       port: bytes/s of one port of the interconnect, in one direction.
       wrap: (number, whether): a side of a TPU slice is a ring if it is a multiple of the number, and, if the second is
         true, all other sides are too.
+      clock: cycles a second. None: unknown.
+      cores: cores that share a program.
+      unit: rows of a matrix unit.
+      bundles: {(kernel, features of a value): instruction bundles for 1024 logits} of the attention kernels, fwd
+        (forward) and dkv (gradient).
     """
 
     platform: Literal["tpu", "gpu", "cpu"]
@@ -32,6 +42,10 @@ class Chip:
     bandwidth: float | None = None
     port: float | None = None
     wrap: tuple[int, bool] = (1, False)
+    clock: float | None = None
+    cores: int = 1
+    unit: int = 1
+    bundles: Mapping[tuple[str, int], float] = field(default_factory=dict)
 
     def link_bandwidth(self, sides: tuple[int, ...]) -> float | None:
         """Bytes/s out of a device in one direction, through all of its ports in a slice with these sides.
@@ -48,10 +62,11 @@ class Chip:
         return self.port * sum(2 if ring else 1 for side, ring in zip(sides, rings, strict=True) if side > 1)
 
 
+V5P = {("fwd", 64): 4.16, ("dkv", 64): 8.85, ("fwd", 128): 5.62, ("dkv", 128): 12.77}
 CHIPS = {
-    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819 * GB, 50 * GB, wrap=(16, False)),
-    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765 * GB, 100 * GB, wrap=(4, True)),
-    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1600 * GB, 100 * GB, wrap=(16, False)),
+    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819 * GB, 50 * GB, (16, False), 1.5e9, 1, 128, {}),
+    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765 * GB, 100 * GB, (4, True), 1.75e9, 2, 128, V5P),
+    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1600 * GB, 100 * GB, (16, False), 1.75e9, 1, 256, {}),
     "a100-80g": Chip("gpu", 312e12, 80 * GB, 2039 * GB, 300 * GB),
     "h100": Chip("gpu", 989e12, 80 * GB, 3350 * GB, 450 * GB),
     "h200": Chip("gpu", 989e12, 141 * GB, 4800 * GB, 450 * GB),

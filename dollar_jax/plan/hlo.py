@@ -5,11 +5,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 # Bits of an element. Types that are not listed have their size in their name.
 BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_TABLE = re.compile(r"^(FileNames|FunctionNames|FileLocations|StackFrames)\n((?:\d+ .+\n)+)", re.M)
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(
@@ -66,12 +68,21 @@ class Instruction:
 Computation = dict[str, Instruction]
 
 
+class Frame(NamedTuple):
+    """A call in Python: its file and function, and the number of the frame that called it ('0': none)."""
+
+    file: str
+    function: str
+    caller: str
+
+
 @dataclass(frozen=True)
 class Module:
-    """The computations of a program; `entry` is the name of the first one to run."""
+    """The computations of a program; `entry` is the name of the first one to run, `frames` has Python's by number."""
 
     computations: dict[str, Computation]
     entry: str
+    frames: dict[str, Frame]
 
     def trips(self, loop: Instruction) -> int | None:
         """Number of iterations of a while loop. None: unknown.
@@ -100,6 +111,13 @@ class Module:
                 inner = times * (self.trips(instruction) or 1) if instruction.opcode == "while" else times
                 pending += [(called, inner, fused or instruction.opcode == "fusion") for called in instruction.called]
 
+    def origin(self, instruction: Instruction) -> Iterator[Frame]:
+        """The calls in Python that an instruction comes from, innermost first."""
+        number = instruction.attribute(r"stack_frame_id=(\d+)")
+        while frame := self.frames.get(number):
+            yield frame
+            number = frame.caller
+
     def unknown_loops(self) -> int:
         """Number of while loops of unknown length."""
         loops = (i for c in self.computations.values() for i in c.values() if i.opcode == "while")
@@ -109,6 +127,7 @@ class Module:
 def parse(text: str) -> Module:
     """Reads `compiled.as_text()`."""
     computations, current, entry = {}, None, None
+    text = re.sub(r'\n(?="|\}\})', "", text)  # the metadata of a kernel has lines of its own
     for line in text.splitlines():
         if header := _HEADER.match(line):
             current = computations[header[2]] = {}
@@ -116,7 +135,19 @@ def parse(text: str) -> Module:
         elif current is not None and (start := _INSTRUCTION.match(line)):
             instruction = _instruction(start[2], line[start.end() :], bool(start[1]))
             current[instruction.name] = instruction
-    return Module(computations, entry)
+    return Module(computations, entry, _frames(text))
+
+
+def _frames(text: str) -> dict[str, Frame]:
+    """The stack frames by number, from four tables of numbered lines; in the last two, of the numbers of others."""
+    lines = {title: dict(line.split(" ", 1) for line in body.splitlines()) for title, body in _TABLE.findall(text)}
+    frames = {}
+    for number, line in lines.get("StackFrames", {}).items():
+        place, caller = re.findall(r"=(\d+)", line)
+        file, function = re.findall(r"=(\d+)", lines["FileLocations"][place])[:2]
+        names = (lines[title][at].strip('"') for title, at in (("FileNames", file), ("FunctionNames", function)))
+        frames[number] = Frame(*names, str(int(caller) - 1))  # XLA writes the caller's number plus 1
+    return frames
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:

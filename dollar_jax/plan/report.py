@@ -11,6 +11,8 @@ from dollar_jax.plan.chips import Chip
 from dollar_jax.plan.estimate import Cost, resident_bytes
 from dollar_jax.plan.programs import Iteration
 
+LARGEST = 10  # rows in the table of costs
+
 
 def summarize(
     iteration: Iteration, costs: list[Cost], chip: Chip, sides: tuple[int, ...], mesh: dict[str, int]
@@ -25,9 +27,17 @@ def summarize(
     needed = sum(size["device"] for size in resident.values()) + largest.temporary
     network = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(iteration.resident["teacher"]))
     programs = [
-        cost.as_dict() | {"bounds": bounds, "seconds": max(bounds.values()) if bounds else None}
+        cost.as_dict()
+        | {
+            "bounds": bounds,
+            "seconds": max(bounds.values()) if bounds else None,
+            "predicted": cost.predicted(chip, sides),
+        }
         for cost, bounds in ((cost, cost.bounds(chip, sides, devices)) for cost in costs)
     ]
+    predicted = None
+    if all(program["predicted"] for program in programs):
+        predicted = sum(program["times"] * program["predicted"] for program in programs)
     flops = Counter()
     for cost in costs:
         for (_, part), value in cost.flops.items():
@@ -35,7 +45,7 @@ def summarize(
     return {
         "devices": devices,
         "mesh": mesh,
-        "estimate": chip.platform == "gpu",
+        "estimate": any(cost.estimate for cost in costs),
         "memory": {
             "resident": resident,
             "temporary": {cost.name: cost.temporary for cost in costs},
@@ -49,6 +59,9 @@ def summarize(
         "programs": programs,
         "network": network,
         "seconds": sum(p["times"] * p["seconds"] for p in programs) if chip.flops else None,
+        "predicted": predicted,
+        "peak": chip.flops and devices * chip.flops,
+        "clock": chip.clock,
     }
 
 
@@ -79,11 +92,14 @@ def remedies(plan: dict[str, Any], config: ConfigDict) -> list[str]:
 def tables(plan: dict[str, Any], advice: list[str]) -> str:
     """The plan for the terminal."""
     sections = [_memory(plan, advice), _flops(plan), _links(plan), _time(plan)]
+    if plan["predicted"]:
+        sections.append(_predicted(plan))
     if plan["estimate"]:
         sections.append(
             "ESTIMATE: temporary memory and collectives come from a program compiled for CPUs, which stores in float32"
             "\nmany arrays that are bfloat16 on a GPU, and has no attention kernel. The bounds on the time therefore"
             "\ncount half of the bytes over the links, and only arguments and results as memory traffic."
+            '\nWith pip install "jax[cuda12]" the plan comes from the compiler for GPUs; no GPU is needed.'
         )
     return "\n\n".join(sections)
 
@@ -145,6 +161,26 @@ def _time(plan: dict[str, Any]) -> str:
             (program["name"], *bounds, str(program["times"]), f"{seconds:.3g}", f"{seconds / plan['seconds']:.1%}")
         )
     return f"{_table(rows)}\nan iteration takes at least {plan['seconds']:.3g} s; {compiling}"
+
+
+def _predicted(plan: dict[str, Any]) -> str:
+    programs, whole = plan["programs"], plan["predicted"]
+    rows = [("time that the compiler expects", "s", "x", "s", "share", "of peak", "without recomputation")]
+    costs = Counter()
+    for program in programs:
+        once, times = program["predicted"], program["times"]
+        useful = sum(row["flops"] for row in program["flops"])
+        use = (f"{work / once / plan['peak']:.1%}" for work in (useful, useful - program["recomputed"]))
+        seconds = f"{once:.3g}", str(times), f"{times * once:.3g}", f"{times * once / whole:.1%}"
+        rows.append((program["name"], *seconds, *use))
+        for row in program["cycles"]:
+            costs[row["part"], row["pass"], row["place"]] += times * row["cycles"] / plan["clock"]
+    largest = [("largest costs", "pass", "where", "s", "share")]
+    largest += [(*names, f"{seconds:.3g}", f"{seconds / whole:.1%}") for names, seconds in costs.most_common(LARGEST)]
+    again = sum(program["times"] * program["recomputed"] for program in programs)
+    use = [work / whole / plan["peak"] for work in (plan["flops"]["total"], plan["flops"]["total"] - again)]
+    total = f"an iteration takes {whole:.3g} s, {use[0]:.1%} of peak, {use[1]:.1%} without recomputation"
+    return f"{_table(rows)}\n{total}; transfers are added as if nothing overlapped\n\n{_table(largest)}"
 
 
 def _gb(size: int | float) -> str:

@@ -10,6 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from dollar_jax.errors import UserError
+from dollar_jax.plan import gpus
 from dollar_jax.plan.chips import CHIPS, Chip
 
 # Settings of libtpu for a machine without TPU: it would search for a TPU, print long reports, and lock out other
@@ -40,7 +41,9 @@ def parse(text: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def make_devices(text: str) -> Sequence[jax.Device]:
-    """Devices of this topology: for TPUs, abstract devices to compile for; otherwise the same number of CPU devices.
+    """Devices of this topology: for TPUs and GPUs, abstract devices to compile for; for the CPU, this machine's.
+
+    For GPUs that needs the package "jax[cuda12]" or "jax[cuda13]". Without it, the same number of CPU devices.
 
     Call it before any other function of JAX.
 
@@ -49,6 +52,10 @@ def make_devices(text: str) -> Sequence[jax.Device]:
     """
     chip, sides = parse(text)
     jax.config.update("jax_platforms", "cpu")
+    if chip.platform == "gpu" and any(map(importlib.util.find_spec, gpus.PLUGINS)):
+        # Slices, hosts in each, GPUs in each.
+        options = {"target_config": gpus.target(text.partition(":")[0]), "topology": f"1x1x{sides[0]}"}
+        return topologies.get_topology_desc(text, platform="cuda", **options).devices
     if chip.platform != "tpu":
         return _cpu_devices(math.prod(sides))
     if not importlib.util.find_spec("libtpu"):

@@ -43,7 +43,15 @@ def test_without_libtpu(monkeypatch):
         make_devices("v5p:2x2x2")
 
 
-def test_too_few_cpu_devices():
+def test_gpus_where_their_compiler_is_installed():
+    pytest.importorskip("jax_cuda12_plugin")
+    for chip in ("a100-80g", "h100", "h200", "b200"):
+        devices = make_devices(f"{chip}:8")
+        assert [device.platform for device in devices] == ["gpu"] * 8
+
+
+def test_too_few_cpu_devices(monkeypatch):
+    monkeypatch.setattr("dollar_jax.plan.gpus.PLUGINS", ())
     assert jax.device_count() == 1  # and now it cannot be changed
     with pytest.raises(UserError, match="jax runs with 1 CPU devices already, not 8"):
         make_devices("h200:8")

@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from dollar_jax.models.attention import attention
+from dollar_jax.models.stack import REMAT
 from dollar_jax.plan.flops import count, owner
 
 M, K, N = 8, 16, 32
@@ -113,6 +114,9 @@ def test_kernels():
         out_shape=jax.ShapeDtypeStruct((M, N), jnp.float32),
     )
     assert total(product, (M, K), (K, N)) == MATMUL
+    jaxpr = jax.make_jaxpr(lambda x, w: product(x, w) @ w.T)(jnp.ones((M, K)), jnp.ones((K, N)))
+    # A unit of 5 rows takes 16 features as 20, in the kernel alone.
+    assert count(jaxpr, lambda path: "all", unit=5) == {"all": MATMUL * 20 // 16 + MATMUL}
 
 
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
@@ -128,6 +132,29 @@ def test_attention(kernel):
     assert total(attend, shape, shape, shape) == forward
     gradient = jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2))
     assert 3.5 * forward <= total(gradient, shape, shape, shape) <= 4.5 * forward
+
+
+def test_products_that_cudnn_hides(monkeypatch):
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    b, n, m, h, d = 2, 128, 256, 3, 64
+    q, k, v = (jax.ShapeDtypeStruct((b, size, h, d), jnp.bfloat16) for size in (n, m, m))
+
+    def attend(*x):
+        return attention(*x, kernel="cudnn").astype(jnp.float32).sum()
+
+    for function, products in ((attend, 2), (jax.grad(attend, argnums=(0, 1, 2)), 2 + 5)):
+        assert count(jax.make_jaxpr(function)(q, k, v), lambda path: "all") == {"all": 2 * products * b * n * m * h * d}
+
+
+@pytest.mark.parametrize("kernel", ["xla", "splash"])
+def test_attention_that_is_kept_is_not_computed_again(kernel):
+    shape = b, n, h, d = 1, 512, 2, 64
+
+    def gradient(remat):
+        layer = jax.checkpoint(lambda *x: jnp.tanh(attention(*x, kernel=kernel)), policy=REMAT[remat])
+        return total(jax.grad(lambda *x: layer(*x).sum(), argnums=(0, 1, 2)), shape, shape, shape)
+
+    assert gradient("nothing_saveable") - gradient("attention_saveable") == 4 * b * n * n * h * d
 
 
 def test_owners():

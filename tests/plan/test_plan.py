@@ -40,8 +40,8 @@ def planned_and_compiled():
     """A plan with its remedies, and the generator's program with its arguments and as it was compiled."""
     compiled = {}
 
-    def remember(program, chip):
-        traced, compiled[program.name] = compile_program(program, chip)
+    def remember(program, *options):
+        traced, compiled[program.name] = compile_program(program, *options)
         arguments[program.name] = program.arguments
         return traced, compiled[program.name]
 
