@@ -1,26 +1,6 @@
-"""A model's card, `config.json`: what its fields may be, checked in one place. Cards come from strangers.
+"""A model's card, `config.json`: its fields, their ranges and meanings, in one place. Cards come from strangers.
 
-  role          teacher, student, vae, or what a single converted network is
-  transformer, vae, text_encoder, clip, aesthetic    {architecture, config, path, item}: a network and its parameters,
-                the entry `item` of the checkpoint at `path`; `path` = checkpoints means the newest. The vae also has
-                scaling_factor and shift_factor, a number or one for each channel: (z - shift) scale has unit variance.
-                A transformer with `lora` {base, sha256, rank, alpha} is an adapter on the network at `base`, whose
-                parameters have this digest (`checkpoint.digest`); alpha 0 is the rank
-  tokenizer     {path, length, clean}, a Hugging Face tokenizer folder; clean: whether captions are cleaned before it
-                (`dollar_jax.data.text.clean_caption`), by default not
-  prediction_type, schedule, times, sampler, guidance    how to sample, see `dollar_jax.sampling`; times are points of
-                the schedule, `diffusion.Schedule`
-  low_guidance  {guidance, below}: another guidance for times below one, where a second expert predicts
-  negative_prompt    the caption that guidance moves away from, '' for the empty one
-  video         {frames, height, width, fps, independent_chunk}: the last is 0, or how many the VAE sees at once
-                (`dollar_jax.models.independent_chunks`); latent_shape [f, h, w, c]
-  lead          how many of these f latent frames are in front of the video (CogVideoX 1.5 needs an even number)
-  objectives    what a student was trained for, with weights
-  hub           {repository, commit} on the Hugging Face hub that the model, or its teacher, was converted from
-  merged        [{file, sha256}]: the LoRAs that were merged into the transformer, or its teacher's, in conversion
-
-Paths are relative to the card's folder and stay inside it. A converted network also has its `source`, the config.json
-that it came with.
+`SCHEMA` is a JSON schema, `description` the meaning; the page docs/reference/checkpoint.md is made of it.
 """
 
 import os
@@ -51,6 +31,10 @@ def _object(required: tuple[str, ...] | list[str] = (), **properties) -> dict:
     return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
 
 
+def _told(description: str, node: dict) -> dict:
+    return node | {"description": description}
+
+
 def _integer(low: int, high: int) -> dict:
     return {"type": "integer", "minimum": low, "maximum": high}
 
@@ -72,74 +56,128 @@ _PATH = {"type": "string", "pattern": r"^(\.|[\w][\w.-]*(/[\w][\w.-]*)*)\Z", "ma
 REPOSITORY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}\Z"  # an id on the Hugging Face hub
 _SIZE = {"anyOf": [{"type": ["boolean", "null"]}, _number(-1e6, 1e6), _WORD]}
 _SIZES = {"anyOf": [*_SIZE["anyOf"], {"type": "array", "items": _SIZE, "maxItems": 100}]}
+_ARCHITECTURE = {"type": "string", "pattern": r"^\w+(\.\w+)*(:\w+)?\Z", "maxLength": 200}
+_CONFIG = {
+    "type": "object",
+    "additionalProperties": {"anyOf": [*_SIZES["anyOf"], {"type": "object", "additionalProperties": _SIZES}]},
+}
 _NETWORK = _object(
     ("architecture", "config", "path", "item"),
-    architecture={"type": "string", "pattern": r"^\w+(\.\w+)*(:\w+)?\Z", "maxLength": 200},
-    config={
-        "type": "object",
-        "additionalProperties": {"anyOf": [*_SIZES["anyOf"], {"type": "object", "additionalProperties": _SIZES}]},
-    },
-    path=_PATH,
-    item={"type": "string", "pattern": r"^\w*\Z", "maxLength": 100},
-    scaling_factor={"anyOf": [{"type": "null"}, _POSITIVE, _per_channel(_POSITIVE)]},
-    shift_factor={"anyOf": [_number(-1e6, 1e6), _per_channel(_number(-1e6, 1e6))]},
-    source={"type": "object"},
-    lora=_object(
-        ("base", "sha256", "rank", "alpha"),
-        base=_PATH,
-        sha256=_SHA256,
-        rank=_integer(1, 100_000),
-        alpha=_number(-1e6, 1e6),
+    architecture=_told("A module of `dollar_jax.models`, or `module:function` with `--trust=module`.", _ARCHITECTURE),
+    config=_told("Sizes of the network: the arguments of the architecture's `build`.", _CONFIG),
+    path=_told("The checkpoint with its parameters; `checkpoints` is the newest there.", _PATH),
+    item=_told(
+        "The entry of the checkpoint with its parameters; '': all of it.",
+        {"type": "string", "pattern": r"^\w*\Z", "maxLength": 100},
+    ),
+    scaling_factor=_told(
+        "Of a VAE: (z - shift) scale has unit variance. A number, or one for each channel; null before it is measured.",
+        {"anyOf": [{"type": "null"}, _POSITIVE, _per_channel(_POSITIVE)]},
+    ),
+    shift_factor=_told("Of a VAE: the shift.", {"anyOf": [_number(-1e6, 1e6), _per_channel(_number(-1e6, 1e6))]}),
+    source=_told("The config.json with which a converted network came.", {"type": "object"}),
+    lora=_told(
+        "Of a transformer: it is an adapter on another one.",
+        _object(
+            ("base", "sha256", "rank", "alpha"),
+            base=_told("Checkpoint of the other one.", _PATH),
+            sha256=_told("Digest of its parameters, `dollar_jax.checkpoint.digest`.", _SHA256),
+            rank=_told("Rank of the adapter.", _integer(1, 100_000)),
+            alpha=_told("The adapter is scaled by alpha / rank; 0: by 1.", _number(-1e6, 1e6)),
+        ),
     ),
 )
+_BETA = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_STEPS = _told("Number of training times.", _integer(1, 100_000))
 _SCHEDULES = [
     _object(
         ("kind",),
-        kind={"const": "ddpm"},
-        steps=_integer(1, 100_000),
-        betas={"enum": ["linear", "scaled_linear"]},
-        beta_start={"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-        beta_end={"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-        zero_snr={"type": "boolean"},
-        snr_shift=_POSITIVE,
+        kind=_told("A discrete diffusion.", {"const": "ddpm"}),
+        steps=_STEPS,
+        betas=_told("How beta rises from the first to the last time.", {"enum": ["linear", "scaled_linear"]}),
+        beta_start=_told("The first beta.", _BETA),
+        beta_end=_told("The last beta.", _BETA),
+        zero_snr=_told("Whether the last time is made pure noise.", {"type": "boolean"}),
+        snr_shift=_told("Divisor of the signal-to-noise ratio.", _POSITIVE),
     ),
     _object(
         ("kind",),
-        kind={"const": "flow"},
-        steps=_integer(1, 100_000),
-        shift=_POSITIVE,
-        spacing={"enum": list(get_args(diffusion.Spacing))},
+        kind=_told("A rectified flow.", {"const": "flow"}),
+        steps=_STEPS,
+        shift=_told("s: noise levels are moved to s u / (1 + (s - 1) u).", _POSITIVE),
+        spacing=_told("Rule for the times of sampling steps.", {"enum": list(get_args(diffusion.Spacing))}),
     ),
 ]
 SCHEMA = _object(
     ("role",),
-    role={"enum": ["teacher", "student", *NETWORKS]},
-    **dict.fromkeys(NETWORKS, _NETWORK),
-    tokenizer=_object(("path", "length"), path=_PATH, length=_integer(1, 100_000), clean={"type": "boolean"}),
-    prediction_type={"enum": ["conjugate", "v", "eps", "flow", "x0"]},
-    schedule={"type": "object", "required": ["kind"], "oneOf": _SCHEDULES},
-    times={"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
-    sampler={"enum": [*get_args(sampling.Sampler), *unipc.ORDER]},
-    guidance=_number(-1, 1000),
-    low_guidance=_object(("guidance", "below"), guidance=_number(-1, 1000), below=_number(0, 100_000)),
-    negative_prompt=_LINE,
-    video=_object(
-        ("frames", "height", "width", "fps", "independent_chunk"),
-        frames=_integer(1, 100_000),
-        height=_integer(1, 100_000),
-        width=_integer(1, 100_000),
-        fps={"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
-        independent_chunk=_integer(0, 100_000),
+    role=_told("What the model is.", {"enum": ["teacher", "student", *NETWORKS]}),
+    **dict.fromkeys(NETWORKS, _told("A network, see below.", _NETWORK)),
+    tokenizer=_told(
+        "The tokenizer.",
+        _object(
+            ("path", "length"),
+            path=_told("Its Hugging Face folder.", _PATH),
+            length=_told("Number of tokens of a caption.", _integer(1, 100_000)),
+            clean=_told(
+                "Whether captions are cleaned first, `dollar_jax.data.text.clean_caption`.", {"type": "boolean"}
+            ),
+        ),
     ),
-    latent_shape={"type": "array", "items": _integer(1, 100_000), "minItems": 4, "maxItems": 4},
-    lead=_integer(0, 1000),
-    objectives={"type": "object", "additionalProperties": _number(-1e9, 1e9)},
-    hub=_object(
-        ("repository", "commit"),
-        repository={"type": "string", "pattern": REPOSITORY},
-        commit={"type": "string", "pattern": r"^[0-9a-f]{40}\Z"},
+    prediction_type=_told("What the transformer predicts.", {"enum": list(get_args(diffusion.PredictionType))}),
+    schedule=_told(
+        "The noise schedule, of kind `ddpm` or `flow`.", {"type": "object", "required": ["kind"], "oneOf": _SCHEDULES}
     ),
-    merged={"type": "array", "items": _object(("file", "sha256"), file=_LINE, sha256=_SHA256), "maxItems": 10},
+    times=_told(
+        "Times of the sampling steps, points of the schedule.",
+        {"type": "array", "items": _number(0, 100_000), "minItems": 1, "maxItems": 100_000, "uniqueItems": True},
+    ),
+    sampler=_told("The solver.", {"enum": [*get_args(sampling.Sampler), *unipc.ORDER]}),
+    guidance=_told("The paper's w: diffusers' scale is w + 1.", _number(-1, 1000)),
+    low_guidance=_told(
+        "Another guidance for late times, where a second expert predicts.",
+        _object(
+            ("guidance", "below"),
+            guidance=_told("The paper's w there.", _number(-1, 1000)),
+            below=_told("The time below which it holds.", _number(0, 100_000)),
+        ),
+    ),
+    negative_prompt=_told("The caption that guidance moves away from; '': the empty one.", _LINE),
+    video=_told(
+        "Size of the videos.",
+        _object(
+            ("frames", "height", "width", "fps", "independent_chunk"),
+            frames=_told("Number of frames.", _integer(1, 100_000)),
+            height=_told("Height in pixels.", _integer(1, 100_000)),
+            width=_told("Width in pixels.", _integer(1, 100_000)),
+            fps=_told("Frames a second.", {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}),
+            independent_chunk=_told("Number of frames that the VAE sees at once; 0: all.", _integer(0, 100_000)),
+        ),
+    ),
+    latent_shape=_told(
+        "Shape [f, h, w, c] of a video's latents.",
+        {"type": "array", "items": _integer(1, 100_000), "minItems": 4, "maxItems": 4},
+    ),
+    lead=_told("How many of the f latent frames are in front of the video, as in CogVideoX 1.5.", _integer(0, 1000)),
+    objectives=_told(
+        "What a student was trained for: objective and weight.",
+        {"type": "object", "additionalProperties": _number(-1e9, 1e9)},
+    ),
+    hub=_told(
+        "The folder on the Hugging Face hub from which the model, or its teacher, was converted.",
+        _object(
+            ("repository", "commit"),
+            repository=_told("Owner and name.", {"type": "string", "pattern": REPOSITORY}),
+            commit=_told("The commit.", {"type": "string", "pattern": r"^[0-9a-f]{40}\Z"}),
+        ),
+    ),
+    merged=_told(
+        "LoRAs that were merged into the transformer, or its teacher's, in conversion.",
+        {
+            "type": "array",
+            "items": _object(("file", "sha256"), file=_told("Its name.", _LINE), sha256=_told("Its digest.", _SHA256)),
+            "maxItems": 10,
+        },
+    ),
 )
 
 

@@ -2,101 +2,24 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dollar_jax import unipc
 from dollar_jax.checkpoint import read_card
 from dollar_jax.data.prompts import count_prompts
 from dollar_jax.diffusion import make_schedule
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
+from dollar_jax.fields import SCHEMA
 from dollar_jax.objectives import REWARDED, group_of, needs_of, used
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
-from dollar_jax.sampling import Sampler
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import has_clips, held_out_source, prompts_alone, report_metrics, video_source
 from dollar_jax.stages.student import student_config, student_schedule
 from dollar_jax.steps.iteration import batches_drawn
-
-
-def _fields(**properties) -> dict:
-    return {"type": "object", "properties": properties}
-
-
-_COUNT, _SIZE = {"type": "integer", "minimum": 0}, {"type": "integer", "minimum": 1}
-_RATE, _SHARE = {"type": "number", "exclusiveMinimum": 0}, {"type": "number", "minimum": 0, "maximum": 1}
-_DECAY = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
-_OPTIMIZER = _fields(
-    learning_rate=_RATE,
-    warmup=_COUNT,
-    decay_from=_SHARE,
-    clip=_RATE,
-    b1=_DECAY,
-    b2=_DECAY,
-    weight_decay={"type": "number", "minimum": 0},
-    moment={"enum": ["float32", "bfloat16"]},
-)
-_LOOP = {
-    **dict.fromkeys(("batch_size", "accumulate", "save_every", "log_every", "keep"), _SIZE),
-    **dict.fromkeys(("iterations", "show_every"), _COUNT),
-    "optimizer": _OPTIMIZER,
-    "ema": _DECAY,
-}
-_OBJECTIVE = {
-    "type": "object",
-    "required": ["weight"],
-    "properties": {
-        "weight": {"type": "number"},
-        "own": _fields(updates=_SIZE, ema=_DECAY, optimizer=_OPTIMIZER),
-    },
-}
-# Types and ranges of the fields; fields that a fork adds are not checked.
-SCHEMA = _fields(
-    seed={"type": "integer", "minimum": 0, "maximum": 2**31 - 2},
-    stages={"type": "array", "items": {"type": "string"}, "minItems": 1},
-    dtype={"enum": ["float32", "bfloat16", "float16"]},
-    video=_fields(frames=_SIZE, height=_SIZE, width=_SIZE, fps=_RATE, independent_chunk=_COUNT),
-    data=_fields(path={"type": "string"}, prompts={"type": "string"}, clips=_SIZE, world={"enum": ["shapes", "pairs"]}),
-    show_captions={"type": "array", "items": {"type": "string"}, "minItems": 1},
-    vae=_fields(**_LOOP, kl={"type": "number", "minimum": 0}),
-    text=_fields(length=_SIZE),
-    teacher=_fields(
-        **_LOOP,
-        steps=_SIZE,
-        sampler={"enum": [*get_args(Sampler), *unipc.ORDER]},
-        guidance={"type": "number", "minimum": 0},
-        caption_dropout=_SHARE,
-    ),
-    generator=_fields(
-        **_LOOP,
-        objectives={"type": "object", "additionalProperties": _OBJECTIVE},
-        times={"type": "array", "items": {"type": "number"}, "minItems": 1, "uniqueItems": True},
-        rollout={"enum": ["data", "simulate"]},
-        shared_time={"type": "boolean"},
-        matched_times={"enum": ["all", "segment", "trajectory"]},
-        sampler={"enum": [*get_args(Sampler)]},
-        guidance={"type": "number", "minimum": 0},
-        guard=_fields(tolerance={"type": "number", "minimum": 0}, patience=_SIZE),
-    ),
-    fake_score=_fields(updates=_SIZE, optimizer=_OPTIMIZER),
-    reward=_fields(
-        **dict.fromkeys(("frames", "replay", "pretrain"), _COUNT),
-        batch_size=_SIZE,
-        timeout={"type": "number", "minimum": 0},
-        step={"enum": ["joint", "separate"]},
-        optimizer=_OPTIMIZER,
-    ),
-    held_out=_fields(videos_per_caption=_COUNT),
-    report=_fields(
-        **dict.fromkeys(("captions", "videos_per_caption", "reference_clips", "clips", "batch_size", "repeats"), _SIZE),
-        fewer_steps={"type": "array", "items": _SIZE},
-        metrics={"type": "object", "additionalProperties": {"type": "object"}},
-    ),
-)
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:

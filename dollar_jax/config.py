@@ -1,4 +1,7 @@
-"""Building blocks of config files. A config is a Python file with get_config() -> ConfigDict."""
+"""Building blocks of config files. A config is a Python file with get_config() -> ConfigDict.
+
+`dollar_jax.fields` has the meaning of every field.
+"""
 
 import ast
 import re
@@ -28,7 +31,7 @@ def trust_networks(config: ConfigDict) -> None:
 
 
 def optimizer(learning_rate: float, **changes) -> ConfigDict:
-    """Fields of an AdamW optimiser, see `dollar_jax.steps.common.make_optimizer`."""
+    """Fields of an optimiser."""
     adam = {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0, "moment": "float32"}
     return ConfigDict({"learning_rate": learning_rate, "warmup": 20, "decay_from": 0.0, "clip": 1.0, **adam, **changes})
 
@@ -108,13 +111,7 @@ def put_named(config: ConfigDict, changes: Sequence[tuple[str, str, str, str]]) 
 
 
 def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
-    """Fields of a training stage.
-
-    iterations: number of updates. batch_size: examples over all devices; accumulate: number of pieces that a batch is
-    computed in. save_every, log_every, show_every: iterations between checkpoints, log lines and sampled videos
-    (show_every 0: no videos). keep: number of newest checkpoints to keep. best: a metric; the checkpoint with its
-    largest value is kept too (with a minus in front: the smallest).
-    """
+    """Fields of a training stage."""
     log = {"accumulate": 1, "save_every": 200, "keep": 2, "best": "", "log_every": 20, "show_every": 500}
     return ConfigDict({"iterations": iterations, "batch_size": batch_size, **log, **fields})
 
@@ -122,12 +119,8 @@ def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
 def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
     """Fields of a reward, and of the latent reward model that learns it.
 
-    name, options, frames, timeout: see `dollar_jax.rewards.judge.Judge`. network: see `models.latent_reward.build`.
-    reads_captions: whether the latent reward model reads the text embeddings, whose width is the teacher's. batch_size:
-    captions per iteration; for each, one video of the dataset and one sample of the student are scored (without videos
-    two samples). replay: size of the replay buffer of scored videos. pretrain: updates of the latent reward model
-    before the student's first update; concurrent: whether the model keeps learning after that. step: 'joint' adds the
-    latent reward to the other objectives (Eq. 16), 'separate' gives it an update of its own (Alg. 1, line 19).
+    Args:
+      channels: channels of the teacher's latents.
     """
     fields = {"options": {}, "frames": 0, "timeout": 900.0, "reads_captions": False, "architecture": "latent_reward"}
     fields |= {"network": {"channels": channels, "backbone": "2d"}, "optimizer": optimizer(1e-3)}
@@ -136,26 +129,16 @@ def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
 
 
 def lora(rank: int = 0, **changes) -> ConfigDict:
-    """Fields of the adapters that are trained in place of student and fake score, see `dollar_jax.models.lora`.
-
-    rank: rank of the student's adapter; 0 trains all weights. fake_score_rank: rank of the fake score's; 0 is `rank`.
-    alpha: adapters are scaled by alpha / rank; 0 scales by 1. targets: patterns of the layers with adapters.
-    """
+    """Fields of the adapters that are trained in place of student and fake score; by default there are none."""
     targets = "*attention/*", "*/expand", "*/contract"  # attention and MLP of every transformer here
     return ConfigDict({"rank": rank, "fake_score_rank": 0, "alpha": 0.0, "targets": targets, **changes})
 
 
 def held_out(videos_per_caption: int) -> ConfigDict:
-    """Fields of the held-out evaluation of a student, before its first update and at every checkpoint.
-
-    videos_per_caption: videos for each of the report's captions; 0 turns evaluation and guard off.
-    """
+    """Fields of the held-out evaluation of a student."""
     return ConfigDict({"videos_per_caption": videos_per_caption})
 
 
 def guard(metric: str, tolerance: float, patience: int = 3) -> ConfigDict:
-    """Fields of the guard, which ends a student's tuning and picks its checkpoint, see `dollar_jax.guard.assess`.
-
-    metric '' turns the guard off: training runs to the end, and the last checkpoint is taken.
-    """
+    """Fields of the guard, see `dollar_jax.guard.assess`."""
     return ConfigDict({"metric": metric, "tolerance": tolerance, "patience": patience})

@@ -36,9 +36,7 @@ def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransfo
     """AdamW whose learning rate has a linear warm-up, a constant part and a cosine decay to zero.
 
     Args:
-      config: learning_rate; warmup, number of warm-up steps; decay_from, the fraction of `iterations` at which the
-        decay begins (0: at once, 1: no decay); b1, b2, weight_decay; clip, the largest global norm of a gradient;
-        moment, the dtype of Adam's first moment. The second moment is always float32: with b2 = .999 its changes are
+      config: see `dollar_jax.fields.OPTIMIZER`. The second moment is always float32: with b2 = .999 its changes are
         below the resolution of bfloat16.
       iterations: number of updates.
     """
