@@ -2,9 +2,9 @@
 
     python -m dollar_jax.main --config=configs/shapes.py --workdir=out/shapes
 
-About 13 minutes on two cores; the result is out/shapes/report/index.html. Expected (3 seeds, see README): 99 % of the
-teacher's videos agree with their caption in all attributes, and the 4-step student is at least as close to data as the
-teacher.
+About 13 minutes on two cores; the result is out/shapes/report/index.html. Expected (3 seeds, docs/evidence.md): 99 % of
+the teacher's videos agree with their caption in all attributes, and the 4-step student is at least as close to data as
+the teacher.
 """
 
 from ml_collections import ConfigDict
@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
         times=(249, 499, 749, 999),
         rollout="simulate",
         shared_time=False,  # whether a batch, or a piece of it with `accumulate`, is generated at one time
-        matched_times="segment",  # the paper has "all": see README
+        matched_times="segment",  # the paper has "all": see docs/paper.md
         sampler="ddim",
         guidance=0.0,
         heterogeneous=False,

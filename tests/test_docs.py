@@ -118,7 +118,7 @@ def test_what_is_installed_launched_or_named_exists(guide):
     for words in commands(guide):
         if "install" in words:
             for word in words[words.index("install") + 1 :]:
-                assert word == "-r" or (ROOT / word).is_file() or Requirement(word), word
+                assert word in ("-r", ".") or (ROOT / word).is_file() or Requirement(word), word
         for word in words:
             if word.startswith("launch/"):
                 assert os.access(ROOT / word, os.X_OK if word.endswith(".sh") else os.R_OK), word
