@@ -103,7 +103,7 @@ _NETWORK = "Sizes of the network: the arguments of the architecture's `build`."
 
 SCHEMA = _fields(
     "A run.",
-    seed=_integer("Seed of every random draw. The same seed gives the same run.", minimum=0, maximum=2**31 - 2),
+    seed=_integer("Seed of every random draw.", minimum=0, maximum=2**31 - 2),
     stages=_list(
         "What the run does, in this order: functions of `dollar_jax.stages`, or `module:function`.",
         items={"type": "string"},
@@ -222,15 +222,15 @@ SCHEMA = _fields(
         name=_text("Import path: a name of `dollar_jax.rewards`, or `module:function`."),
         options=_free("Keyword arguments of the reward."),
         frames=_count("Number of frames that the reward sees, evenly spaced; 0: all."),
-        timeout=_nonnegative("Seconds that a call may take; 0: no limit."),
+        timeout=_nonnegative("Seconds that a call may take, the first with its compilation; 0: no limit."),
         batch_size=_size(
             "Captions in an iteration; for each, a clip and a sample are scored, without videos two samples."
         ),
         reads_captions=_flag("Whether the latent reward model reads captions; a reward that depends on them needs it."),
         architecture=_text("Latent reward model, a module of `dollar_jax.models` or `module:function`."),
-        network=_free(_NETWORK),
+        network=_free("`channels` of the latents; `backbone` 2d averages over frames, 3d convolves over them."),
         optimizer=OPTIMIZER,
-        replay=_count("Number of scored videos that are kept to learn from again."),
+        replay=_count("Number of scored videos that are kept; an iteration takes as many of them as are new."),
         pretrain=_count("Updates of the latent reward model before the student's first."),
         concurrent=_flag("Whether the latent reward model goes on learning after that."),
         step=_choice(

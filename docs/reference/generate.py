@@ -79,13 +79,18 @@ def config_of(name: str) -> ConfigDict:
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def value_at(config: ConfigDict, path: str) -> str:
+def value_at(config: ConfigDict, path: str, write: Callable[[Any], str] = shown) -> str:
     """The value of a field in a table: nothing if the config has no such field."""
     for part in path.split("."):
         if part not in config:
             return ""
         config = config[part]
-    return shown(config)
+    return write(config)
+
+
+def names_of(functions: ConfigDict) -> str:
+    """The names in a dictionary."""
+    return ", ".join(f"`{name}`" for name in functions)
 
 
 def config_rows(node: Mapping[str, Any], configs: Sequence[ConfigDict], prefix: str = "") -> Iterator[list[str]]:
@@ -97,17 +102,9 @@ def config_rows(node: Mapping[str, Any], configs: Sequence[ConfigDict], prefix: 
         elif "properties" in field:
             yield from config_rows(field, configs, f"{path}.")
         elif path in ("generator.objectives", "report.metrics", "students"):
-            names = [[f"`{one}`" for one in leaves_of(config, path)] for config in configs]
-            yield [f"`{path}`", field["description"], "fields", *map(", ".join, names)]
+            yield [f"`{path}`", field["description"], "fields", *(value_at(one, path, names_of) for one in configs)]
         else:
-            yield [f"`{path}`", field["description"], range_of(field), *(value_at(config, path) for config in configs)]
-
-
-def leaves_of(config: ConfigDict, path: str) -> list[str]:
-    """The names in the dictionary at a path."""
-    for part in path.split("."):
-        config = config[part]
-    return list(config)
+            yield [f"`{path}`", field["description"], range_of(field), *(value_at(one, path) for one in configs)]
 
 
 def optimizers(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -130,7 +127,7 @@ def options_of(function: Callable) -> list[list[str]]:
     """A row for each option of an objective or a metric: name, meaning, default."""
     kinds = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     found = inspect.signature(function).parameters.values()
-    meanings = told(function.__doc__ or "") | told(getattr(function.__init__, "__doc__", "") or "")
+    meanings = told(function.__doc__)
     named = [one for one in found if one.kind in kinds and one.default is not inspect.Parameter.empty]
     return [[one.name, meanings[one.name], f"`{one.default!r}`"] for one in named]
 
@@ -157,9 +154,8 @@ def config_page() -> str:
     page += "## The run\n\n" + table(head, list(config_rows({"properties": plain}, configs)))
     for name, node in fields.SCHEMA["properties"].items():
         if "properties" in node:
-            page += f"## {name}\n\n{node['description']}\n\n" + table(
-                head, list(config_rows(node, configs, f"{name}."))
-            )
+            rows = list(config_rows(node, configs, f"{name}."))
+            page += f"## {name}\n\n{node['description']}\n\n" + table(head, rows)
     page += "## Optimisers\n\n" + fields.OPTIMIZER["description"] + "\n\n"
     properties = fields.OPTIMIZER["properties"]
     page += table(head[:3], [[f"`{name}`", one["description"], range_of(one)] for name, one in properties.items()])
@@ -253,7 +249,7 @@ def card_rows(node: Mapping[str, Any], prefix: str = "") -> Iterator[list[str]]:
     """A row for each field below a node of `card.SCHEMA`, except what is described in sections of their own."""
     for name, field in node["properties"].items():
         path = prefix + name
-        yield [f"`{path}`", field.get("description", ""), range_of(field), "yes" if name in node["required"] else ""]
+        yield [f"`{path}`", field["description"], range_of(field), "yes" if name in node["required"] else ""]
         inner = field.get("items", field)
         if "properties" in inner and name not in card.NETWORKS:
             yield from card_rows(inner, f"{path}[]." if "items" in field else f"{path}.")
