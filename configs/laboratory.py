@@ -207,7 +207,9 @@ CHANGES = {
     "target_student": {"objectives": {"consistency": {"target": "student"}}},
     "shared_time": {"shared_time": True},  # one time for all examples of an update
     "rollout_data": {"rollout": "data"},  # the generator's input in training
-    "trajectory": {"matched_times": "trajectory"},  # what noise is added to when scores are compared
+    # The times at which scores are compared: the paper's rule, and that of TDM.
+    "matched_all": {"matched_times": "all"},
+    "trajectory": {"matched_times": "trajectory"},
     "ancestral": {"sampler": "ancestral"},
     "renoise": {"sampler": "renoise"},
     "unnormalized": {"objectives": {"variational_score": {"normalize": False}}},  # VSD's gradient

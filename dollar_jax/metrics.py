@@ -113,7 +113,8 @@ class Logger:
             self._first, self._window = ((number, clock + seconds) for number, clock in (self._first, self._window))
         if self._writes:
             self._append(step, values)
-            words = " ".join(f"{name.rpartition('/')[2]} {values[name]:.4g}" for name in shown if name in values)
+            finite = [name for name in shown if math.isfinite(values.get(name, math.nan))]
+            words = " ".join(f"{name.rpartition('/')[2]} {values[name]:.4g}" for name in finite)
             print(f"{self._stage} {step + 1}/{self._total}  held out: {words}", flush=True)
 
     def alarm(self, step: int, words: str) -> None:

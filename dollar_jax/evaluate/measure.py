@@ -1,6 +1,7 @@
 """Metrics of a config: constructed once, fitted to real clips, and applied to the clips of models."""
 
 import inspect
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,7 +76,8 @@ class Clips:
         return self._made[function, options]
 
 
-Value = float | Mapping[str, float]  # value of the only column, or values of all columns by key
+# Value of the only column, or values of all columns by key; None and nan: the clips do not determine it.
+Value = float | None | Mapping[str, float | None]
 
 
 class _Metric(NamedTuple):
@@ -110,6 +112,8 @@ class Metrics:
 
     def fit(self, data: Clips | None) -> Callable[[Clips], dict[str, float]]:
         """Fits all metrics to real clips. Returns the function (clips of a model) -> {key: value} of all columns.
+
+        A value that the clips do not determine is nan.
 
         Args:
           data: real clips; None if no metric needs one.
@@ -157,7 +161,7 @@ def _checked(name: str, keys: Sequence[str], value: Any) -> dict[str, float]:
     values = value if isinstance(value, Mapping) else {keys[0]: value}
     try:
         if values.keys() == set(keys):
-            return {key: float(values[key]) for key in keys}
+            return {key: math.nan if values[key] is None else float(values[key]) for key in keys}
     except (TypeError, ValueError):
         pass
     raise UserError(f"metric {name} returned {value!r:.100}, wanted a number for each of {', '.join(keys)}")

@@ -130,9 +130,13 @@ def _sampling(model: Pipeline, steps: int) -> Sampling:
 
 
 def _balanced(clips: Sequence[dict], count: int) -> list[dict]:
-    """`count` clips of every caption with so many clips, or as many as the most frequent caption has."""
+    """`count` clips of every caption with so many, because the Vendi score grows with the number of clips.
+
+    If most captions have fewer, as in data with a caption of its own for each video, all clips: they have no Vendi
+    score, and the other metrics take any clips.
+    """
     groups = defaultdict(list)
     for clip in clips:
         groups[clip["caption"]].append(clip)
-    count = min(count, max(map(len, groups.values())))
-    return [clip for group in groups.values() if len(group) >= count for clip in group[:count]]
+    full = [group[:count] for group in groups.values() if len(group) >= count]
+    return [clip for group in full for clip in group] if 2 * len(full) >= len(groups) else list(clips)

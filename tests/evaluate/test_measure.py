@@ -62,7 +62,12 @@ def words(clips: Clips):
     return "grey"
 
 
+def nothing(clips: Clips) -> dict[str, float | None]:
+    return {"lighter": None, "data": 2}
+
+
 names.columns = words.columns = grey.columns
+nothing.columns = lighter.columns
 
 
 def taken(clips: Clips) -> float:
@@ -90,7 +95,7 @@ def test_functions_and_classes_measure_by_hand():
     ("named", "fault"),
     [
         ({"nothing": {}}, "nothing: there is no module 'dollar_jax.evaluate.metrics.nothing'"),
-        (mine("nothing"), "the module test_measure has no function 'nothing'"),
+        (mine("missing"), "the module test_measure has no function 'missing'"),
         (mine("grey", exponent=2), "metric test_measure:grey: its options do not fit .*'exponent'"),
         (mine("lighter", data=3), "metric test_measure:lighter: its options do not fit"),
         (mine("Change", scale=-1), "metric test_measure:Change: scale = -1: a positive number"),
@@ -108,6 +113,12 @@ def test_what_cannot_be_made_is_one_line(named, fault):
     with pytest.raises(UserError, match=fault) as refusal:
         Metrics(named)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_value_may_be_unknown():
+    values = Metrics(mine("nothing")).fit(None)(clips(0.5))
+    assert values == pytest.approx({"lighter": np.nan, "data": 2}, nan_ok=True)
+    assert all(type(value) is float for value in values.values())
 
 
 @pytest.mark.parametrize("name", ["names", "words"])

@@ -178,6 +178,23 @@ def test_dots_lie_between_the_worst_and_the_best(tmp_path, metric, dots, ideal):
     assert set(re.findall(r'class="ideal" x1="([\d.]+)%"', card)) == ideal
 
 
+def test_a_vendi_score_that_data_lack_is_not_their_ideal(tmp_path):
+    """Of one clip a caption there is none: no dot, no dashed line, a dash in the tables, null in report.json."""
+    rows = [
+        {"model": "data", "videos": 60, "vendi": float("nan")},
+        {"model": "teacher", "objectives": [], "steps": 50, "calls": 100, "videos": 300, "vendi": 1.2},
+        {"model": "four", "objectives": [], "steps": 4, "calls": 4, "videos": 300, "vendi": 1.1},
+    ]
+    clips = {model: noise(2, 9, 32, 32, 3) for model in ("teacher", "four")}
+    text, numbers = run(tmp_path, rows=rows, clips=clips)
+    card = text[text.index("<h3>Vendi score") :].split("</table>")[0]
+    assert re.findall(r'<th scope="row">(\w+)', card) == ["teacher", "four"]
+    assert "ideal" not in card
+    assert "data - - - - - - 60" in Page(text).text
+    assert [row["vendi"] for row in numbers["rows"]] == [None, 1.2, 1.1]
+    assert "| data |  |  |  |  | \N{EN DASH} | 60 |" in (tmp_path / "report.md").read_text("utf-8")
+
+
 def test_curves_are_smoothed(tmp_path):
     lines = [{"step": i, "time": 0.0, "loss": 1.0 + i % 2} for i in range(200)]
     text, _ = run(tmp_path, curves={"student": lines})

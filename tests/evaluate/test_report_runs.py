@@ -35,7 +35,7 @@ def finish(workdir, frechet=2.0, captions=("a red ring", "a blue cross"), shape=
     clips = {name: noise(2, *shape, 3, seed=i) for i, name in enumerate(["teacher", "student"])}
     meta = {"title": "A run", "student": "student", "captions": list(captions), "fps": 8, "command": "python -m main"}
     meta |= {"machine": "two CPU cores", "configs": {"student": f"seed: {fields.get('seed', 0)}"}}
-    lines = [{"step": step, "time": 0.0, "loss": frechet + step} for step in (0, 5, 9)]
+    lines = [{"step": step, "time": 0.0, "loss": (frechet or 0.0) + step} for step in (0, 5, 9)]
     columns = [*Frechet.columns, SECONDS]
     write_report(workdir / "report", rows, columns, clips, {"student": lines}, meta)
     (workdir / "student").mkdir()
@@ -55,6 +55,15 @@ def test_one_run_gives_its_own_report_again(tmp_path):
     }
     combine([("", workdir)], tmp_path / "again", "python -m x")
     assert {name: (tmp_path / "again" / name).read_text("utf-8") for name in before} == before
+
+
+def test_a_seed_without_a_value_is_left_out_of_the_mean(tmp_path):
+    runs = [finish(tmp_path / f"s{seed}", value, seed=seed) for seed, value in enumerate([2.5, None, 3.5])]
+    combine([("", run) for run in runs], tmp_path / "all", "python -m x")
+    (row,) = [row for row in outcome(tmp_path / "all")[1]["rows"] if row["model"] == "student"]
+    assert row["frechet"] == pytest.approx(3)
+    combine([("", run) for run in runs[1:2]], tmp_path / "one", "python -m x")
+    assert outcome(tmp_path / "one")[1]["rows"][2]["frechet"] is None
 
 
 def test_seeds_become_mean_and_spread_by_hand(tmp_path):

@@ -13,6 +13,9 @@ from dollar_jax.importing import resolve
 class Vendi:
     """Eq. 17, mean and standard deviation over captions.
 
+    There is no value for fewer than two clips of a caption, whose score would be 1 whatever they show, or for another
+    number of clips of one caption than of the next, because the score grows with this number.
+
     Args:
       key_frames: number of frames to compare, evenly spaced from the first to the last.
       features: import path of the function that computes features of frames; a plain name is in
@@ -53,12 +56,10 @@ class Vendi:
         del data
         return self._measure
 
-    def _measure(self, clips: Clips) -> dict[str, float]:
+    def _measure(self, clips: Clips) -> dict[str, float | None]:
         names, index, counts = np.unique(np.asarray(clips.captions), return_inverse=True, return_counts=True)
-        if len(set(counts)) > 1:
-            raise UserError(
-                f"Vendi needs the same number of videos for each prompt, not {counts.min()} to {counts.max()}"
-            )
+        if counts.min() < 2 or counts.max() > counts.min():
+            return {"vendi": None, "vendi_std": None}
         frames = clips.frames if self._exact else np.rint(clips.frames * 255).astype(np.uint8)
         by_caption = frames[np.argsort(index, kind="stable")].reshape(len(names), -1, *frames.shape[1:])
         spacing = max(1, (frames.shape[1] - 1) // (self._key_frames - 1))
