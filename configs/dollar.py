@@ -11,7 +11,7 @@ the number of examples over all devices. Without CD a file of prompts is enough,
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import guard, held_out, lora, named, optimizer, reward, stage
+from dollar_jax.config import data, guard, held_out, lora, named, optimizer, reward, stage
 
 
 def adamw(learning_rate: float) -> ConfigDict:
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.offload = False
     # Each chunk of 16 frames becomes 5 latent frames: 40 for 128 frames.
     config.video = ConfigDict({"frames": 128, "height": 192, "width": 320, "fps": 12, "independent_chunk": 16})
-    config.data = ConfigDict({"path": "", "prompts": ""})  # videos, or prompts alone
+    config.data = data()  # videos, or prompts alone; 5 % of the videos are held out
     config.show_captions = ("A golden retriever runs along a beach at sunset, waves rolling in behind it.",)
     config.teacher = ConfigDict({"path": ""})
 

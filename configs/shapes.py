@@ -9,7 +9,7 @@ the teacher.
 
 from ml_collections import ConfigDict
 
-from dollar_jax.config import guard, held_out, lora, named, optimizer, reward, stage
+from dollar_jax.config import data, guard, held_out, lora, named, optimizer, reward, stage
 
 
 def get_config() -> ConfigDict:
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     # `path` names a dataset of `python -m dollar_jax.data`, `prompts` a file of prompts without videos; without both,
     # clips of a world are rendered, `shapes` or `pairs`. Long captions of `shapes` also say whether the background is
     # dark or light.
-    config.data = ConfigDict({"path": "", "prompts": "", "clips": 8192, "world": "shapes", "long_captions": False})
+    config.data = data(clips=8192, world="shapes", long_captions=False)
     config.show_captions = ("a red ring moving left", "a green square moving up", "a blue cross standing still")
 
     config.vae = stage(

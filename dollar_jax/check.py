@@ -17,7 +17,7 @@ from dollar_jax.objectives import REWARDED, group_of, needs_of, used
 from dollar_jax.reading import require_schema
 from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sharding import check_batch
-from dollar_jax.stages.common import has_clips, held_out_source, prompts_alone, report_metrics, video_source
+from dollar_jax.stages.common import has_clips, held_out_source, holds_out, prompts_alone, report_metrics, video_source
 from dollar_jax.stages.student import student_config, student_schedule
 from dollar_jax.steps.iteration import batches_drawn
 
@@ -113,12 +113,14 @@ def _check_metrics(config: ConfigDict, guards: Mapping[str, ConfigDict]) -> None
     left_out = [name for name in config.report.metrics if name not in metrics.least_clips]
     if left_out and is_main():
         print(f"not measured, because it takes real videos: {', '.join(left_out)}", flush=True)
+    if config.data.path and not holds_out(config) and is_main():
+        print("measured beside videos of the training: config.data.held_out is 0", flush=True)
     count = min(config.report.reference_clips, (len(held_out_source(config)) + 1) // 2) if has_clips(config) else 0
     for name, needed in metrics.least_clips.items():
         if count < needed:
             raise UserError(
                 f"metric {name} needs {needed} real clips or more, there are {count}: raise"
-                " report.reference_clips, or give more data"
+                " report.reference_clips or data.held_out, or give more data"
             )
     columns = {column.key: column for column in metrics.columns}
     for place, guard in guards.items():

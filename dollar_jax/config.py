@@ -116,6 +116,11 @@ def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
     return ConfigDict({"iterations": iterations, "batch_size": batch_size, **log, **fields})
 
 
+def data(**more) -> ConfigDict:
+    """Fields of the data; 5 % of a dataset's files are held out (`dollar_jax.data.held_out`)."""
+    return ConfigDict({"path": "", "prompts": "", "held_out": 0.05, "held_out_files": (), **more})
+
+
 def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:
     """Fields of a reward, and of the latent reward model that learns it.
 

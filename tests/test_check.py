@@ -13,6 +13,7 @@ from dollar_jax import importing
 from dollar_jax.check import check
 from dollar_jax.config import named, trust_networks
 from dollar_jax.data.dataset import write_dataset
+from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.errors import UserError
 from dollar_jax.main import claim, refuse_links
 from dollar_jax.rewards.judge import Judge
@@ -83,6 +84,8 @@ def test_the_config_of_the_shapes_world_passes():
         ("report.reference_clips", 50, "metric frechet needs 128 real clips or more, there are 50"),
         ("data.clips", 20, "20 examples are too few: an iteration takes 48"),
         ("data.path", "/nowhere", "/nowhere"),
+        ("data.held_out", 1.5, "the config: data.held_out: 1.5"),
+        ("data.held_out_files", (3,), "the config: data.held_out_files.0: 3 is not of type 'string'"),
     ],
 )
 def test_what_can_be_known_is_refused(field, value, words):
@@ -134,7 +137,27 @@ def test_a_teacher_and_data_of_ones_own(tmp_path):
     examples = [{"video": np.zeros((9, 32, 32, 3), np.uint8), "caption": "a cat"}] * 3
     write_dataset(tmp_path / "data", iter(examples), {"frames": 9, "height": 32, "width": 32, "fps": 8.0})
     config.data.path = str(tmp_path / "data")
+    refused(config, "data was written without the names of its files")
+    config.data.held_out = 0.0
     refused(config, "3 examples are too few: an iteration takes 48")
+
+
+def test_what_is_measured_beside_the_training_is_said(tmp_path, capsys):
+    """Of a dataset whose videos are held out in part, nothing is."""
+    config = shapes.get_config()
+    examples = [
+        {"video": np.zeros((9, 32, 32, 3), np.uint8), "caption": CAPTIONS[0], "file": f"{i}.mp4"} for i in range(64)
+    ]
+    write_dataset(tmp_path / "data", iter(examples), {"frames": 9, "height": 32, "width": 32, "fps": 8.0})
+    config.data.path = str(tmp_path / "data")
+    config.report.metrics = named(vendi={})
+    config.generator.guard.metric = ""
+    for share, said in ((0.0, "measured beside videos of the training: config.data.held_out is 0\n"), (0.1, "")):
+        config.data.held_out = share
+        run(config)
+        assert capsys.readouterr().out == said
+    config.report.metrics = named(frechet={})
+    refused(config, "needs 4 real clips or more, there are 3: raise report.reference_clips or data.held_out, or give")
 
 
 def test_a_config_is_the_users_own_code(monkeypatch):

@@ -8,7 +8,8 @@ captions.jsonl has a line {"file": "cat.mp4", "caption": "a cat asleep on a pian
 file, in the folder --videos. Videos are mp4, mov, webm, mkv, avi, gif, mpg, ts, flv, ogg or wmv;
 png, jpg, webp and bmp images become videos of one frame. The first --frames frames of each video
 at --fps are kept, scaled to cover --height x --width and cropped around the middle. With
---encode, the teacher's VAE and text encoder turn them into latents and text embeddings.
+--encode, the teacher's VAE and text encoder turn them into latents and text embeddings. The names
+of the files are kept: config.data.held_out chooses by them what training never reads.
 """
 
 from pathlib import Path
@@ -54,7 +55,7 @@ def main() -> None:
     from dollar_jax.data.dataset import write_dataset  # takes seconds to import, so wrong input is refused first
     from dollar_jax.data.pipeline import in_order
 
-    examples = in_order(open_clips(records, size, _SKIP_BAD.value))
+    examples = in_order(open_clips(records, _VIDEOS.value, size, _SKIP_BAD.value))
     if _ENCODE.value:
         examples = _encode(examples)
     # disable=None: no progress bar without a terminal, where it would fill the log.

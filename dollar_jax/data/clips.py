@@ -41,11 +41,11 @@ def read_captions(path: str | os.PathLike, videos: str | os.PathLike) -> list[tu
             raise UserError(f"{path}, line {number}: the file's name has control characters; rename the file")
         try:
             file = within(videos, record["file"])
-            record["caption"].encode()
+            (record["file"] + record["caption"]).encode()
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
         except UnicodeEncodeError as error:  # JSON can escape a lone surrogate
-            raise UserError(f"{path}, line {number}: the caption is not valid text: {error.reason}") from error
+            raise UserError(f"{path}, line {number}: file or caption is not valid text: {error.reason}") from error
         if not os.path.isfile(file):
             raise UserError(f"{path}, line {number}: there is no file {file}")
         records.append((file, record["caption"]))
@@ -55,17 +55,24 @@ def read_captions(path: str | os.PathLike, videos: str | os.PathLike) -> list[tu
 
 
 class Clips:
-    """A source of decoded files: {'video': uint8 [f height width 3], 'caption': str}; f = 1 for an image.
+    """A source of decoded files: {'video': uint8 [f height width 3], 'caption', 'file': str}; f = 1 for an image.
 
     Args:
       records: (path, caption) of each file.
+      folder: the folder in which 'file' is a path.
       size: frames, height, width and fps, as in `read_clip`.
       skip_bad: a file that cannot be decoded or is too short becomes None and is reported on stderr, instead of raising
         UserError.
     """
 
-    def __init__(self, records: Sequence[tuple[Path, str]], size: dict[str, float | int], skip_bad: bool):
-        self._records, self._size, self._skip_bad = records, size, skip_bad
+    def __init__(
+        self,
+        records: Sequence[tuple[Path, str]],
+        folder: str | os.PathLike,
+        size: dict[str, float | int],
+        skip_bad: bool,
+    ):
+        self._records, self._folder, self._size, self._skip_bad = records, folder, size, skip_bad
 
     def __len__(self) -> int:
         return len(self._records)
@@ -73,7 +80,8 @@ class Clips:
     def __getitem__(self, index: int) -> Example | None:
         file, caption = self._records[index]
         try:
-            return {"video": read_clip(file, **self._size), "caption": caption}
+            name = file.relative_to(self._folder).as_posix()
+            return {"video": read_clip(file, **self._size), "caption": caption, "file": name}
         except UserError as error:
             if not self._skip_bad:
                 raise
@@ -81,7 +89,9 @@ class Clips:
             return None
 
 
-def open_clips(records: Sequence[tuple[Path, str]], size: dict[str, float | int], skip_bad: bool) -> Dataset:
+def open_clips(
+    records: Sequence[tuple[Path, str]], folder: str | os.PathLike, size: dict[str, float | int], skip_bad: bool
+) -> Dataset:
     """A dataset of all files, videos first and then images. Arguments are as in `Clips`."""
     kinds = [[record for record in records if is_image(record[0]) == image] for image in (False, True)]
-    return Dataset([Clips(kind, size, skip_bad) for kind in kinds if kind], size)
+    return Dataset([Clips(kind, folder, size, skip_bad) for kind in kinds if kind], size)

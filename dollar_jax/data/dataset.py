@@ -21,11 +21,12 @@ import numpy as np
 
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder
-from dollar_jax.reading import inside, read_json, require_schema
+from dollar_jax.reading import inside, read_json, read_lines, require_schema
 
 SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # bytes of a file, bytes collected in memory before writing
 NAME, VERSION = "captioned_videos", "1.0.0"
 SPLITS = "videos", "images", "prompts"
+FILES = "files.txt"  # the name of each example's file, a line each, in the order of the dataset
 _ORIGIN = "only datasets written by python -m dollar_jax.data are opened"
 
 Example = Mapping[str, np.ndarray | str]
@@ -47,7 +48,8 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
       folder: must not exist yet.
       examples: dicts with the same names and types: 'video' uint8 [f H W 3] or 'latents' [f h w c] with any f or
         neither, 'text' [l d] with any l, other arrays of a fixed shape, strings. The first examples determine the
-        number of examples per file: large ones come first.
+        number of examples per file: large ones come first. 'file', the name of the file that the example is from, is
+        not read back with the example: it becomes one of `Dataset.files`.
       info: facts about the whole dataset for its readers, as JSON.
 
     Raises:
@@ -64,22 +66,28 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
         identity = tfds.core.dataset_info.DatasetIdentity(
             name=NAME, version=tfds.core.Version(VERSION), data_dir=str(temporary), module_name=__name__
         )
-        features = tfds.features.FeaturesDict({name: _feature(name, value) for name, value in first.items()})
+        columns = {name: value for name, value in first.items() if name != "file"}
+        features = tfds.features.FeaturesDict({name: _feature(name, value) for name, value in columns.items()})
         writer = tfds.core.SequentialWriter(
             tfds.core.DatasetInfo(builder=identity, features=features, metadata=tfds.core.MetadataDict(info)),
             max_examples_per_shard=max(1, int(SHARD_BYTES / size)),
             file_format="array_record",
         )
-        count = 0
+        count, files = 0, {split: [] for split in SPLITS}
         for block in itertools.chain([begin], blocks):
-            by_split = {name: [example for example in block if _split(example) == name] for name in SPLITS}
-            by_split = {split: group for split, group in by_split.items() if group}
+            by_split = {}
+            for example in block:
+                columns, split = dict(example), _split(example)
+                files[split] += [columns.pop("file")] if "file" in columns else []
+                by_split.setdefault(split, []).append(columns)
             with _writing(folder):
                 writer.initialize_splits(list(by_split), fail_if_exists=False)
                 writer.add_examples(by_split)
             count += len(block)
         with _writing(folder):
             writer.close_all()
+            if names := list(itertools.chain(*files.values())):
+                (temporary / FILES).write_bytes("".join(f"{name}\n" for name in names).encode())
     return count
 
 
@@ -89,10 +97,11 @@ class Dataset:
     Attributes:
       parts: one source for each frame count, because a batch needs equal frame counts.
       info: the `info` given to `write_dataset`.
+      files: the file that each example is from, None if the dataset does not say.
     """
 
-    def __init__(self, parts: Sequence[Source], info: Mapping[str, Any]):
-        self.parts, self.info = parts, info
+    def __init__(self, parts: Sequence[Source], info: Mapping[str, Any], files: Sequence[str] | None = None):
+        self.parts, self.info, self.files = parts, info, files
         self._ends = list(itertools.accumulate(map(len, parts)))
 
     def __len__(self) -> int:
@@ -126,7 +135,12 @@ def open_dataset(folder: str | os.PathLike) -> Dataset:
             for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
                 _require_records(inside(folder, path.name), length)
         parts = [_Split(folder, name, builder.as_data_source(name)) for name in splits]
-    return Dataset(parts, read_json(inside(folder, "metadata.json")))
+    files = None
+    if (folder / FILES).is_file():
+        files = read_lines(inside(folder, FILES))[:-1]  # the last line ends too
+        if len(files) != (count := sum(map(len, parts))):
+            raise UserError(f"{folder}: damaged, copy the dataset again ({FILES} has {len(files)} of {count} names)")
+    return Dataset(parts, read_json(inside(folder, "metadata.json")), files)
 
 
 def joined(datasets: Sequence[Dataset]) -> Dataset:

@@ -22,7 +22,7 @@ def encode(
     """Encodes examples in their order; those of one shape should follow each other.
 
     Args:
-      examples: {'video': uint8 [f H W 3], 'caption': str}.
+      examples: {'video': uint8 [f H W 3], 'caption': str}, and perhaps 'file', which stays.
       encode_video: uint8 [b f H W 3] -> latents [b f h w c].
       encode_text: captions -> their condition.
       batch_size: the b of every call; a short batch is filled up with repetitions.
@@ -34,8 +34,9 @@ def encode(
         while block := list(itertools.islice(alike, batch_size)):
             videos, captions = ([example[name] for example in block] for name in ("video", "caption"))
             latents = np.asarray(encode_video(np.stack(_filled(videos, batch_size))), np.float32)
-            for row, example in zip(latents, _told(captions, encode_text, batch_size), strict=False):
-                yield {"latents": row, **example}
+            told = _told(captions, encode_text, batch_size)
+            for row, example, source in zip(latents, told, block, strict=False):
+                yield {"latents": row, **example} | ({"file": source["file"]} if "file" in source else {})
 
 
 def encode_captions(captions: Iterable[str], encode_text: Callable, batch_size: int) -> Iterator[Example]:

@@ -1,6 +1,6 @@
 """Data and sampling shared by several stages: sources of videos, encoded data, views of a model in training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dollar_jax.checkpoint import Card
 from dollar_jax.data import pairs, shapes
 from dollar_jax.data.dataset import Dataset, joined, open_dataset
+from dollar_jax.data.held_out import split
 from dollar_jax.data.pipeline import batches
 from dollar_jax.data.prompts import stream_prompts
 from dollar_jax.errors import UserError
@@ -31,33 +32,45 @@ PROMPTS, DONE = "encoded_prompts", "done.json"  # folder of encoded prompts; its
 
 
 def video_source(config: ConfigDict):
-    """Random access to {'video', 'caption'}: the dataset at `config.data.path`, or clips of `config.data.world`.
+    """Random access to {'video', 'caption'} of training: of the dataset at `config.data.path`, whose videos may be
+    encoded, without those that are held out; or of clips of `config.data.world`.
 
     Raises:
-      UserError: there is no dataset, or its videos have another size than the config's.
+      UserError: there is no dataset, its videos have another size than the config's, or they cannot be split.
     """
     if config.data.path:
-        dataset = open_dataset(config.data.path)
-        if not {"video", "latents"} & dataset[0].keys():
-            raise UserError(f"{config.data.path} has prompts without videos")
-        for name in ("frames", "height", "width"):
-            there, here = dataset.info.get(name), config.video[name]
-            if there != here:
-                raise UserError(
-                    f"{config.data.path} has videos with {name} = {there}, but config.video.{name} is {here}"
-                )
-        return dataset
+        return _split_dataset(config)[0]
     return _rendered(config, config.data.clips, config.seed, config.data.long_captions, pairs.CAPTIONS)
 
 
 def held_out_source(config: ConfigDict):
-    """Held-out videos of a rendered world, in that of pairs with the captions of `prompts`.
+    """Like `video_source`, but the held-out videos; all videos of a dataset of which none are held out.
 
-    A user's dataset has no held-out part: there the training videos.
+    Of a rendered world these are other clips, in that of pairs with the captions of `prompts`.
     """
     if config.data.path:
-        return video_source(config)
+        return _split_dataset(config)[1]
     return _rendered(config, 2 * config.report.reference_clips, HELD_OUT, config.report.long_prompts, prompts(config))
+
+
+def holds_out(config: ConfigDict) -> bool:
+    """Whether videos of a dataset are held out."""
+    return bool(config.data.get("held_out") or config.data.get("held_out_files"))
+
+
+def _split_dataset(config: ConfigDict) -> tuple[Dataset, Dataset]:
+    """The dataset at `config.data.path` to train on, and its held-out part."""
+    path = config.data.path
+    dataset = open_dataset(path)
+    if not {"video", "latents"} & dataset[0].keys():
+        raise UserError(f"{path} has prompts without videos")
+    for name in ("frames", "height", "width"):
+        there, here = dataset.info.get(name), config.video[name]
+        if there != here:
+            raise UserError(f"{path} has videos with {name} = {there}, but config.video.{name} is {here}")
+    if not holds_out(config):
+        return dataset, dataset
+    return split(dataset, config.data.get("held_out", 0.0), config.data.get("held_out_files", ()), path)
 
 
 def _rendered(config: ConfigDict, clips: int, seed: int, long_captions: bool, of_pairs: Sequence[str]) -> shapes.World:
@@ -108,33 +121,40 @@ def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np
 
 
 def prompts(config: ConfigDict) -> list[str]:
-    """Prompts of the rendered world, or the first `config.report.captions` different captions of the user's data."""
+    """Prompts of the rendered world, or the first `config.report.captions` different captions of the user's data, of
+    its held-out part if there is one.
+    """
     if file := prompts_alone(config):
-        found = {}
-        for prompt in stream_prompts(file):
-            found[prompt] = None
-            if len(found) == config.report.captions:
-                break
-        return list(found)
+        return _different(stream_prompts(file), config.report.captions)
     if not config.data.path:
         if config.data.world == "pairs":
             return list(pairs.some_captions(config.report.captions))
         return list(shapes.LONG_CAPTIONS if config.report.long_prompts else shapes.CAPTIONS)
     source = held_out_source(config)
-    return list(dict.fromkeys(source[i]["caption"] for i in range(len(source))))[: config.report.captions]
+    return _different((source[i]["caption"] for i in range(len(source))), config.report.captions)
+
+
+def _different(captions: Iterable[str], count: int) -> list[str]:
+    """The first `count` different captions; no more are read."""
+    found = {}
+    for caption in captions:
+        found[caption] = None
+        if len(found) == count:
+            break
+    return list(found)
 
 
 def encoded_source(config: ConfigDict, workdir: Path) -> Dataset:
     """The encoded dataset: random access to {'latents', 'caption'} and the columns of a condition (`data.encoding`).
 
-    It was encoded by this run, or by `python -m dollar_jax.data --encode` at `config.data.path`. Prompts alone have no
-    latents.
+    It was encoded by this run, or by `python -m dollar_jax.data --encode` at `config.data.path`; held-out videos are
+    not in it. Prompts alone have no latents.
     """
     if prompts_alone(config):
         folder = workdir / PROMPTS
         return joined([open_dataset(piece_of(folder, i)) for i in range(read_json(folder / DONE)["pieces"])])
     encoded = workdir / "encoded" / "data"
-    return open_dataset(encoded if encoded.exists() or not config.data.path else config.data.path)
+    return video_source(config) if config.data.path and not encoded.exists() else open_dataset(encoded)
 
 
 def piece_of(folder: Path, number: int) -> Path:

@@ -63,7 +63,10 @@ def test_captions_are_read_in_order(folder):
         ([record("a" * 5000)], "line 1: .* which is not a valid path"),
         ([record("loop.mp4")], "line 1: .* which is not a valid path"),
         ([record("pipe.mp4")], "line 1: there is no file"),
-        ([record("0.mp4") | {"caption": "half \ud800 a pair"}], "line 1: the caption is not valid text: surrogates"),
+        (
+            [record("0.mp4") | {"caption": "half \ud800 a pair"}],
+            "line 1: file or caption is not valid text: surrogates",
+        ),
         (["[" * 100_000], "line 1 is not JSON"),
         (['{"file": ' + "9" * 5000 + "}"], "line 1 is not JSON"),
         (["", " "], "names no videos"),
@@ -102,7 +105,7 @@ def test_links_that_stay_inside_keep_their_names(folder):
     (snapshot / "more" / "2.png").symlink_to("../../../blobs/c3f0")
     (folder / "captions.jsonl").write_text(json.dumps(record("more/2.png")))
     records = read_captions(folder / "captions.jsonl", snapshot)
-    assert open_clips(records, SIZE, skip_bad=False)[0]["video"].shape == (1, 32, 32, 3)
+    assert open_clips(records, snapshot, SIZE, skip_bad=False)[0]["video"].shape == (1, 32, 32, 3)
 
 
 def test_no_captions(folder):
@@ -113,9 +116,10 @@ def test_no_captions(folder):
 
 
 def test_videos_come_first(folder):
-    source = open_clips(captions(folder, record("1.mp4"), record("2.png"), record("0.mp4")), SIZE, skip_bad=False)
+    source = open_clips(captions(folder, *map(record, ("1.mp4", "./2.png", "0.mp4"))), folder, SIZE, skip_bad=False)
     assert [len(part) for part in source.parts] == [2, 1]
-    assert [clip["caption"] for clip in source] == [f"caption of {name}" for name in ("1.mp4", "0.mp4", "2.png")]
+    assert [clip["caption"] for clip in source] == [f"caption of {name}" for name in ("1.mp4", "0.mp4", "./2.png")]
+    assert [clip["file"] for clip in source] == ["1.mp4", "0.mp4", "2.png"]
     for clip, name in zip(source, ("1.mp4", "0.mp4", "2.png"), strict=True):
         np.testing.assert_array_equal(clip["video"], read_clip(folder / name, **SIZE))
     assert source[2]["video"].shape == (1, 32, 32, 3)
@@ -124,11 +128,11 @@ def test_videos_come_first(folder):
 def test_bad_files_stop_or_are_left_out(folder, capsys):
     records = captions(folder, record("0.mp4"), record("bad.mp4"))
     with pytest.raises(UserError, match=r"bad.mp4: cannot be decoded"):
-        open_clips(records, SIZE, skip_bad=False)[1]
-    source = open_clips(records, SIZE, skip_bad=True)
+        open_clips(records, folder, SIZE, skip_bad=False)[1]
+    source = open_clips(records, folder, SIZE, skip_bad=True)
     assert source[0] is not None
     assert source[1] is None
     assert "left out" in capsys.readouterr().err
-    long = open_clips(records, SIZE | {"frames": 10}, skip_bad=True)
+    long = open_clips(records, folder, SIZE | {"frames": 10}, skip_bad=True)
     assert long[0] is None
     assert "0.mp4: too short" in capsys.readouterr().err

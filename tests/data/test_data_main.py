@@ -46,6 +46,7 @@ def test_files_become_a_dataset(folder, tmp_path):
     assert os.listdir(tmp_path) == ["data"]
     source = open_dataset(tmp_path / "data")
     assert source.info == {"frames": 9, "height": 32, "width": 32, "fps": 8}
+    assert source.files == [f"{index}.mp4" for index in range(12)]
     video = np.stack([clip["video"] for clip in source])
     np.testing.assert_array_equal(video[3], read_clip(folder / "3.mp4", 9, 32, 32, 8))
     assert alignment(video.astype(np.float32) / 255, [clip["caption"] for clip in source])["all"].all()

@@ -57,6 +57,20 @@ def test_images_come_after_videos(tmp_path):
             source[index]
 
 
+def test_names_of_files_are_in_the_order_of_the_examples(tmp_path):
+    """Videos first; and no column of a batch, which goes to the devices."""
+    frames = [3, 1, 3]
+    write_dataset(tmp_path / "data", (encoded(i, count) | {"file": f"ü{i}"} for i, count in enumerate(frames)), {})
+    source = open_dataset(tmp_path / "data")
+    assert source.files == ["ü0", "ü2", "ü1"]
+    assert all(same(source[i], encoded(index, frames[index])) for i, index in enumerate((0, 2, 1)))
+    (tmp_path / "data/files.txt").write_text("ü0\nü2\n", "utf-8")
+    with pytest.raises(UserError, match=r"data: damaged, copy .* \(files.txt has 2 of 3 names\)"):
+        open_dataset(tmp_path / "data")
+    (tmp_path / "data/files.txt").unlink()
+    assert open_dataset(tmp_path / "data").files is None
+
+
 def test_large_data_are_split_over_files(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_BYTES", 12_000)
     monkeypatch.setattr(dataset, "BLOCK_BYTES", 8_000)

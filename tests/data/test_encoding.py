@@ -41,6 +41,13 @@ def test_each_example_gets_its_own_encoding():
         }
 
 
+def test_the_name_of_a_file_stays():
+    networks = Networks()
+    named = [example | {"file": f"{i}.mp4"} for i, example in enumerate(examples(4))]
+    encoded = list(encode(named, networks.encode_video, networks.encode_text, 3))
+    assert [(example["caption"], example["file"]) for example in encoded] == [(f"5 {i}", f"{i}.mp4") for i in range(4)]
+
+
 def test_networks_see_one_batch_size():
     networks = Networks()
     list(encode(examples(7), networks.encode_video, networks.encode_text, 3))
