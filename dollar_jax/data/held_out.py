@@ -41,10 +41,9 @@ def split(dataset: Dataset, share: float, files: Collection[str], place: str) ->
         start += len(part)
         out = [name in listed or is_held_out(name, share) for name in names]
         if start == len(part) and (out.count(True) < LEAST or all(out)):
-            few = f"{out.count(True)} of the {len(out)} videos" if not all(out) else "all videos"
             raise UserError(
-                f"config.data.held_out={share:g} holds out {few} in {place}: {LEAST} at least, and not all, are needed;"
-                " change it, name videos in held_out_files, or give more data"
+                f"config.data.held_out={share:g} holds out {out.count(True)} of the {len(out)} videos in {place}:"
+                f" {LEAST} at least, and not all, are needed; change it, name videos in held_out_files, or give more data"
             )
         for chosen, wanted in zip(parts, (False, True), strict=True):
             if rows := [row for row, held in enumerate(out) if held == wanted]:

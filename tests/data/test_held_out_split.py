@@ -72,7 +72,7 @@ def test_a_list_of_files_is_held_out_too(tmp_path):
         (0.0, ["none.mp4"], r"held_out_files: DATA has no file none\.mp4"),
         (0.0, NAMES[:1], "held_out=0 holds out 1 of the 24 videos in DATA: 2 at least, and not all, are needed"),
         (1e-9, (), "held_out=1e-09 holds out 0 of the 24 videos in DATA"),
-        (1.0, (), "held_out=1 holds out all videos in DATA"),
+        (1.0, (), "held_out=1 holds out 24 of the 24 videos in DATA"),
     ],
 )
 def test_a_split_that_leaves_nothing_is_one_line(share, files, fault, tmp_path):
