@@ -43,7 +43,7 @@ def split(dataset: Dataset, share: float, files: Collection[str], place: str) ->
         if start == len(part) and (out.count(True) < LEAST or all(out)):
             raise UserError(
                 f"config.data.held_out={share:g} holds out {out.count(True)} of the {len(out)} videos in {place}:"
-                f" {LEAST} at least, and not all, are needed; change it, name videos in held_out_files, or give more data"
+                f" {LEAST} at least, and not all, are needed; change it, name videos in held_out_files or add more"
             )
         for chosen, wanted in zip(parts, (False, True), strict=True):
             if rows := [row for row, held in enumerate(out) if held == wanted]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from einops import rearrange
 from jaxtyping import Float
 
 from dollar_jax.errors import UserError
@@ -28,7 +27,7 @@ class Subspace(NamedTuple):
     residual: float  # mean squared distance of data from the subspace
 
 
-def fit(latents: Float[np.ndarray, "n f h w c"], components: int = 32) -> Subspace:
+def fit(latents: Float[np.ndarray, "n ..."], components: int = 32) -> Subspace:
     """Fits the principal subspace to the first half of the data, and its statistics to the other half.
 
     A principal subspace explains more of the data it was fitted to than of new data; with statistics of the same half,
@@ -43,7 +42,7 @@ def fit(latents: Float[np.ndarray, "n f h w c"], components: int = 32) -> Subspa
     origin = fitted.mean(0)
     basis = np.linalg.svd(fitted - origin, full_matrices=False)[2][:components].T
     within, off = _project(held_out, origin, basis)
-    return Subspace(origin, basis, within.mean(0), np.cov(within, rowvar=False), float(off.mean()))
+    return Subspace(origin, basis, within.mean(0), _covariance(within), float(off.mean()))
 
 
 def least_clips(components: int) -> int:
@@ -58,22 +57,27 @@ def least_clips(components: int) -> int:
 
 
 def principal_space(clips: Clips, components: int) -> Subspace:
-    """`fit` to the latents of real clips, for `Clips.once`; 0 components are as many as the clips allow, up to `MOST`.
+    """`space_of` the latents of real clips, for `Clips.once`."""
+    return space_of(clips.latents, components)
+
+
+def space_of(points: Float[np.ndarray, "n ..."], components: int) -> Subspace:
+    """`fit` to points, latents or features of real clips; 0 components are as many as they allow, up to `MOST`.
 
     Raises:
-      ValueError: fewer than `least_clips(components)`.
+      ValueError: fewer points than `least_clips(components)`.
     """
-    return fit(clips.latents, components or max(1, min(MOST, len(clips.latents) // 4)))
+    return fit(points, components or max(1, min(MOST, len(points) // 4)))
 
 
-def frechet(latents: Float[np.ndarray, "n f h w c"], data: Subspace) -> float:
+def frechet(latents: Float[np.ndarray, "n ..."], data: Subspace) -> float:
     """Frechet distance of Gaussian fits in the data's principal subspace, in percent of the data's variance there.
 
     0: the same Gaussian; 100: all samples equal the data's mean. The finite number of samples increases the distance:
     compare with the distance of the same number of real clips.
     """
     within, _ = _project(_flat(latents), data.origin, data.basis)
-    distance = gaussian_distance(within.mean(0), np.cov(within, rowvar=False), data.mean, data.covariance)
+    distance = gaussian_distance(within.mean(0), _covariance(within), data.mean, data.covariance)
     return 100 * distance / float(np.trace(data.covariance))
 
 
@@ -109,8 +113,12 @@ def pooled_deviation(values: Float[np.ndarray, "n d"], groups: Sequence[str]) ->
     return float(np.sqrt(np.sum(centred**2) / (freedom * values.shape[1])))
 
 
-def _flat(latents: np.ndarray) -> Float[np.ndarray, "n d"]:
-    return rearrange(latents, "n f h w c -> n (f h w c)").astype(np.float64)
+def _flat(latents: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n k"]:
+    return latents.reshape(len(latents), -1).astype(np.float64)
+
+
+def _covariance(within: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k k"]:
+    return np.atleast_2d(np.cov(within, rowvar=False))  # NumPy's of one dimension is a number
 
 
 def _project(

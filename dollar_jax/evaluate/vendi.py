@@ -1,7 +1,6 @@
 """Diversity among the videos of a prompt: the Vendi score of Eq. 17."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,10 @@ from jaxtyping import Float, Real, UInt8
 
 from dollar_jax.data.video import read_video
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate.embedding import Embed
 from dollar_jax.evaluate.features.pixels import pixels
 from dollar_jax.evaluate.samples import find_samples
 from dollar_jax.progress import counted
-
-Embed = Callable[[Real[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
 
 
 def vendi(features: Float[np.ndarray, "n d"]) -> float:

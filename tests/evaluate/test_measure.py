@@ -173,4 +173,32 @@ def test_vendi_by_features_that_want_whole_numbers():
     video = Clips(frames, frames, ["a", "a"])
     for features in ("pixels", "thumbnails"):
         values = Metrics({"vendi": {"key_frames": 2, "features": features}}).fit(video)(video)
-        assert values == pytest.approx({"vendi": 2, "vendi_std": 0})
+        key = {"pixels": "vendi", "thumbnails": "vendi_thumbnails"}[features]
+        assert values == pytest.approx({key: 2, f"{key}_std": 0})
+
+
+def level(frames):
+    """The grey of the left half, and of the right half."""
+    return np.stack([frames[:, :, half].mean((1, 2, 3)) for half in (slice(2), slice(2, None))], axis=1)
+
+
+def test_a_frechet_distance_of_features_by_hand():
+    """Of one component: the features vary in the left half of the second frame alone, by the clips' numbers."""
+
+    def video(numbers):
+        frames = np.zeros((len(numbers), 3, 2, 4, 3), np.float32)
+        frames[:, 2, :, :2] = np.array(numbers, np.float32)[:, None, None, None] / 255
+        frames[:, 1] = np.random.default_rng(0).random(frames[:, 1].shape)  # no key frame
+        return Clips(frames, np.zeros((len(numbers), 1, 1, 1, 1), np.float32), [""] * len(numbers))
+
+    numbers = [0, 10, 20, 30]
+    options = {"components": 1, "features": "test_measure:level", "key_frames": 2}
+    metrics = Metrics({"frechet": options, "dollar_jax.evaluate.metrics.frechet:Frechet": {}})
+    assert [column.key for column in metrics.columns] == ["frechet_level", "frechet"]
+    assert metrics.columns[0].label == "Fréchet distance (level)"
+    # The statistics are of the second half, 20 and 30: mean 25 and variance 50.
+    measure = Metrics({"frechet": options}).fit(video(numbers))
+    assert measure(video([20, 30])) == pytest.approx({"frechet_level": 0}, abs=1e-9)
+    assert measure(video([120, 130])) == pytest.approx({"frechet_level": 100 * 100**2 / 50})
+    with pytest.raises(UserError, match="metric frechet: key_frames = 0"):
+        Metrics({"frechet": options | {"key_frames": 0}})

@@ -19,6 +19,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dollar_jax.convert.from_torch import from_torch
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate.features.clip import clip
+from dollar_jax.evaluate.measure import Clips, Metrics
 from dollar_jax.rewards.clip import DEVIATION, MEAN, cropped, letterboxed
 from dollar_jax.rewards.judge import Judge
 
@@ -210,6 +212,31 @@ def test_aesthetic(folder, transformers_model):
     reward = judge("aesthetic", clip=folder / "clip", head=folder / "head")
     assert reward.prepare(CAPTIONS) == {}
     check(reward(video, CAPTIONS), theirs)
+
+
+def test_the_metric_and_the_features_are_transformers_too(folder, transformers_model):
+    """CLIPSIM is what PickScore multiplies by its scale; features of a frame are what its cosine is taken of."""
+    video, model = videos(48, 80), transformers_model
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    text = tokenizer(CAPTIONS, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    pixels = CLIPImageProcessorPil()(images=images(video), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        frames = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output).numpy()
+        texts = F.normalize(model.get_text_features(**text).pooler_output).numpy()
+    np.testing.assert_allclose(clip(video[:, 0], weights=str(folder / "clip")), frames[::2], atol=1e-3)
+    options = {"checkpoint": str(folder / "clip"), "tokenizer": str(folder / "tokenizer"), "key_frames": 1}
+    clips = Clips(video / np.float32(255), np.zeros((3, 1, 1, 1, 1), np.float32), CAPTIONS)
+    values = Metrics({"clipsim": options}).fit(None)(clips)
+    assert values == pytest.approx({"clipsim": 100 * np.mean(np.sum(frames[::2] * texts, axis=1))}, abs=0.02)
+    features = {"features": "clip", "weights": str(folder / "clip"), "key_frames": 2}
+    metrics = Metrics({"vendi": features, "frechet": features})
+    assert [column.key for column in metrics.columns] == ["vendi_clip", "vendi_clip_std", "frechet_clip"]
+    doubled = Clips(np.repeat(clips.frames, 2, axis=0), np.repeat(clips.latents, 2, axis=0), [*CAPTIONS, *CAPTIONS])
+    assert 1 < metrics.fit(doubled)(doubled)["vendi_clip"] < 2
+    with pytest.raises(UserError, match=r"metric vendi: the features clip need weights: a CLIP, converted by"):
+        Metrics({"vendi": {"features": "clip"}})
+    with pytest.raises(UserError, match=r"metric clipsim: its options do not fit \(missing a required argument: 'chec"):
+        Metrics({"clipsim": {}})
 
 
 def test_half_precision(folder, pickscore):

@@ -8,6 +8,7 @@ prompt, and features:
   --features=pixels                      the frame itself; noise counts as diversity
   --features=thumbnails                  the frame at 32 x 32, the pixels of the package vendi-score
   --features=inception --weights=FILE    Inception v3 of torchvision, .pth or .safetensors
+  --features=clip --weights=FOLDER       CLIP, converted by python -m dollar_jax.convert from_torch
   --features=my_fork.features:embed      uint8 [n, h, w, 3] -> [n, d]; with --weights=FILE as a second argument
 """
 

@@ -1,13 +1,13 @@
 """Vendi score: the effective number of different videos of a caption."""
 
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 
 from dollar_jax.errors import UserError
+from dollar_jax.evaluate.embedding import embedder, named_by, to_8_bits
 from dollar_jax.evaluate.measure import Clips, Column
 from dollar_jax.evaluate.vendi import diversity
-from dollar_jax.importing import resolve
 
 
 class Vendi:
@@ -19,8 +19,9 @@ class Vendi:
     Args:
       key_frames: number of frames to compare, evenly spaced from the first to the last.
       features: import path of the function that computes features of frames; a plain name is in
-        `dollar_jax.evaluate.features`.
-      weights: file with the weights of the features, "" for none.
+        `dollar_jax.evaluate.features`. The columns are `vendi_NAME`, `vendi` for pixels: scores of different features
+        are not comparable.
+      weights: file or folder with the weights of the features, "" for none.
     Raises:
       UserError: fewer than 2 key frames, unknown features, or weights that do not fit.
     """
@@ -45,11 +46,13 @@ class Vendi:
     def __init__(self, key_frames: int = 3, features: str = "pixels", weights: str = ""):
         if key_frames < 2:
             raise UserError(f"key_frames = {key_frames}: the first and the last frame are two")
-        embed = resolve(features, "dollar_jax.evaluate.features")
-        self._embed = partial(embed, weights=weights) if weights else embed
-        self._key_frames, self._exact = key_frames, features == "pixels"
+        self._embed, self._key_frames, self._exact = embedder(features, weights), key_frames, features == "pixels"
         if not self._exact:
-            self._embed(np.zeros((1, 8, 8, 3), np.uint8))  # an error appears now, not after the first training
+            name = named_by(features)
+            self.columns = tuple(
+                replace(column, key=column.key.replace("vendi", f"vendi_{name}"), label=f"{column.label} ({name})")
+                for column in self.columns
+            )
 
     def fit(self, data: Clips | None):
         """Ignores real clips: the score of a model needs no reference."""
@@ -59,12 +62,13 @@ class Vendi:
     def _measure(self, clips: Clips) -> dict[str, float | None]:
         names, index, counts = np.unique(np.asarray(clips.captions), return_inverse=True, return_counts=True)
         if counts.min() < 2 or counts.max() > counts.min():
-            return {"vendi": None, "vendi_std": None}
-        frames = clips.frames if self._exact else np.rint(clips.frames * 255).astype(np.uint8)
+            return dict.fromkeys(column.key for column in self.columns)
+        frames = clips.frames if self._exact else to_8_bits(clips.frames)
         by_caption = frames[np.argsort(index, kind="stable")].reshape(len(names), -1, *frames.shape[1:])
         spacing = max(1, (frames.shape[1] - 1) // (self._key_frames - 1))
         diversities = diversity(by_caption, spacing, self._embed)
-        return {"vendi": float(diversities.mean()), "vendi_std": float(diversities.std())}
+        mean, deviation = (column.key for column in self.columns)
+        return {mean: float(diversities.mean()), deviation: float(diversities.std())}
 
 
 vendi = Vendi  # its name in a config
