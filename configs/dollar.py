@@ -104,6 +104,7 @@ def get_config() -> ConfigDict:
             "reference_clips": 256,
             "fewer_steps": (2, 1),
             "fewer_steps_of_all": False,  # only of the first student
+            "teacher_samplers": (),  # more rows of the teacher: (("ddim", 250), ("ancestral", 50))
             "clips": 4,
             "batch_size": 4,
             "repeats": 5,

@@ -20,7 +20,7 @@ def get_config(experiment: str = "base") -> ConfigDict:
     """The config of one experiment; `EXPERIMENTS` has their names."""
     config = shapes.get_config()
     config.stages = ("distill", "report")
-    config.report.update({"fewer_steps": (), "repeats": 3})
+    config.report.update({"fewer_steps": (), "teacher_samplers": (), "repeats": 3})
     config.held_out.videos_per_caption = 0
     config.students = ConfigDict(sort_keys=False)
     EXPERIMENTS[experiment](config)
@@ -50,6 +50,7 @@ def _base(config: ConfigDict) -> None:
 def _objectives(config: ConfigDict) -> None:
     """Tab. 3: combinations of objectives. The student tuned for a reward is guarded, as in configs/shapes.py."""
     config.held_out.videos_per_caption = 2
+    config.report.teacher_samplers = (("ddim", 250), ("ancestral", 50), ("ancestral", 250))
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
     config.students.cd = _student(objectives=_weights(consistency=0.5))
     config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
@@ -96,6 +97,15 @@ def _ablations(config: ConfigDict) -> None:
         config.students[name] = _student(**change | {"objectives": BOTH | change.get("objectives", {})})
 
 
+def _ablations_vsd(config: ConfigDict) -> None:
+    """The changes of `_ablations` that are not of CD, to a student of VSD alone."""
+    vsd = _weights(variational_score=1.0)
+    config.students.default = _student(objectives=vsd)
+    for name, change in CHANGES.items():
+        if "consistency" not in (objectives := change.get("objectives", {})):
+            config.students[name] = _student(**change | {"objectives": vsd | objectives})
+
+
 def _frontier(config: ConfigDict) -> None:
     """Objectives that came after the paper, alone and beside VSD and CD, for as many updates."""
     config.report.update({"fewer_steps": (8, 2, 1), "fewer_steps_of_all": True})
@@ -114,6 +124,8 @@ def _long_prompts(config: ConfigDict) -> None:
     config.show_captions = LONG_CAPTIONS[:3]
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
     config.students.vsd_cd = _student(objectives=BOTH)
+    config.held_out.videos_per_caption = 2  # for the guard
+    config.students.vsd_cd_lrm = _student("vsd_cd", **TUNED)
     config.students.vsd_1_step = _student(objectives=_weights(variational_score=1.0), times=(999,))
 
 
@@ -148,6 +160,14 @@ def _rewards_smooth(config: ConfigDict) -> None:
     """Tab. 5 with a differentiable reward, the mean grey of the border."""
     config.reward.name = "dollar_jax.rewards.shapes_world:BorderBrightness"
     _tuning(config, STEPWISE | GRADIENTS)
+
+
+def _rewards_from_teacher(config: ConfigDict) -> None:
+    """Tab. 5, 14 and Fig. 8 as printed: VSD and a reward from the teacher on, without CD and without a guard."""
+    config.held_out.videos_per_caption = 2
+    config.generator.update({"save_every": 50, "guard": {"metric": ""}})
+    for name, reward in {"vsd": {}, "vsd_lrm": {"latent_reward": 0.15}, "vsd_ddpo": {"policy_gradient": 1.0}}.items():
+        config.students[name] = _student(objectives=_weights(variational_score=1.0) | reward)
 
 
 def _overoptimisation(config: ConfigDict) -> None:
@@ -261,11 +281,13 @@ EXPERIMENTS = {
     "wan": _wan,
     "lora": _lora,
     "ablations": _ablations,
+    "ablations_vsd": _ablations_vsd,
     "frontier": _frontier,
     "long_prompts": _long_prompts,
     "short_prompts": _short_prompts,
     "rewards_step": _rewards_step,
     "rewards_smooth": _rewards_smooth,
+    "rewards_from_teacher": _rewards_from_teacher,
     "overoptimisation": _overoptimisation,
     "reward_models": _reward_models,
     "collapse": _collapse,

@@ -99,6 +99,8 @@ _OBJECTIVE = {
         },
     },
 }
+_SOLVER = _choice("Solver of the sampling.", *get_args(Sampler), *unipc.ORDER)
+_STEPS = _size("Number of steps.")
 _NETWORK = "Sizes of the network: the arguments of the architecture's `build`."
 
 SCHEMA = _fields(
@@ -169,7 +171,7 @@ SCHEMA = _fields(
         prediction_type=_choice("What the network predicts; `conjugate` is the paper's.", *get_args(PredictionType)),
         schedule=_free("Noise schedule; the fields are those of a card."),
         steps=_size("Number of sampling steps."),
-        sampler=_choice("Solver of the sampling.", *get_args(Sampler), *unipc.ORDER),
+        sampler=_SOLVER,
         guidance=_nonnegative("The paper's w in sampling: 0 is no guidance, diffusers' scale is w + 1."),
         negative_prompt=_text("The caption that guidance moves away from."),
         caption_dropout=_share("Share of captions that are replaced by the empty one, which guidance needs."),
@@ -265,6 +267,10 @@ SCHEMA = _fields(
             "Numbers of steps at which the first student is sampled too.", items={"type": "integer", "minimum": 1}
         ),
         fewer_steps_of_all=_flag("Whether every student is sampled at these numbers of steps."),
+        teacher_samplers=_list(
+            "More rows of the teacher: pairs of a solver and a number of steps, `('ancestral', 50)`.",
+            items={"type": "array", "prefixItems": [_SOLVER, _STEPS], "minItems": 2, "maxItems": 2},
+        ),
         clips=_size("Number of prompts whose videos are on the page."),
         batch_size=_size("Videos sampled at a time."),
         repeats=_size("Repeats of each timing."),

@@ -81,6 +81,8 @@ def test_the_config_of_the_shapes_world_passes():
         ),
         ("generator.guard.metric", "frechet", "metric=frechet, but lower is better: a minus in front"),
         ("generator.guard.metric", "-alignment", "metric=-alignment, but higher is better: a minus"),
+        ("report.teacher_samplers", (("euler", 50),), "report.teacher_samplers.0.0: 'euler' is not one of"),
+        ("report.teacher_samplers", (("ddim",),), "report.teacher_samplers.0: "),
         ("report.reference_clips", 50, "metric frechet needs 128 real clips or more, there are 50"),
         ("data.clips", 20, "20 examples are too few: an iteration takes 48"),
         ("data.path", "/nowhere", "/nowhere"),

@@ -135,17 +135,18 @@ def test_a_report_on_files_that_were_encoded_before(workdir, dataset, environmen
     for name in ("vae", "encoded", "teacher", "vsd_cd_lrm"):
         shutil.copytree(workdir / name, tmp_path / "W" / name)
     small = {"captions": 2, "videos_per_caption": 2, "clips": 2, "batch_size": 4, "repeats": 1, "fewer_steps": "(1,)"}
+    small["teacher_samplers"] = "(('ancestral', 3),)"
     fields = {"stages": "('report',)", "teacher.path": tmp_path / "W/teacher"}
     fields |= {f"report.metrics.{metric}.components": 0 for metric in ("frechet", "detail")}
     fields |= {**{f"report.{k}": v for k, v in small.items()}}
     result = run(train(tmp_path / "W", tmp_path / "encoded", **fields), environment)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "W/report/report.json").read_text())["rows"]
-    names = ["data", "teacher", "teacher, 4 steps", "vsd_cd_lrm", "vsd_cd_lrm, 1 step"]
+    names = ["data", "teacher", "teacher, 4 steps", "teacher, ancestral, 3 steps", "vsd_cd_lrm", "vsd_cd_lrm, 1 step"]
     assert [row["model"] for row in rows] == names
     assert all(np.isfinite(row[name]) for row in rows for name in ("frechet", "hf", "reward"))
-    assert [row["vendi"] is None for row in rows] == [True, *[False] * 4]  # most captions have one clip
-    assert [row["videos"] for row in rows[1:]] == [4] * 4
+    assert [row["vendi"] is None for row in rows] == [True, *[False] * 5]  # most captions have one clip
+    assert [row["videos"] for row in rows[1:]] == [4] * 5
 
 
 def test_a_second_run_in_a_workdir_is_refused(workdir, dataset, environment):

@@ -75,7 +75,7 @@ def config(teacher, tmp_path, monkeypatch):
     config.generator.optimizer.warmup = config.reward.optimizer.warmup = 0
     config.reward.network.channels = toy_family.CHANNELS
     config.report.update({"captions": 3, "videos_per_caption": 2, "fewer_steps": (), "clips": 2, "repeats": 1})
-    config.report.update({"batch_size": 6})
+    config.report.update({"teacher_samplers": (), "batch_size": 6})
     config.students = ConfigDict({"student": {"start_from": ""}})
     return config
 

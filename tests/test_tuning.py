@@ -103,6 +103,7 @@ def tune(folder, students, name=BORDER, stages=(encode, distill), workdir=None, 
     config.report.update({"reference_clips": 8, "batch_size": 30})
     config.report.metrics = named(**measured)
     config.report.update({"videos_per_caption": 1, "fewer_steps": (), "clips": 2, "repeats": 1})
+    config.report.teacher_samplers = (("ancestral", 3),)
     every = {"iterations": 4, "save_every": 2, "log_every": 2, "batch_size": 4, "show_every": 0, "keep": 9}
     config.generator.update(every)
     config.generator.guard.metric = ""
@@ -283,13 +284,15 @@ def test_a_metric_from_outside_is_in_log_guard_and_reports(drift):
         rows = json.loads((out / f"by_{by}" / "report/report.json").read_text())["rows"]
         assert {row["model"]: row["drift"] for row in rows} == {
             "data": 0,
-            "teacher": by,
-            "teacher, 4 steps": 2 * by,
-            "student": 3 * by,
+            "data through the VAE": by,
+            "teacher": 2 * by,
+            "teacher, 4 steps": 3 * by,
+            "teacher, ancestral, 3 steps": 4 * by,
+            "student": 5 * by,
         }
     table = (out / "both/report.md").read_text("utf-8")
     (line,) = [line for line in table.splitlines() if line.startswith("| student |")]
-    assert "| 6.00 ± 4.24 px |" in line  # of 3 and 9
+    assert "| 10.0 ± 7.1 px |" in line  # of 5 and 15
     assert "\n- Drift, lower is better: More at every call.\n" in table
     assert json.loads((out / "both/report.json").read_text())["columns"][0]["unit"] == "px"
 
@@ -303,9 +306,9 @@ def test_a_metric_from_outside_is_on_the_page(drift, tmp_path):
         assert card.is_displayed()
         lines = card.text.splitlines()
         assert lines[:3] == ["Drift", "lower is better", "More at every call."]
-        assert "student 6.00 ± 4.24 px" in card.text.replace("\n", " ")
+        assert "student 10.0 ± 7.1 px" in card.text.replace("\n", " ")
         (tile,) = [tile for tile in browser.find_elements("css selector", ".tiles div") if "Drift" in tile.text]
-        assert tile.text.splitlines() == ["Drift, lower is better", "6.00 px", "teacher 2.00 px"]
+        assert tile.text.splitlines() == ["Drift, lower is better", "10.0 px", "teacher 4.00 px"]
         (table,) = browser.find_elements("css selector", "#measures ~ .scroll table")
         assert "Drift" in table.text
         assert browser.execute_script("return document.documentElement.scrollWidth") == 1280

@@ -34,8 +34,9 @@ def write_report(
       columns: columns of the metrics, and of other values in the rows.
       clips: model -> its videos of n prompts, with the same prompts and noise for every model.
       curves: stage -> lines of its log (`metrics.read`).
-      meta: "title"; "student", name of the model that the page presents; "captions" of the n prompts; "fps"; "command",
-        which repeats the run; "machine", on which times were measured; "configs", name -> text of a config.
+      meta: "title"; "student", name of the model that the page presents; "captions" of the n prompts; perhaps
+        "variety", the numbers of clips of one prompt, of which the first also stands among the others; "fps";
+        "command", which repeats the run; "machine", on which times were measured; "configs", name -> text of a config.
 
     Raises:
       ValueError: a model with clips has no row or several, the teacher or the student has no clips, or a model does not

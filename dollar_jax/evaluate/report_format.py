@@ -32,6 +32,7 @@ _META = {
     "configs": {"type": "object", "additionalProperties": _TEXT},
     "runs": {"type": "array"},
 }
+_MORE_META = {"variety": {"type": "array", "items": _COUNT}}  # reports of before have none
 _SCHEMA = {
     "type": "object",
     "required": ["rows", "columns", "meta"],
@@ -50,7 +51,7 @@ _SCHEMA = {
                 "additionalProperties": False,
             },
         },
-        "meta": {"type": "object", "required": list(_META), "properties": _META},
+        "meta": {"type": "object", "required": list(_META), "properties": _META | _MORE_META},
     },
 }
 _REMEDY = "remove the report and run dollar_jax.main again"
@@ -90,6 +91,8 @@ def _contradiction(report: Mapping) -> str:
             return f"the row of the {who} has no {lacking[0]}"
         if name not in meta["clips"]:
             return f"there are no clips of the {who}"
+    if any(number >= len(meta["captions"]) for number in meta.get("variety", ())):
+        return "variety names a clip that is not there"
     if strangers := [name for name in meta["clips"] if name not in rows]:
         return f"there are clips of {strangers[0][:80]!r}, which has no row"
     return ""

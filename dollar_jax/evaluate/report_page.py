@@ -10,10 +10,12 @@ from dollar_jax import pictures
 from dollar_jax.evaluate.measure import Column
 from dollar_jax.evaluate.pages import render
 from dollar_jax.evaluate.report_clips import Clip, Look, data_url
-from dollar_jax.evaluate.report_rows import DATA, SHORT, TEACHER, known, label, show, shown
+from dollar_jax.evaluate.report_rows import DATA, REWARD, SHORT, TEACHER, known, label, show, shown
 from dollar_jax.evaluate.timing import speed_up
+from dollar_jax.guard import PREFIX
 
 POINTS = 240  # largest number of points of a curve
+PLANE = PREFIX + "frechet", PREFIX + REWARD.key  # values in the log that are the axes of the plane
 
 Curves = Sequence[tuple[str, Mapping[str, Sequence[Mapping]]]]  # for each run: variant, and stage -> lines of its log
 
@@ -30,7 +32,8 @@ def make_page(
     variants = list(dict.fromkeys(row.get("variant", "") for row in rows))
     teachers = {row.get("variant", ""): row for row in rows if row["model"] == TEACHER}
     students = [row for row in rows if row["model"] == meta["students"][row.get("variant", "")]]
-    count = len(meta["captions"])
+    variety = meta.get("variety", [])
+    spread = [number for number in range(len(meta["captions"])) if number not in variety[1:]]
     return render(
         "report.html.jinja",
         meta=meta,
@@ -47,7 +50,10 @@ def make_page(
         look=look,
         moving={name: [_moving(clip) for clip in made] for name, made in clips.items()},
         grids={name: [data_url(clip.grid, "image/jpeg") for clip in made if clip.grid] for name, made in clips.items()},
-        shop_window=pictures.evenly(count, 8 if look.small else 2).tolist(),
+        variety=variety,
+        spread=spread,
+        shop_window=[spread[i] for i in pictures.evenly(len(spread), 8 if look.small else 2)],
+        plane=_plane(curves, variants, rows if any(column.key == REWARD.key for column in columns) else ()),
         panels=_panels(curves, variants),
         runs=len(curves),
     )
@@ -91,6 +97,49 @@ def _panels(curves: Curves, variants: Sequence[str]) -> list[dict]:
             if points:
                 panels.append({"stage": stage, "name": name} | _panel(points))
     return panels
+
+
+def _plane(curves: Curves, variants: Sequence[str], rows: Sequence[Mapping]) -> dict | None:
+    """The paths of students in training in the plane of held-out reward and Fréchet distance, and data's own reward.
+
+    A path is the mean over the runs of a variant, at the steps that all of them measured. None without a path.
+    """
+    found = {}
+    for variant, stages in curves:
+        for stage, lines in stages.items():
+            values = [(line["step"], [line.get(name) for name in PLANE]) for line in lines]
+            path = {step: both for step, both in values if all(map(known, both))}
+            found.setdefault((variant, stage), []).append(path)
+    paths = []
+    for (variant, stage), made in found.items():
+        steps = sorted(set.intersection(*map(set, made)))
+        if len(steps) > 1:
+            name = f"{variant}: {stage}" if len(variants) > 1 else stage
+            paths.append((name, np.mean([[path[at] for at in steps] for path in made], axis=0)))
+    if not paths:
+        return None
+    data = next((row[REWARD.key] for row in rows if row["model"] == DATA and known(row.get(REWARD.key))), None)
+    points = np.concatenate([points for _, points in paths])
+    low, high = points.min(0), points.max(0)
+    if data is not None:
+        low[1], high[1] = min(low[1], data), max(high[1], data)
+    scale = 92 / np.where(high > low, high - low, 1)
+
+    def place(values: np.ndarray) -> np.ndarray:
+        x, y = (4 + scale * (values - low)).T
+        return np.stack([x, 100 - y], axis=-1)
+
+    lines = []
+    for name, values in paths:
+        x, y = place(values).T
+        lines.append({"name": name, "path": _path(x, y), "start": _path(x[:1], y[:1]), "end": _path(x[-1:], y[-1:])})
+    return {
+        "lines": lines,
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "data": data,
+        "data_y": None if data is None else float(place(np.array([[low[0], data]]))[0, 1]),
+    }
 
 
 def _panel(points: Sequence[tuple[int, Float[np.ndarray, "2 n"]]]) -> dict:

@@ -8,6 +8,7 @@ import numpy as np
 from dollar_jax.evaluate.measure import Column
 
 TEACHER, DATA = "teacher", "data"  # models with which all others are compared
+DECODED = "data through the VAE"  # what a perfect model of the latents would make
 SHORT = {"variational_score": "VSD", "consistency": "CD", "latent_reward": "LRM", "policy_gradient": "DDPO"}
 
 

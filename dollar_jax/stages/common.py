@@ -115,9 +115,14 @@ def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np
     """Frames, latents and captions of real clips. Clips that are stored as latents are decoded to frames."""
     given, convert = ("latents", model.decode) if "latents" in clips[0] else ("video", model.encode_video)
     values = np.stack([clip[given] for clip in clips])
-    made = np.concatenate([convert(values[i : i + 32]) for i in range(0, len(values), 32)])
+    made = in_blocks(convert, values)
     frames, latents = (made, values) if given == "latents" else (values, made)
     return frames, latents, [clip["caption"] for clip in clips]
+
+
+def in_blocks(function: Callable, rows: np.ndarray) -> np.ndarray:
+    """function(rows), with 32 rows in a call: the memory of a VAE grows with the number of videos."""
+    return np.concatenate([function(rows[i : i + 32]) for i in range(0, len(rows), 32)])
 
 
 def prompts(config: ConfigDict) -> list[str]:

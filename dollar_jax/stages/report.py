@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -17,14 +18,24 @@ from dollar_jax import metrics, pictures
 from dollar_jax.distributed import is_main
 from dollar_jax.evaluate.measure import Clips
 from dollar_jax.evaluate.report import write_report
-from dollar_jax.evaluate.report_rows import DATA, REWARD, SECONDS, TEACHER
+from dollar_jax.evaluate.report_rows import DATA, DECODED, REWARD, SECONDS, TEACHER
 from dollar_jax.evaluate.timing import Sampling, time_in_turns
 from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline, draw_noise, load, padded_rows
 from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.stages.common import HELD_OUT, encode_clips, has_clips, prompts, real_clips, report_metrics
+from dollar_jax.stages.common import (
+    HELD_OUT,
+    encode_clips,
+    has_clips,
+    in_blocks,
+    prompts,
+    real_clips,
+    report_metrics,
+)
 from dollar_jax.stages.student import teacher_folder
+
+VARIETY = 5  # videos of one prompt on the page, as in Fig. 4 and 18
 
 
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
@@ -57,7 +68,10 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         real = real_clips(config)
         frames, *rest = encode_clips(teacher, real[::2])
         measure = measures.fit(Clips(frames / np.float32(255), *rest))
-        rows = [row(DATA, *encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption)))]
+        frames, latents, words = encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption))
+        rows = [row(DATA, frames, latents, words)]
+        if "video" in real[0]:  # frames of encoded clips have been through the VAE
+            rows.append(row(DECODED, in_blocks(teacher.decode, latents), latents, words))
     else:
         measure, rows = measures.fit(None), []
     clips = {}
@@ -65,7 +79,9 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     inputs = told, teacher.negative, x_t, row_keys
     timed = {name: entry.diffusion(*inputs) for name, entry in entries.items()}
     seconds = time_in_turns(timed, settings.batch_size, settings.repeats)
-    shown = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
+    spread = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
+    siblings = range(1, min(VARIETY, settings.videos_per_caption))  # of the first video of the first prompt
+    shown = np.array([*spread, *siblings])
     for name, entry in counted(entries.items(), "report", "model", len(entries)):
         made = entry.pipeline.videos(
             condition, noise, keys, steps=entry.steps, negative=teacher.negative, batch_size=settings.batch_size
@@ -84,7 +100,9 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         )
     if not is_main():
         return
-    picture = pictures.montage({name: videos[::3] for name, videos in clips.items()}, [captions[i] for i in shown[::3]])
+    picture = pictures.montage(
+        {name: videos[: settings.clips : 3] for name, videos in clips.items()}, [captions[i] for i in spread[::3]]
+    )
     write_atomically(folder / "montage.png", picture)
     stages = ["vae", "teacher", *config.students]
     write_report(
@@ -97,6 +115,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             "title": "DOLLAR",
             "student": next(iter(config.students)),
             "captions": [captions[i] for i in shown],
+            "variety": [0, *range(len(spread), len(shown))],
             "fps": config.video.fps,
             "command": shlex.join(["python", "-m", "dollar_jax.main", *sys.argv[1:]]),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
@@ -109,8 +128,9 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
 
 def _entries(config: ConfigDict, workdir: Path) -> Iterator[tuple[str, Sampling]]:
-    """Name and sampling of each row: the teacher, also at a student's steps; the students, and the first, or with
-    `report.fewer_steps_of_all` each, also at those of `report.fewer_steps` that it takes.
+    """Name and sampling of each row: the teacher, also at a student's steps and by `report.teacher_samplers`; the
+    students, and the first, or with `report.fewer_steps_of_all` each, also at those of `report.fewer_steps` that it
+    takes.
     """
     teacher = load(teacher_folder(config, workdir))
     students = {name: load(workdir / name) for name in config.students}
@@ -118,6 +138,9 @@ def _entries(config: ConfigDict, workdir: Path) -> Iterator[tuple[str, Sampling]
     first = next(iter(students))
     own = len(students[first].card["times"])
     yield f"{TEACHER}, {own} steps", _sampling(teacher, own)
+    for sampler, steps in config.report.get("teacher_samplers", ()):
+        other = replace(teacher, card=teacher.card | {"sampler": sampler})
+        yield f"{TEACHER}, {sampler}, {steps} steps", _sampling(other, steps)
     for name, student in students.items():
         yield name, _sampling(student, len(student.card["times"]))
     for name in students if config.report.fewer_steps_of_all else (first,):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import shapes
 from dollar_jax.data.video import read_video
-from dollar_jax.evaluate import report
+from dollar_jax.evaluate import report, report_page
 from dollar_jax.evaluate.measure import Metrics
 from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_clips import Look, make_clip
@@ -193,6 +193,41 @@ def test_a_vendi_score_that_data_lack_is_not_their_ideal(tmp_path):
     assert "data - - - - - - 60" in Page(text).text
     assert [row["vendi"] for row in numbers["rows"]] == [None, 1.2, 1.1]
     assert "| data |  |  |  |  | \N{EN DASH} | 60 |" in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_videos_of_one_prompt_have_a_section_of_their_own(tmp_path):
+    clips = {model: noise(3, 9, 32, 32, 3, seed=i) for i, model in enumerate(["teacher", "four", "one"])}
+    meta = {"title": "A run", "student": "four", "captions": [*CAPTIONS, CAPTIONS[0]], "variety": [0, 2], "fps": 8}
+    meta |= {"command": "python -m x", "machine": "two CPU cores", "configs": {}}
+    page = Page(run(tmp_path, clips=clips, meta=meta)[0])
+    assert "2 videos of one prompt a red ring: the videos should differ" in page.text
+    seen = [a["class"] for tag, a in page.tags if tag == "div" and a.get("class", "").startswith("clip ")]
+    duel, rows, variety = seen[:4], seen[4:10], seen[10:]
+    assert set(duel) == {f"clip m{model}c{number}" for model in (0, 1) for number in (0, 1)}
+    assert rows == [f"clip m{model}c{number}" for number in (0, 1) for model in (0, 1, 2)]
+    assert variety == [f"clip m{model}c{number}" for model in (0, 1, 2) for number in (0, 2)]
+
+
+def test_students_in_training_go_through_the_plane_of_reward_and_distance(tmp_path):
+    """Means of two seeds at the steps of both, between data's reward and the ends."""
+
+    def log(*values):
+        return [{"step": at, "time": 0.0, "held_out/frechet": f, "held_out/reward": r} for at, f, r in values]
+
+    seeds = [
+        log((-1, 2.0, 0.0), (9, 4.0, 1.0)),
+        [*log((-1, 2.0, 0.2), (9, 6.0, 1.4), (19, 9.0, 9.0)), {"step": 9, "loss": 1.0}],
+    ]
+    rows = [{"model": "data", "videos": 60, "reward": 0.5}]
+    plane = report_page._plane([("", {"lrm": lines, "vsd": log((-1, 1.0, 1.0))}) for lines in seeds], [""], rows)
+    (line,) = plane["lines"]  # one measurement is no path
+    assert line == {"name": "lrm", "path": "M4 96L96 4", "start": "M4 96", "end": "M96 4"}
+    assert (plane["low"], plane["high"]) == (pytest.approx([2, 0.1]), pytest.approx([5, 1.2]))
+    assert plane["data_y"] == pytest.approx(96 - 92 * 0.4 / 1.1)
+    text, _ = run(tmp_path, curves={"lrm": seeds[0], "no reward": [{"step": 1, "time": 0.0, "held_out/frechet": 2.0}]})
+    assert "Reward against distance from data" in text
+    assert '<path d="M4 96L96 4"/>' in text
+    assert "Reward against" not in run(tmp_path)[0]
 
 
 def test_curves_are_smoothed(tmp_path):

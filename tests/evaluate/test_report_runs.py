@@ -251,6 +251,8 @@ def refused(workdir, words, other):
         ({"meta__clips": ["teacher"]}, "no clips of the student"),
         ({"meta__clips": ["teacher", "student", "stranger"]}, "'stranger', which has no row"),
         ({"meta__stages": {"a": 1}}, r"meta\.stages"),
+        ({"meta__variety": "0"}, r"meta\.variety"),
+        ({"meta__variety": [0, 2]}, "variety names a clip that is not there"),
         ({"meta__command": ["rm"]}, r"meta\.command"),
         ({"meta__configs": {"a": 1}}, r"meta\.configs"),
         ({"meta__runs": [{"workdir": "w"}]}, "of several runs"),
