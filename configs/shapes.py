@@ -145,7 +145,7 @@ def get_config() -> ConfigDict:
             "reference_clips": 1200,
             "fewer_steps": (2, 1),
             "fewer_steps_of_all": False,  # only of the first student
-            "teacher_samplers": (("ancestral", 50),),  # more rows of the teacher, which is better by other samplers
+            "teacher_samplers": (("ancestral", 50),),  # more rows of the teacher
             "clips": 8,  # number of clips on the page
             "batch_size": 60,
             "repeats": 7,  # repeats of each timing

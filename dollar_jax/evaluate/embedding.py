@@ -31,7 +31,7 @@ def embedder(features: str, weights: str) -> Embed:
 
 def named_by(features: str) -> str:
     """The ending of a column's key for features: `clip`, and `embed` for `my_fork.features:embed`."""
-    return features.rpartition(":")[2].rpartition(".")[2]
+    return features.rpartition(":")[2]
 
 
 def to_8_bits(frames: Float[np.ndarray, "*n h w 3"]) -> UInt8[np.ndarray, "*n h w 3"]:
