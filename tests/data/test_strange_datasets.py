@@ -116,6 +116,12 @@ FAULTS = {
     "link to the features": (link_out("features.json"), "points to 'features.json', outside itself"),
     "link to the info": (link_out("dataset_info.json"), "points to 'dataset_info.json', outside itself"),
     "link to the metadata": (link_out("metadata.json"), "points to 'metadata.json', outside itself"),
+    "link to the names": (
+        lambda f: (f / "files.txt").symlink_to(f.parent / "outside" / "metadata.json"),
+        "points to 'files.txt', outside itself",
+    ),
+    "too few names": (replace("files.txt", b"a\nb\n"), "files.txt has 2 of 3 names"),
+    "names that are no text": (replace("files.txt", b"\xff\n" * 3), "files.txt is not UTF-8 text"),
     "no features": (lambda f: (f / "features.json").unlink(), "features.json is missing"),
     "no data": (lambda f: (f / VIDEOS).unlink(), "data: damaged, copy the dataset again"),
     "no JSON": (replace("features.json", b'{"a'), "features.json is not JSON"),
