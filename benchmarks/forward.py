@@ -15,27 +15,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX
+from einops import rearrange
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import stock
+from torch_steps import FAMILIES
 
-from dollar_jax.convert import cogvideox_dit, cogvideox_vae
+from dollar_jax.convert import cogvideox_vae
 from dollar_jax.convert.tables import convert
 from dollar_jax.models import build
 from dollar_jax.types import Condition
 
 PAIRS = 7
 PAUSE = 0.5  # seconds: threads of the run before spin on for a while, and would slow down the other side
-# Widths of the public networks, fewer layers: name, config, latent frames x rows x columns, text tokens.
+WAN = {"num_layers": 2, "num_attention_heads": 12, "ffn_dim": 8960}  # of 1.3B
+# Widths of the public networks, fewer layers: name, family, config, latent frames x rows x columns, text tokens.
 TRANSFORMERS = {
-    "transformer, 514 tokens": ({"num_layers": 2}, (3, 16, 24), 226),
-    "transformer, 1186 tokens": ({"num_layers": 2}, (5, 24, 32), 226),
+    "transformer, 514 tokens": ("cogvideox", {"num_layers": 2}, (3, 16, 24), 226),
+    "transformer, 1186 tokens": ("cogvideox", {"num_layers": 2}, (5, 24, 32), 226),
     "transformer, a quarter": (
+        "cogvideox",
         {"num_layers": 6, "num_attention_heads": 8, "time_embed_dim": 256, "max_text_seq_length": 64},
         (5, 24, 32),
         64,
     ),
+    "Wan's, 288 + 512 tokens": ("wan", WAN, (3, 16, 24), 512),
+    "Wan's, 960 + 512 tokens": ("wan", WAN, (5, 24, 32), 512),
 }
 DECODERS = {
     "VAE decode, public widths": ({}, (1, 12, 16)),
@@ -52,16 +58,19 @@ def main() -> None:
         compare(name, *decoder(*case))
 
 
-def transformer(config: dict, sizes: tuple[int, ...], length: int) -> tuple[Callable, Callable]:
+def transformer(family: str, config: dict, sizes: tuple[int, ...], length: int) -> tuple[Callable, Callable]:
     """Theirs and ours on the same inputs, results in our layout."""
-    theirs = stock.randomize(CogVideoXTransformer3DModel(**config), 0.02)
-    x, text, times = torch.randn(1, sizes[0], 16, *sizes[1:]), torch.randn(1, length, 4096), torch.tensor([500])
-    network, params = ours("cogvideox_dit", cogvideox_dit, theirs)
+    family = FAMILIES[family]
+    theirs = stock.randomize(family.network(**config), 0.02)
+    x, text, times = torch.randn(1, *sizes, 16), torch.randn(1, length, 4096), torch.tensor([500])
+    there, back = f"b f h w c -> {family.layout}", f"{family.layout} -> b f h w c"
+    given = {"hidden_states": rearrange(x, there).contiguous(), "encoder_hidden_states": text, "timestep": times}
+    network, params = ours(family.architecture, family.keys, theirs)
     apply = jax.jit(network.apply)
     told = Condition(jnp.asarray(text.numpy()), jnp.ones((1, length), bool))
-    inputs = jnp.asarray(x.permute(0, 1, 3, 4, 2).numpy()), jnp.asarray(times.numpy(), jnp.float32), told
+    inputs = jnp.asarray(x.numpy()), jnp.asarray(times.numpy(), jnp.float32), told
     return (
-        lambda: theirs(x, text, times, return_dict=False)[0].permute(0, 1, 3, 4, 2).numpy(),
+        lambda: rearrange(theirs(**given, return_dict=False)[0], back).numpy(),
         lambda: apply(params, *inputs),
     )
 
