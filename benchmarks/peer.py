@@ -64,7 +64,8 @@ def main() -> None:
             network.enable_gradient_checkpointing()
     peers = {"eager": Peer(family, networks, config), "compiled": Peer(family, copy.deepcopy(networks), config)}
     for network in peers["compiled"].networks.values():
-        network.compile_repeated_blocks(fullgraph=True)
+        for block in getattr(network, family.blocks):
+            block.compile(dynamic=False)
     remat = "nothing_saveable" if _RECOMPUTE.value else "everything_saveable"
     ours = Ours(family, networks, config, SHAPE, remat=remat)
     text = torch.randn(BATCH, words, 4096)

@@ -24,9 +24,12 @@ NAMES = "teacher", "student", "fake_score"
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of transformer: diffusers' class and layout of videos, our network and keys, and its public training."""
+    """A kind of transformer: diffusers' class, its list of blocks, its layout of videos; our network and keys; and the
+    prediction type and schedule of its public weights.
+    """
 
     network: type
+    blocks: str
     layout: str
     architecture: str
     keys: ModuleType
@@ -34,12 +37,25 @@ class Family:
     schedule: dict
 
 
-SCHEDULES = {"cogvideox": {"kind": "ddpm", "snr_shift": 3.0}, "wan": {"kind": "flow", "shift": 5.0}}
 FAMILIES = {
     "cogvideox": Family(
-        CogVideoXTransformer3DModel, "b f c h w", "cogvideox_dit", cogvideox_dit, "v", SCHEDULES["cogvideox"]
+        network=CogVideoXTransformer3DModel,
+        blocks="transformer_blocks",
+        layout="b f c h w",
+        architecture="cogvideox_dit",
+        keys=cogvideox_dit,
+        prediction_type="v",
+        schedule={"kind": "ddpm", "snr_shift": 3.0},
     ),
-    "wan": Family(WanTransformer3DModel, "b c f h w", "wan_dit", wan_dit, "flow", SCHEDULES["wan"]),
+    "wan": Family(
+        network=WanTransformer3DModel,
+        blocks="blocks",
+        layout="b c f h w",
+        architecture="wan_dit",
+        keys=wan_dit,
+        prediction_type="flow",
+        schedule={"kind": "flow", "shift": 5.0},
+    ),
 }
 
 
