@@ -76,7 +76,8 @@ def get_config() -> ConfigDict:
         ema=0.999,  # not in the paper
         optimizer=adamw(2e-5),
     )
-    config.fake_score = ConfigDict({"updates": 5, "optimizer": adamw(2e-5)})  # its rate is not in the paper
+    # Its rate is not in the paper.
+    config.fake_score = ConfigDict({"updates": 5, "updates_per_rollout": 1, "optimizer": adamw(2e-5)})
     config.reward = reward(
         "hpsv2",
         options={"checkpoint": "", "tokenizer": "", "dtype": "bfloat16"},

@@ -95,6 +95,9 @@ def _ablations(config: ConfigDict) -> None:
     config.students.default = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     for name, change in CHANGES.items():
         config.students[name] = _student(**change | {"objectives": BOTH | change.get("objectives", {})})
+    shared = _student(objectives=BOTH)
+    shared.fake_score = ConfigDict({"updates_per_rollout": 2})  # both updates of the fake score share one chain
+    config.students.shared_rollout = shared
 
 
 def _ablations_vsd(config: ConfigDict) -> None:

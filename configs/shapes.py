@@ -113,7 +113,13 @@ def get_config() -> ConfigDict:
         ema=0.99,
         optimizer=optimizer(1e-4, b1=0.0, decay_from=0.6),
     )
-    config.fake_score = ConfigDict({"updates": 2, "optimizer": optimizer(2e-4, b1=0.0, decay_from=1.0)})
+    config.fake_score = ConfigDict(
+        {
+            "updates": 2,
+            "updates_per_rollout": 1,  # more: so many updates share one simulated chain of the student
+            "optimizer": optimizer(2e-4, b1=0.0, decay_from=1.0),
+        }
+    )
     config.reward = reward(
         "brightness",  # or any Python function, see docs/rewards.md
         channels=4,

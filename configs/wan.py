@@ -52,7 +52,8 @@ def get_config(size: str = "") -> ConfigDict:
     generator.save_every = generator.show_every = 100
     generator.ema = 0.99  # SF
     generator.optimizer = adamw(2e-6)  # SF, LightX2V, rCM; FastGen 1e-5
-    config.fake_score = ConfigDict({"updates": 5, "optimizer": adamw(4e-7)})  # SF, LightX2V; rCM 4 updates
+    # SF, LightX2V; rCM 4 updates
+    config.fake_score = ConfigDict({"updates": 5, "updates_per_rollout": 1, "optimizer": adamw(4e-7)})
     score, consistency = (generator.objectives[name] for name in ("variational_score", "consistency"))
     score.guidance = 3.0  # SF; LightX2V 2, FastGen and rCM 4
     # CD is of the paper; rCM balances another form of it. Wan's own guidance scale is 5.

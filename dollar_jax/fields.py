@@ -224,6 +224,7 @@ SCHEMA = _fields(
     fake_score=_fields(
         "Training of the fake score, which follows the student's samples.",
         updates=_size("Number of updates for each update of the student."),
+        updates_per_rollout=_size("Number of these updates that share one simulated chain of the student."),
         optimizer=OPTIMIZER,
     ),
     reward=_fields(

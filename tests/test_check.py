@@ -62,6 +62,7 @@ def test_the_config_of_the_shapes_world_passes():
         ("generator.times", (), "the config: generator.times"),
         ("generator.times", (999, 999), "the config: generator.times"),
         ("fake_score.updates", 0, "the config: fake_score.updates: 0"),
+        ("fake_score.updates_per_rollout", 3, "updates_per_rollout=3 does not divide fake_score.updates=2"),
         ("reward.step", "never", "the config: reward.step: 'never'"),
         ("remat", "some", "the config: remat: 'some' is not one of .*nothing_saveable"),
         ("attention", "flash", "the config: attention: 'flash' is not one of .*splash"),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from flax import struct
 from jax import lax
 from jaxtyping import Array, Float
@@ -81,8 +82,7 @@ def mean_gradient(loss: Callable, params: Params, examples, pieces: int) -> tupl
     differentiate = jax.grad(mean_loss, has_aux=True)
     if pieces == 1:
         return differentiate(params, examples)
-    # Neighbours in the batch go to different pieces, so that each piece has examples on every device.
-    parts = jax.tree.map(lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), examples)
+    parts = _split(examples, pieces)
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(differentiate, params, jax.tree.map(lambda x: x[0], parts)))
 
     def add(total, part):
@@ -90,6 +90,19 @@ def mean_gradient(loss: Callable, params: Params, examples, pieces: int) -> tupl
 
     total, _ = lax.scan(add, zero, parts)
     return jax.tree.map(lambda x: x / pieces, total)
+
+
+def in_pieces(function: Callable, examples, pieces: int):
+    """`function` of a batch, pytree of [b ...] -> pytree of [b ...], computed in the parts of `mean_gradient`."""
+    if pieces == 1:
+        return function(examples)
+    results = lax.map(function, _split(examples, pieces))
+    return jax.tree.map(lambda x: rearrange(x, "pieces b ... -> (b pieces) ..."), results)
+
+
+def _split(examples, pieces: int):
+    # Neighbours in the batch go to different pieces, so that each piece has examples on every device.
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), examples)
 
 
 def update(

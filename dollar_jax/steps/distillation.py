@@ -227,6 +227,30 @@ class Distillation:
             state = step_to(generator.sampler, self.schedule, x0, eps, z, times, state_at)
         return Generated(x0, span, times, lax.stop_gradient(state), state_at)
 
+    def chain(self, student: Params, batch: dict, keys: Keys) -> Generated:
+        """The samples of one simulated chain at all n times of the student; the fields are [b n ...], without gradient.
+
+        It takes n calls of the network. With the same keys the sample at a time is that of `generate` at this time.
+        """
+        generator, schedule = self.config.generator, self.schedule
+        denoise, walk = self.denoiser(student), fold(keys, 2)
+
+        def step(x_t, scanned):
+            index, times = scanned
+            x0, eps = denoise(x_t, times, batch["condition"])
+            following = next_times(times, generator.times, schedule)
+            z = normal(fold(walk, index), x0.shape[1:])
+            moved = step_to(generator.sampler, schedule, x0, eps, z, times, following)
+            span = matched_times(generator.matched_times, times, generator.times, schedule)
+            state, state_at = x0, jnp.full_like(times, schedule.clean)
+            if generator.matched_times == "trajectory":
+                state, state_at = moved, following
+            return moved, Generated(x0, span, times, state, state_at)
+
+        path = path_of(sorted(generator.times, reverse=True), count(batch))
+        _, samples = lax.scan(step, normal(fold(keys, 1), self.latent_shape), (jnp.arange(len(path)), path))
+        return jax.tree.map(lambda x: rearrange(x, "n b ... -> b n ..."), samples)
+
     def denoiser(self, student: Params, name: str = "student", network: Network | None = None) -> Denoiser | FlowMap:
         """The student with these parameters as a denoiser (x_t, t, condition) -> (x0, eps).
 

@@ -12,12 +12,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax import lax
 
 from dollar_jax.objectives import Objective
 from dollar_jax.objectives.denoising import denoising_loss
 from dollar_jax.objectives.policy_gradient import group_advantage
 from dollar_jax.sampling import draw_times, fold, interleave, timed
-from dollar_jax.steps.common import example_keys, mean_gradient, moving_average, update
+from dollar_jax.steps.common import example_keys, in_pieces, mean_gradient, moving_average, update
 from dollar_jax.steps.distillation import Distillation, DollarState, count, own_name
 from dollar_jax.types import Key, Params
 
@@ -84,29 +85,57 @@ def make_generator_step(setup: Distillation, names: Collection[str] | None = Non
 
 
 def make_fake_score_step(setup: Distillation) -> Callable:
-    """Makes the step (state, frozen, batch, key) -> (state, metrics) of the fake score: Eq. 4 on student samples."""
-    optimizer = setup.optimizer("fake_score")
+    """Makes the step (state, frozen, batch, key) -> (state, metrics) of the fake score: Eq. 4 on student samples.
+
+    With `fake_score.updates_per_rollout` = k above 1 the step makes k updates, in which an example has one chain of the
+    student with samples at all its n times (`Distillation.chain`). Each update takes the next of them in an order that
+    is random for each example, and begins again after n updates; noise and its time are new each time. So each update
+    has samples and times distributed as with k = 1. But its captions are those of the other updates, and the samples of
+    a chain are correlated.
+    """
+    optimizer, generator = setup.optimizer("fake_score"), setup.config.generator
+    updates, choices = setup.config.fake_score.updates_per_rollout, len(generator.times)
 
     def step(state: DollarState, frozen: Params, batch: dict, key: Key) -> tuple[DollarState, dict]:
+        student = setup.whole(state.student, frozen)
+
         def loss(fake_score, part):
             keys = part["keys"]
-            sample = setup.generate(setup.whole(state.student, frozen), part, fold(keys, 0))
+            sample = part["sample"] if "sample" in part else setup.generate(student, part, fold(keys, 0))
             times = draw_times(fold(keys, 1), setup.schedule, sample.span)
             apply = timed(jax.named_scope("fake_score")(setup.network.apply), setup.schedule)
             network = partial(apply, setup.whole(fake_score, frozen))
             draws = sample.state, times, part["condition"], fold(keys, 2), sample.state_at
             return denoising_loss(network, setup.prediction_type, setup.schedule, *draws), {}
 
+        def descend(trained, examples):
+            fake_score, optimizer_state = trained
+            gradient, metrics = mean_gradient(loss, fake_score, examples, generator.accumulate)
+            *trained, norms = update(optimizer, gradient, optimizer_state, fake_score, "fake_score", metrics["loss"])
+            return tuple(trained), {"loss/fake_score": metrics["loss"], **norms}
+
+        def descend_again(trained, number):
+            chosen = order[:, number % choices]
+            sample = jax.vmap(lambda samples, index: jax.tree.map(lambda x: x[index], samples))(chain, chosen)
+            return descend(trained, {**batch, "sample": sample, "keys": fold(examples["keys"], number + 2)})
+
         examples = {**batch, "keys": example_keys(key, state.step, count(batch))}
-        gradient, metrics = mean_gradient(loss, state.fake_score, examples, setup.config.generator.accumulate)
-        fake_score, optimizer_state, norms = update(
-            optimizer, gradient, state.optimizers["fake_score"], state.fake_score, "fake_score", metrics["loss"]
-        )
+        trained = state.fake_score, state.optimizers["fake_score"]
+        if updates == 1:
+            trained, metrics = descend(trained, examples)
+        else:
+            chain = in_pieces(
+                lambda part: setup.chain(student, part, fold(part["keys"], 0)), examples, generator.accumulate
+            )
+            order = jax.vmap(lambda key: jax.random.permutation(key, choices))(fold(examples["keys"], 1))
+            # `offload` keeps the moments in the host's memory; a scan's carry cannot change its place.
+            trained = jax.device_put(trained, jax.memory.Space.Device)
+            trained, metrics = lax.scan(descend_again, trained, jnp.arange(updates))
+            skipped = {"skipped/fake_score": metrics["skipped/fake_score"].max()}
+            metrics = jax.tree.map(operator.itemgetter(-1), metrics) | skipped
+        fake_score, optimizer_state = trained
         optimizers = state.optimizers | {"fake_score": optimizer_state}
-        return state.replace(fake_score=fake_score, optimizers=optimizers), {
-            "loss/fake_score": metrics["loss"],
-            **norms,
-        }
+        return state.replace(fake_score=fake_score, optimizers=optimizers), metrics
 
     return step
 

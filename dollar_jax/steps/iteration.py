@@ -3,7 +3,7 @@
 | part | step | how often | batch |
 |---|---|---|---|
 | generator | student and its average, Eq. 16 | once | data; for a policy gradient with a scored trajectory |
-| fake_score | fake score, Eq. 4 | `fake_score.updates` | new data each time, as in DMD2 |
+| fake_score | fake score, Eq. 4 | `fake_score.updates`, in so many `rollouts` | new data each time, as in DMD2 |
 | NAME_own | own network of the objective NAME | its `updates` | the generator's |
 | reward | latent reward model, Eq. 14 | once, if `concurrent` | clips and samples with their true reward |
 | finetune | student, on the latent reward alone (Alg. 1, line 19) | once, if `separate` | the generator's |
@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dollar_jax.errors import UserError
 from dollar_jax.sharding import batch_sharding, compile_step
 from dollar_jax.steps import dollar
 from dollar_jax.steps.distillation import Distillation, DollarState, own_name
@@ -81,7 +82,7 @@ def parts(setup: Distillation) -> list[Part]:
     ]
     if "fake_score" in needs:
         step = dollar.make_fake_score_step(setup)
-        found.append(Part("fake_score", step, stream=3, times=config.fake_score.updates, batch="fresh"))
+        found.append(Part("fake_score", step, stream=3, times=rollouts(config), batch="fresh"))
     for index, objective in enumerate(objective for objective in setup.objectives if objective.own):
         step, times = dollar.make_own_step(setup, objective), objective.settings.get("updates", 1)
         found.append(Part(own_name(objective), step, stream=(index + 1) << 16, times=times))
@@ -118,8 +119,24 @@ def compiled(iteration: list[Part], state: DollarState, mesh: Mesh) -> list[Part
 
 
 def batches_drawn(config: ConfigDict, needs: Collection[str]) -> int:
-    """Number of batches of data in an iteration: one for the generator and one for each update of the fake score."""
-    return 1 + config.fake_score.updates * ("fake_score" in needs)
+    """Number of batches of data in an iteration: one for the generator, and one for each of the `rollouts`."""
+    return 1 + (rollouts(config) if "fake_score" in needs else 0)
+
+
+def rollouts(config: ConfigDict) -> int:
+    """Number of runs of the fake score's step in an iteration; each makes `fake_score.updates_per_rollout` updates.
+
+    Raises:
+      UserError: that number does not divide `fake_score.updates`, or there is no simulated chain to share.
+    """
+    updates, shared = config.fake_score.updates, config.fake_score.updates_per_rollout
+    if updates % shared:
+        raise UserError(f"fake_score.updates_per_rollout={shared} does not divide fake_score.updates={updates}")
+    if shared > 1 and (config.generator.rollout != "simulate" or config.generator.flow_map):
+        raise UserError(
+            f"fake_score.updates_per_rollout={shared} needs generator.rollout=simulate without flow_map: set it to 1"
+        )
+    return updates // shared
 
 
 def describe(iteration: list[Part]) -> str:

@@ -3,8 +3,8 @@
     python one_iteration.py NETWORK FILE DATA,FSDP,CONTEXT [COORDINATOR PROCESSES PROCESS]
 
 Everything that training changes, and the metrics, are written by path into FILE. NETWORK is `dit`, a small transformer
-whose tokens no context axis divides, with one time for all examples; or `toy`, the toy family's, which compiles sooner,
-with an adversarial term.
+whose tokens no context axis divides, with one time for all examples of the generator, and one chain for both updates of
+the fake score; or `toy`, the toy family's, which compiles sooner, with an adversarial term.
 """
 
 import gc
@@ -51,7 +51,7 @@ CARD = {"prediction_type": "v", "schedule": {"kind": "ddpm"}}
 def get_setup(name: str):
     config = get_config()
     config.dtype, config.remat = "float32", "nothing_saveable"
-    config.fake_score.updates = 2
+    config.fake_score.update({"updates": 2, "updates_per_rollout": 2 if name == "dit" else 1})
     config.generator.update({"batch_size": BATCH_SIZE, "accumulate": 1, "shared_time": name == "dit"})
     config.generator.objectives.consistency.guidance = 2.0
     for part in (config.generator, config.fake_score, config.reward):

@@ -14,6 +14,7 @@ from dollar_jax.sampling import fold, normal, path_of, solve
 from dollar_jax.steps import dollar
 from dollar_jax.steps.common import example_keys
 from dollar_jax.steps.distillation import Distillation
+from dollar_jax.steps.iteration import parts
 from dollar_jax.steps.reward import MEMORY, RewardStatistics, make_reward_step
 
 TEACHER = toy.TRANSFORMER.init(jax.random.key(5))
@@ -86,11 +87,13 @@ def test_the_student_follows_each_objective_alone():
         assert {name for name in metrics if name.startswith("loss/")} == {f"loss/{objective}"}
 
 
-def test_a_batch_in_pieces_has_the_gradient_of_the_whole():
+@pytest.mark.parametrize("shared", [1, 2])
+def test_a_batch_in_pieces_has_the_gradient_of_the_whole(shared):
     """In 7, as the paper accumulates."""
     results = []
     for pieces in (1, 7):
         this = setup(accumulate=pieces)
+        this.config.fake_score.updates_per_rollout = shared
         state = this.init(TEACHER, jax.random.key(0))
         state, fake = dollar.make_fake_score_step(this)(state, {}, toy.batch(14), jax.random.key(2))
         _, metrics = dollar.make_generator_step(this)(state, FROZEN, toy.batch(14), jax.random.key(1))
@@ -165,6 +168,67 @@ def test_the_fake_score_learns_at_the_matched_times(kind, latest):
     this = dataclasses.replace(this, network=toy.TRANSFORMER._replace(apply=spy))
     dollar.make_fake_score_step(this)(this.init(TEACHER, jax.random.key(0)), {}, toy.batch(64), jax.random.key(1))
     assert latest[0] <= max(visited) <= latest[1]
+
+
+@pytest.mark.parametrize("kind", ["segment", "trajectory"])
+def test_a_chain_has_the_samples_of_all_times(kind):
+    """At the time that `generate` draws it is the same sample, with the span and the state that noise is added to."""
+    this, keys = setup(matched_times=kind, rollout="simulate"), jax.random.split(jax.random.key(0), 64)
+    one, chain = (jax.jit(function)(TEACHER, toy.batch(64), keys) for function in (this.generate, this.chain))
+    assert chain.at.tolist() == [[999, 749, 499, 249]] * 64
+    nth = (999 - np.asarray(one.at, int)) // 250
+    assert set(nth.tolist()) == {0, 1, 2, 3}
+    for wanted, samples in zip(jax.tree.leaves(one), jax.tree.leaves(chain), strict=True):
+        np.testing.assert_allclose(np.asarray(samples)[np.arange(64), nth], wanted, rtol=1e-5, atol=1e-5)
+
+
+def fake_score_step(this, size):
+    """The step once: times of the fake score's input by its updates [k b], and number of calls of the student."""
+    seen, calls = [], []
+
+    def fake_score(params, latents, times, condition):
+        jax.debug.callback(lambda times: seen.append(times.tolist()), times)
+        return toy.TRANSFORMER.apply(params, latents, times, condition)
+
+    def student(*inputs):
+        jax.debug.callback(lambda: calls.append(1))
+        return toy.TRANSFORMER.apply(*inputs)
+
+    this = dataclasses.replace(
+        this,
+        network=toy.TRANSFORMER._replace(apply=fake_score),
+        student_network=toy.TRANSFORMER._replace(apply=student),
+    )
+    state = this.init(TEACHER, jax.random.key(0))
+    after, metrics = jax.jit(dollar.make_fake_score_step(this))(state, {}, toy.batch(size), jax.random.key(1))
+    jax.effects_barrier()
+    assert moved(state, after) == {"fake_score", "optimizer of fake_score"}
+    return np.array(seen), len(calls), after, metrics
+
+
+def test_updates_that_share_a_rollout_see_samples_of_all_its_times():
+    """Each example's once in four updates; each update's are at all times, as often. A chain takes four calls."""
+    this = setup(rollout="simulate")
+    this.config.fake_score.update({"updates": 5, "updates_per_rollout": 5})
+    times, calls, after, metrics = fake_score_step(this, 256)
+    segments = np.digitize(times, [249.5, 499.5, 749.5])
+    assert calls == 4
+    np.testing.assert_array_equal(np.sort(segments[:4], axis=0), np.arange(4)[:, None].repeat(256, axis=1))
+    np.testing.assert_array_equal(segments[4], segments[0])
+    assert (times[4] != times[0]).mean() > 0.9  # new noise, at a new time
+    for update in segments:
+        np.testing.assert_allclose(np.bincount(update) / 256, 0.25, atol=0.08)  # three standard errors
+    assert int(after.optimizers["fake_score"][1][0].count) == 5
+    _, calls, _, wanted = fake_score_step(setup(rollout="simulate"), 4)
+    assert (calls, metrics.keys()) == (4, wanted.keys())  # a rollout for one update takes as many calls
+
+
+@pytest.mark.parametrize("change", [{"rollout": "data"}, {"rollout": "simulate", "flow_map": True}])
+def test_only_a_simulated_chain_of_few_steps_is_shared(change):
+    this = setup(**change)
+    this.config.fake_score.updates_per_rollout = 2
+    with pytest.raises(UserError, match="updates_per_rollout=2 needs generator"):
+        parts(this)
 
 
 def alone(objective, **options):
