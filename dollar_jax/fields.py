@@ -137,12 +137,10 @@ SCHEMA = _fields(
         path=_text("Folder of a dataset, written by `python -m dollar_jax.data`."),
         prompts=_text("File of prompts, for a run without videos."),
         held_out=_share(
-            "Share of the dataset's files that training never reads, chosen by a hash of their names: `held_out/*` in the"
-            " log, the guard and the report measure by these."
+            "Share of the dataset's files that training never reads, chosen by a hash of their names. `held_out/*` in"
+            " the log, the guard and the report measure by these."
         ),
-        held_out_files=_list(
-            "Names of files, as in captions.jsonl, that are held out too.", items={"type": "string"}
-        ),
+        held_out_files=_list("Names of files, as in captions.jsonl, that are held out too.", items={"type": "string"}),
         clips=_size("Number of rendered clips."),
         world=_choice("The rendered world.", "shapes", "pairs"),
         long_captions=_flag("Whether captions of the world of shapes also name the background."),

@@ -62,6 +62,8 @@ def range_of(node: Mapping[str, Any], plural: str = "") -> str:
         return ", ".join(f"`{value}`" if value else "`''`" for value in node["enum"])
     if "anyOf" in node:
         return " or ".join(range_of(one) for one in node["anyOf"])
+    if "prefixItems" in node:
+        return f"({', '.join('one of ' + range_of(x) if 'enum' in x else range_of(x) for x in node['prefixItems'])})"
     kind = node.get("type")
     if kind in ("integer", "number"):
         signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
