@@ -62,11 +62,14 @@ class Chip:
         return self.port * sum(2 if ring else 1 for side, ring in zip(sides, rings, strict=True) if side > 1)
 
 
+# {(kernel, width of a head): instruction bundles for 1024 logits}
+V5E = {("fwd", 64): 4.20, ("dkv", 64): 9.14, ("fwd", 128): 5.67, ("dkv", 128): 12.79}
 V5P = {("fwd", 64): 4.16, ("dkv", 64): 8.85, ("fwd", 128): 5.62, ("dkv", 128): 12.77}
+V6E = {("fwd", 64): 2.74, ("dkv", 64): 5.19, ("fwd", 128): 2.83, ("dkv", 128): 5.26}
 CHIPS = {
-    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819 * GB, 50 * GB, (16, False), 1.5e9, 1, 128, {}),
+    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819 * GB, 50 * GB, (16, False), 1.5e9, 1, 128, V5E),
     "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765 * GB, 100 * GB, (4, True), 1.75e9, 2, 128, V5P),
-    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1600 * GB, 100 * GB, (16, False), 1.75e9, 1, 256, {}),
+    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1600 * GB, 100 * GB, (16, False), 1.75e9, 1, 256, V6E),
     "a100-80g": Chip("gpu", 312e12, 80 * GB, 2039 * GB, 300 * GB),
     "h100": Chip("gpu", 989e12, 80 * GB, 3350 * GB, 450 * GB),
     "h200": Chip("gpu", 989e12, 141 * GB, 4800 * GB, 450 * GB),
