@@ -36,7 +36,7 @@ def animation(movies: Mapping[str, Sequence[Points]], ends: int, star: bool = Fa
     """
     frames = []
     for index, panels in enumerate(zip(*movies.values(), strict=True)):
-        figure, axes = pyplot.subplots(1, len(movies), figsize=(2.4 * len(movies), 2.8), dpi=80, layout="constrained")
+        figure, axes = pyplot.subplots(1, len(movies), figsize=(2.4 * len(movies), 3.1), dpi=80, layout="constrained")
         for axis, title, points in zip(axes, movies, panels, strict=True):
             plane.scatter(axis, points, title)
             if star:

@@ -223,7 +223,8 @@ def scatter(axes: Axes, points: Points, title: str = "", colour: str = "tab:blue
     for centre in WORLD.centres:
         axes.add_patch(Circle(centre, 3 * WORLD.deviation, fill=False, color="0.7", linewidth=0.8))
     axes.scatter(*points.T, s=3, alpha=0.5, linewidths=0, color=colour)
-    axes.set(title=title, xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), aspect="equal", xticks=[], yticks=[])
+    axes.set_title(title, fontsize=9)
+    axes.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), aspect="equal", xticks=[], yticks=[])
 
 
 def _quickly(function: Callable) -> Callable:
