@@ -1,6 +1,7 @@
 """The notebook runs, with few updates; its students are nearer to data than their teacher in as many steps."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from PIL import Image
 from docs import figures, plane
 
 NOTEBOOK = Path(__file__).parents[1] / "docs/tour.ipynb"
-FEWER = {"TEACHER_UPDATES": 600, "STUDENT_UPDATES": 60, "TUNING_UPDATES": 16}
+FEWER = {"TEACHER_UPDATES": 600, "STUDENT_UPDATES": 60, "TUNING_UPDATES": 32, "STEPS": {4: "4 steps"}}
 
 
 def code_cells():
@@ -32,12 +33,11 @@ def test_the_notebook_runs_and_its_students_are_near_data(monkeypatch):
             names |= FEWER
     pyplot.close("all")
 
-    distances, rewards = names["distances"], list(names["rewards"].values())
+    distances, rewards = names["distances"], names["rewards"]
     assert distances["data"] < distances["teacher, 50 steps"] < distances["teacher, 4 steps"]
     for method in "VSD", "CD", "VSD + CD":
         assert distances[f"{method}, 4 steps"] < distances["teacher, 4 steps"]
-    assert distances["VSD, 1 step"] < distances["CD, 1 step"]
-    assert rewards[0] < min(rewards[4], rewards[-1])
+    assert rewards["reward, VSD and CD, 32 updates"] > rewards["before"]
 
 
 def test_the_committed_notebook_shows_its_pictures_and_is_small():
@@ -45,6 +45,10 @@ def test_the_committed_notebook_shows_its_pictures_and_is_small():
     assert {output["output_type"] for output in outputs} <= {"display_data", "execute_result", "stream"}
     assert sum("image/png" in output.get("data", {}) for output in outputs) > 8
     assert NOTEBOOK.stat().st_size < 1e6
+    printed = "".join("".join(output.get("text", "")) for output in outputs)
+    distances = {name: float(value) for name, value in re.findall(r"^(\w.*\S) +(0\.\d+)$", printed, re.M)}
+    assert max(distances[f"{name}, 4 steps"] for name in ("VSD", "CD", "VSD + CD")) < distances["teacher, 4 steps"]
+    assert distances["VSD, 1 step"] < distances["teacher, 4 steps"] < distances["CD, 1 step"]
 
 
 @pytest.mark.parametrize("file", ["vsd.gif", "cd.gif", "lrm.gif"])
@@ -65,13 +69,13 @@ def test_an_animation_has_a_frame_for_each_state(tmp_path):
 
 def test_the_exact_denoiser_is_the_mean_over_many_points():
     """By importance: x0 drawn from data, weighted by how likely it makes x_t."""
-    keys = jax.random.split(jax.random.key(0), 100_000)
+    keys = jax.random.split(jax.random.key(0), 20_000)
     x0, x_t, times = plane.WORLD.sample(keys), jnp.full((1, *plane.LATENT_SHAPE), 0.3), jnp.array([600.0])
     a, b = plane.SCHEDULE.at(times)
     weight = jax.nn.softmax(-((x_t - a * x0) ** 2).sum((1, 2, 3, 4)) / (2 * b.item() ** 2))
     expected = (weight[:, None, None, None, None] * x0).sum(0, keepdims=True)
     found, eps = plane.WORLD.denoise(x_t, times, plane.NO_CAPTION)
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    np.testing.assert_allclose(found, expected, atol=0.03)
     np.testing.assert_allclose(a * found + b * eps, x_t, rtol=1e-5)
 
 
