@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 def movie(setup: Distillation, states: Sequence[DollarState]) -> list[Points]:
     """Samples of the student at each of these states, from the same noise."""
     steps = len(setup.config.generator.times)
-    return [plane.draw(setup.denoiser(state.ema), steps, count=500) for state in states]
+    return plane.draws(setup.denoiser, [state.ema for state in states], steps, count=500)
 
 
 def animation(movies: Mapping[str, Sequence[Points]], ends: int, star: bool = False) -> bytes:

@@ -5,7 +5,7 @@ two channels, latents [b 1 1 1 2], so the rest of the package takes it as it is.
 `python -m docs.figures` consist of these parts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -182,11 +182,17 @@ def distill(
     return states
 
 
-def draw(denoise: Denoiser, steps: int, count: int = 1000, seed: int = 0) -> Points:
+def draw(denoise: Denoiser, steps: int, count: int = 1000) -> Points:
     """Samples points with so many steps of DDIM."""
-    keys, times = jax.random.split(jax.random.key(seed), count), SCHEDULE.spaced(steps)
-    run = _quickly(lambda x_t, condition: sample(denoise, x_t, condition, times, SCHEDULE, "ddim", keys))
-    return points(run(normal(keys, LATENT_SHAPE), no_caption(count)))
+    return draws(lambda params: denoise, [{}], steps, count)[0]
+
+
+def draws(make: Callable[[Params], Denoiser], versions: Sequence[Params], steps: int, count: int) -> list[Points]:
+    """Samples points with each version of a network's parameters, from the same noise; `make` is compiled once."""
+    keys, times = jax.random.split(jax.random.key(0), count), SCHEDULE.spaced(steps)
+    noise, condition = normal(keys, LATENT_SHAPE), no_caption(count)
+    run = _quickly(lambda params: sample(make(params), noise, condition, times, SCHEDULE, "ddim", keys))
+    return [points(run(params)) for params in versions]
 
 
 def reward(latents: Latent) -> PerExample:
