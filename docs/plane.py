@@ -175,6 +175,7 @@ def distill(
         return state
 
     run = _quickly(lambda state, first, end: lax.fori_loop(first, end, iterate, state))
+    state = jax.device_put(state, jax.devices()[0])  # as a step returns it, so that `run` is compiled once
     states, ends = [], np.linspace(0, setup.config.generator.iterations, snapshots + 1).round().astype(int)
     for first, end in pairwise(ends):
         state = run(state, first, end)
