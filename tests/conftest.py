@@ -41,6 +41,7 @@ LONGEST = [
     "test_end_to_end.py",
     "test_interrupted.py",
     "test_tuning.py",
+    "test_tour.py",
     "test_convert.py",
     "test_sharding.py",
     "test_wan.py",

@@ -14,7 +14,8 @@ def test_the_site_is_built_without_warnings(tmp_path):
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement of the theme
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    files = (file for suffix in ("md", "ipynb") for file in (ROOT / "docs").rglob(f"*.{suffix}"))
+    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in files}
     for page in pages - {"index"}:
         text = (tmp_path / page / "index.html").read_text()
         assert not re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="?(?:https?:)?//', text), page
