@@ -6,8 +6,8 @@ the SXM versions, without sparsity. NVLink there is the sum of both directions (
 GB/s).
 
 The matrix unit of a TPU multiplies by `unit` rows of a matrix at a time: products over fewer features leave the rest of
-it idle. The clock follows from the peak rate: a v5p has 8 units of 128 x 128, each cell of which multiplies and adds in a
-cycle, and 459e12 / (8 x 128^2 x 2) = 1.75e9. Bundles of the attention kernel are by `python -m benchmarks.kernels`.
+it idle. The clock follows from the peak rate: a v5p has 8 units of 128 x 128 cells, each of which multiplies and adds
+once a cycle, and 459e12 / (8 x 128^2 x 2) = 1.75e9. Bundles of the attention kernel are by `benchmarks.kernels`.
 """
 
 from collections.abc import Mapping
