@@ -5,8 +5,7 @@ TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}. The interconnect there is the sum
 the SXM versions, without sparsity. NVLink there is the sum of both directions (A100 600, H100 and H200 900, B200 1800
 GB/s).
 
-The matrix unit of a TPU multiplies by `unit` rows of a matrix at a time: products over fewer features leave the rest of
-it idle. The clock follows from the peak rate: a v5p has 8 units of 128 x 128 cells, each of which multiplies and adds
+A TPU's clock follows from its peak rate: a v5p has 8 matrix units of 128 x 128 cells, each of which multiplies and adds
 once a cycle, and 459e12 / (8 x 128^2 x 2) = 1.75e9. Bundles of the attention kernel are by `benchmarks.kernels`.
 """
 
@@ -31,7 +30,6 @@ class Chip:
         true, all other sides are too.
       clock: cycles a second. None: unknown.
       cores: cores that share a program.
-      unit: rows of a matrix unit.
       bundles: {(kernel, features of a value): instruction bundles for 1024 logits} of the attention kernels, fwd
         (forward) and dkv (gradient).
     """
@@ -44,7 +42,6 @@ class Chip:
     wrap: tuple[int, bool] = (1, False)
     clock: float | None = None
     cores: int = 1
-    unit: int = 1
     bundles: Mapping[tuple[str, int], float] = field(default_factory=dict)
 
     def link_bandwidth(self, sides: tuple[int, ...]) -> float | None:
@@ -67,9 +64,9 @@ V5E = {("fwd", 64): 4.20, ("dkv", 64): 9.14, ("fwd", 128): 5.67, ("dkv", 128): 1
 V5P = {("fwd", 64): 4.16, ("dkv", 64): 8.85, ("fwd", 128): 5.62, ("dkv", 128): 12.77}
 V6E = {("fwd", 64): 2.74, ("dkv", 64): 5.19, ("fwd", 128): 2.83, ("dkv", 128): 5.26}
 CHIPS = {
-    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819 * GB, 50 * GB, (16, False), 1.5e9, 1, 128, V5E),
-    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765 * GB, 100 * GB, (4, True), 1.75e9, 2, 128, V5P),
-    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1600 * GB, 100 * GB, (16, False), 1.75e9, 1, 256, V6E),
+    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819 * GB, 50 * GB, (16, False), 1.5e9, 1, V5E),
+    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765 * GB, 100 * GB, (4, True), 1.75e9, 2, V5P),
+    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1600 * GB, 100 * GB, (16, False), 1.75e9, 1, V6E),
     "a100-80g": Chip("gpu", 312e12, 80 * GB, 2039 * GB, 300 * GB),
     "h100": Chip("gpu", 989e12, 80 * GB, 3350 * GB, 450 * GB),
     "h200": Chip("gpu", 989e12, 141 * GB, 4800 * GB, 450 * GB),

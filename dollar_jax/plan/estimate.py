@@ -26,7 +26,6 @@ class Cost:
       name, times: see `Program`.
       compile_seconds: duration of the compilation on this machine.
       flops: {(objective, part): FLOPs}, over all devices.
-      issued: FLOPs of all devices with those that a matrix unit wastes, see `flops.count`.
       recomputed: FLOPs of what checkpoints compute again, over all devices.
       cycles: {((objective, part), place, pass): cycles}, see `cycles.count`; empty if not asked for.
       unbounded: number of loops of unknown length, which count as one run.
@@ -43,7 +42,6 @@ class Cost:
     times: int
     compile_seconds: float
     flops: Counter
-    issued: int
     recomputed: int
     cycles: Counter
     unbounded: int
@@ -64,7 +62,7 @@ class Cost:
         links = chip.link_bandwidth(sides)
         sent = self.sent / 2 if self.estimate else self.sent
         return {
-            "compute": self.issued / devices / chip.flops,
+            "compute": self.flops.total() / devices / chip.flops,
             "memory": self.traffic / chip.bandwidth,
             "links": sent / links if sent else 0.0,
         }
@@ -107,7 +105,6 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequen
     counted = flops.count(traced.jaxpr, label)
     unbounded = counted.pop(None, 0)
     again = flops.count(traced.jaxpr, lambda path: cycles.RECOMPUTED in path)
-    issued = flops.count(traced.jaxpr, lambda path: True, chip.unit)
     memory = compiled.memory_analysis()
     padding = max(0, memory.argument_size_in_bytes - device_bytes(program.arguments))
     outside = memory.argument_size_in_bytes + memory.output_size_in_bytes
@@ -119,7 +116,6 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequen
         times=program.times,
         compile_seconds=seconds,
         flops=counted,
-        issued=issued[True],
         recomputed=again[True],
         cycles=cycles.count(module, chip, label) if predict else Counter(),
         unbounded=unbounded + module.unknown_loops(),

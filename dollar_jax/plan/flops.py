@@ -15,36 +15,27 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 Label = Callable[[str], Any]  # path of named scopes around an operation -> label
 
 
-def count(jaxpr: Jaxpr | ClosedJaxpr, label: Label, unit: int = 1) -> Counter:
+def count(jaxpr: Jaxpr | ClosedJaxpr, label: Label, path: str = "") -> Counter:
     """FLOPs by label, summed over all devices.
 
     A conditional counts as its most costly branch. A loop of unknown length counts as one run; the key None has the
     number of such loops with FLOPs.
-
-    Args:
-      unit: rows of a matrix unit. Products inside kernels count as if they were over a multiple of so many features:
-        for heads of 64, half of a unit of 128 stays idle. Outside of kernels a compiler may rearrange products.
     """
-    return _count(_open(jaxpr), label, unit, "", False)
-
-
-def _count(jaxpr: Jaxpr, label: Label, unit: int, path: str, in_kernel: bool) -> Counter:
     total = Counter()
-    for equation in jaxpr.eqns:
+    for equation in _open(jaxpr).eqns:
         if not equation.outvars and not equation.effects:
             continue  # left over from a checkpoint; the compiler removes it
-        here, name = f"{path}/{equation.source_info.name_stack}", equation.primitive.name
-        if name in OPERATIONS:
-            total[label(here)] += OPERATIONS[name](equation, unit if in_kernel else 1)
+        here = f"{path}/{equation.source_info.name_stack}"
+        if equation.primitive.name in OPERATIONS:
+            total[label(here)] += OPERATIONS[equation.primitive.name](equation)
             continue
-        kernel = in_kernel or name == "pallas_call"
-        bodies = [_count(_open(body), label, unit, here, kernel) for body in _bodies(equation)]
-        if name == "cond":
+        bodies = [count(body, label, here) for body in _bodies(equation)]
+        if equation.primitive.name == "cond":
             bodies = [max(bodies, key=lambda branch: sum(branch.values()))]
         for body in bodies:
             for key, value in body.items():
                 total[key] += value * (_times(equation) if key is not None else 1)
-        if name == "while" and any(body.total() for body in bodies):
+        if equation.primitive.name == "while" and any(body.total() for body in bodies):
             total[None] += 1
     return total
 
@@ -63,14 +54,13 @@ def owner(parts: Sequence[str], groups: Sequence[str]) -> Label:
     return label
 
 
-def _dot(equation: JaxprEqn, unit: int) -> int:
+def _dot(equation: JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
-    features = math.prod(left[i] for i in contracted)
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.ceil(features / unit) * unit
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
 
 
-def _convolution(equation: JaxprEqn, _: int) -> int:
+def _convolution(equation: JaxprEqn) -> int:
     """FLOPs of a convolution. Products with the zeros of a dilated input (in gradients of strides) do not count."""
     kernel = equation.invars[1].aval.shape
     features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
@@ -78,14 +68,14 @@ def _convolution(equation: JaxprEqn, _: int) -> int:
     return 2 * products // math.prod(equation.params["lhs_dilation"])
 
 
-def _attention(products: int) -> Callable[[JaxprEqn, int], int]:
+def _attention(products: int) -> Callable[[JaxprEqn], int]:
     """FLOPs of cuDNN's attention, whose products are hidden: queries [b n h d] by keys [b m h d], so many times."""
 
-    def count(equation: JaxprEqn, _: int) -> int:
+    def flops(equation: JaxprEqn) -> int:
         queries, keys = (x.aval.shape for x in equation.invars[:2])
         return 2 * products * math.prod(queries) * keys[1]
 
-    return count
+    return flops
 
 
 OPERATIONS = {

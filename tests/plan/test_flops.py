@@ -114,9 +114,6 @@ def test_kernels():
         out_shape=jax.ShapeDtypeStruct((M, N), jnp.float32),
     )
     assert total(product, (M, K), (K, N)) == MATMUL
-    jaxpr = jax.make_jaxpr(lambda x, w: product(x, w) @ w.T)(jnp.ones((M, K)), jnp.ones((K, N)))
-    # A unit of 5 rows takes 16 features as 20, in the kernel alone.
-    assert count(jaxpr, lambda path: "all", unit=5) == {"all": MATMUL * 20 // 16 + MATMUL}
 
 
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
