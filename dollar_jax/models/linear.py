@@ -54,7 +54,7 @@ class Linear(nnx.Linear):
 
     def _adapter(self, dtype: DTypeLike) -> tuple[Float[Array, "n r"], Float[Array, "r m"], Float[Array, ""]]:
         """A, B and s, cast where they are used. W is never changed: in bfloat16 it would swallow small changes."""
-        return tuple(getattr(self, name)[...].astype(dtype) for name in (*MATRICES, SCALE))
+        return tuple(jnp.asarray(getattr(self, name)[...], dtype) for name in (*MATRICES, SCALE))
 
 
 def _split(x: Float[Array, "*rows m"], heads: int) -> Float[Array, "*rows h d"]:
