@@ -69,7 +69,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     check_batch(generator.batch_size, mesh, generator.accumulate, group_of(used(generator)))
     network = build(part["architecture"], part["config"], **network_options(config))
     spread = batch_sharding(mesh)
-    batch = _batch(card, generator.batch_size, spread)
+    batch = abstract_batch(card, generator.batch_size, spread)
     one = jax.tree.map(lambda x: x.update(shape=(1, *x.shape[1:]), sharding=None), batch["condition"])
     setup = make_setup(config, card, network, one)
     vae_network = build(card["vae"]["architecture"], card["vae"]["config"])
@@ -94,7 +94,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
         if part.batch == "few":
             size = config.reward.batch_size
             check_batch(size, mesh)
-            rows = _batch(card, size, spread)
+            rows = abstract_batch(card, size, spread)
         if part.propose:
             propose = Program(f"{part.name}: propose", part.times, part.propose, (state, frozen, rows, key))
             rows = jax.eval_shape(part.propose, *propose.arguments)
@@ -109,7 +109,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
         programs.append(Program(part.name, part.times, part.step, (state, frozen, rows, key)))
     fields = {name: tree for name, tree in vars(state).items() if name != "optimizers"}
     optimizers = {f"Adam of {name}": tree for name, tree in state.optimizers.items()}
-    drawn = _batch(card, batches_drawn(config, setup.needs) * generator.batch_size, spread)
+    drawn = abstract_batch(card, batches_drawn(config, setup.needs) * generator.batch_size, spread)
     resident = {**fields, **optimizers, **start, "teacher": frozen["teacher"], "VAE": vae, "batch": drawn}
     return Iteration(programs, resident, tuple(objective.name for objective in setup.objectives))
 
@@ -128,7 +128,7 @@ def device_bytes(tree: Any, memory: str = "device") -> int:
     return sum(map(size, jax.tree.leaves(tree)))
 
 
-def _batch(card: Card, size: int, sharding: NamedSharding) -> dict:
+def abstract_batch(card: Card, size: int, sharding: NamedSharding) -> dict:
     """An abstract batch of data; the condition has the shapes of the card's text encoder."""
     part, tokens = card["text_encoder"], (size, card["tokenizer"]["length"])
     encoder = build(part["architecture"], part["config"])
