@@ -28,6 +28,7 @@ class Cost:
       flops: {(objective, part): FLOPs}, over all devices.
       recomputed: FLOPs of what checkpoints compute again, over all devices.
       cycles: {((objective, part), place, pass): cycles}, see `cycles.count`; empty if not asked for.
+      unmeasured: number of runs of kernels whose cycles are unknown.
       unbounded: number of loops of unknown length, which count as one run.
       temporary: bytes on each device in addition to the arguments: activations, results that replace no argument, code,
         and the padding of the arguments in the chip's layout.
@@ -44,6 +45,7 @@ class Cost:
     flops: Counter
     recomputed: int
     cycles: Counter
+    unmeasured: int
     unbounded: int
     temporary: int
     traffic: int
@@ -69,7 +71,7 @@ class Cost:
 
     def predicted(self, chip: Chip, sides: tuple[int, ...]) -> float | None:
         """Seconds of one run that the compiler expects, plus its transfers as if nothing overlapped. None: unknown."""
-        if not self.cycles or None in self.cycles:
+        if not self.cycles or self.unmeasured:
             return None
         links = self.sent / chip.link_bandwidth(sides) if self.sent else 0.0
         return self.cycles.total() / chip.clock + links
@@ -109,6 +111,7 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequen
     padding = max(0, memory.argument_size_in_bytes - device_bytes(program.arguments))
     outside = memory.argument_size_in_bytes + memory.output_size_in_bytes
     module = hlo.parse(compiled.as_text())
+    expected = cycles.count(module, chip, label) if predict else Counter()
     found: list[Collective] = collectives(module, len(devices))
     estimate = chip.platform != devices[0].platform
     return Cost(
@@ -117,7 +120,8 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequen
         compile_seconds=seconds,
         flops=counted,
         recomputed=again[True],
-        cycles=cycles.count(module, chip, label) if predict else Counter(),
+        unmeasured=expected.pop(None, 0),
+        cycles=expected,
         unbounded=unbounded + module.unknown_loops(),
         temporary=memory.temp_size_in_bytes
         + memory.output_size_in_bytes

@@ -94,6 +94,10 @@ def tables(plan: dict[str, Any], advice: list[str]) -> str:
     sections = [_memory(plan, advice), _flops(plan), _links(plan), _time(plan)]
     if plan["predicted"]:
         sections.append(_predicted(plan))
+    elif unknown := sum(program["unmeasured"] for program in plan["programs"]):
+        sections.append(
+            f"no time is predicted: {unknown} runs of kernels whose cycles are not in dollar_jax/plan/chips.py"
+        )
     if plan["estimate"]:
         sections.append(
             "ESTIMATE: temporary memory and collectives come from a program compiled for CPUs, which stores in float32"

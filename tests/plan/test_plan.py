@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 
 import commands
 import jax
@@ -141,6 +142,26 @@ def test_verdict(planned):
     plan["memory"]["missing"] = 0
     assert "\nfits (" in tables(plan, advice)
     assert advice[0] not in tables(plan, advice)
+
+
+def test_predicted_times(planned):
+    """As on one v5p, where the generator takes a second in one place and half of one in another."""
+    plan = copy.deepcopy(planned[0])
+    assert "expects" not in tables(plan, [])
+    label = {"objective": "", "part": "student"}
+    costs = [
+        label | {"place": "Linear in Block", "pass": "forward", "cycles": 2e9},
+        label | {"place": "", "pass": "backward", "cycles": 1e9},
+    ]
+    plan |= {"programs": [program(plan, "generator") | {"cycles": costs, "predicted": 1.5, "recomputed": 0}]}
+    work = sum(row["flops"] for row in plan["programs"][0]["flops"])
+    plan |= {"predicted": 1.5, "clock": 2e9, "peak": work / 0.6, "seconds": None}
+    plan["flops"]["total"] = work
+    text = tables(plan, [])
+    assert "an iteration takes 1.5 s, 40.0% of peak, 40.0% without recomputation" in text
+    assert re.search(r"student +forward +Linear in Block +1 +66\.7%", text)
+    plan["predicted"], plan["programs"][0]["unmeasured"] = None, 3
+    assert "no time is predicted: 3 runs of kernels" in tables(plan, [])
 
 
 def test_remedies():
