@@ -13,14 +13,16 @@ import re
 import tempfile
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
+
+from dollar_jax.cli import run
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "One chip: v5p:1x1x1, v5e:1x1, v6e:1x1.")
 SIZES = {64: (30, 9826), 128: (12, 32760)}  # width of a head: heads, tokens
 DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
 
 
-def main(_) -> None:
+def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIBTPU_INIT_ARGS"] = DUMP.format(folder)
         from dollar_jax.plan.topology import make_devices  # the compiler reads its arguments once
@@ -84,4 +86,4 @@ def inner(text: str) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)
