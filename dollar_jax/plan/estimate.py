@@ -1,6 +1,5 @@
 """Compiles the programs of an iteration and measures the cost of each."""
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,6 @@ class Cost:
 
     Attributes:
       name, times: see `Program`.
-      compile_seconds: duration of the compilation on this machine.
       flops: {(objective, part): FLOPs}, over all devices.
       recomputed: FLOPs of what checkpoints compute again, over all devices.
       cycles: {((objective, part), place, pass): cycles}, see `cycles.count`; empty if not asked for.
@@ -41,7 +39,6 @@ class Cost:
 
     name: str
     times: int
-    compile_seconds: float
     flops: Counter
     recomputed: int
     cycles: Counter
@@ -100,9 +97,7 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequen
       chip: what the devices are, or stand for.
       predict: compile at full effort, and count the cycles that the compiler expects.
     """
-    start = time.perf_counter()
     traced, compiled = compile_program(program, devices[0].platform, predict)
-    seconds = time.perf_counter() - start
     label = flops.owner(PARTS, groups)
     counted = flops.count(traced.jaxpr, label)
     unbounded = counted.pop(None, 0)
@@ -117,7 +112,6 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequen
     return Cost(
         name=program.name,
         times=program.times,
-        compile_seconds=seconds,
         flops=counted,
         recomputed=again[True],
         unmeasured=expected.pop(None, 0),

@@ -44,7 +44,6 @@ def test_bounds():
     cost = Cost(
         name="generator",
         times=1,
-        compile_seconds=0.0,
         flops=Counter({("", "student"): 3 * 8 * 459 * 10**12, ("", "teacher"): 8 * 459 * 10**12}),
         recomputed=8 * 459 * 10**12,
         cycles=Counter({(("", "student"), "Linear in Block", "forward"): 7 * 1.75e9}),
