@@ -7,6 +7,8 @@ the cost of a run on this machine. Any field of the config can be set, as in `do
 """
 
 import json
+import shlex
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -41,6 +43,7 @@ def main() -> None:
 
     plan, advice = make_plan(config, _TOPOLOGY.value, student, _TEACHER.value, _PREDICT.value)
     if _OUT.value:
+        plan["command"] = shlex.join(["python", "-m", "dollar_jax.plan", *sys.argv[1:]])
         write_atomically(_OUT.value, json.dumps(plan, indent=2) + "\n")
     print(f"{student} on {_TOPOLOGY.value}, mesh {plan['mesh']}\n\n{tables(plan, advice)}")
 
