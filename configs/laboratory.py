@@ -90,6 +90,13 @@ def _lora(config: ConfigDict) -> None:
     config.students.rank_16_lrm = adapted(_student("rank_16", **TUNED), "rank_16")
 
 
+def _extracted(config: ConfigDict) -> None:
+    """The student `vsd_cd` as an adapter of its teacher: what is left of it at each rank, see docs/lora.md."""
+    config.stages = ("report",)
+    for rank in EXTRACTED:
+        config.students[f"rank_{rank}"] = _student(f"rank_{rank}", iterations=0, objectives=BOTH)
+
+
 def _ablations(config: ConfigDict) -> None:
     """Tab. 6, 7, 8 and choices that the paper leaves open: one change each to the student of configs/shapes.py."""
     config.students.default = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
@@ -221,6 +228,8 @@ ADAPTERS = {
     "rank_16_fake_4": (16, 10, 4),
 }
 
+EXTRACTED = (1, 4, 16, 64)  # ranks that `convert extract_lora` is asked for
+
 CHANGES = {
     "steps_1": {"times": (999,)},
     "steps_2": {"times": (499, 999)},
@@ -283,6 +292,7 @@ EXPERIMENTS = {
     "prompts_alone": _prompts_alone,
     "wan": _wan,
     "lora": _lora,
+    "extracted": _extracted,
     "ablations": _ablations,
     "ablations_vsd": _ablations_vsd,
     "frontier": _frontier,
