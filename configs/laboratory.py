@@ -76,18 +76,26 @@ def _lora(config: ConfigDict) -> None:
     config.held_out.videos_per_caption = 2
     config.students.full = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     config.students.full_lrm = _student("parent/vsd_cd", **TUNED)
+    for name, adapter in ADAPTERS.items():
+        config.students[name] = _adapted(config, _student(objectives=BOTH), *adapter)
+    config.students.rank_16_lrm = _adapted(config, _student("rank_16", **TUNED), *ADAPTERS["rank_16"])
 
-    def adapted(student: ConfigDict, name: str) -> ConfigDict:
-        rank, times, fake_rank = ADAPTERS[name]
-        rates = {part: times * config[part].optimizer.learning_rate for part in ("generator", "fake_score")}
-        student.generator.optimizer = {"learning_rate": rates["generator"]}
-        student.fake_score = ConfigDict({"optimizer": {"learning_rate": rates["fake_score"]}})
-        student.lora = ConfigDict({"rank": rank, "fake_score_rank": fake_rank})
-        return student
 
-    for name in ADAPTERS:
-        config.students[name] = adapted(_student(objectives=BOTH), name)
-    config.students.rank_16_lrm = adapted(_student("rank_16", **TUNED), "rank_16")
+def _lora_layers(config: ConfigDict) -> None:
+    """Adapters on all layers of the blocks: also on those that turn the time into scales and shifts."""
+    for rank in (16, 64):
+        student = _adapted(config, _student(objectives=BOTH), rank, 10)
+        student.lora.targets = ("blocks/*",)
+        config.students[f"rank_{rank}_blocks"] = student
+
+
+def _adapted(config: ConfigDict, student: ConfigDict, rank: int, times: float, fake_rank: int = 0) -> ConfigDict:
+    """The student with adapters in place of full weights, at `times` the learning rates of the config."""
+    rates = {part: times * config[part].optimizer.learning_rate for part in ("generator", "fake_score")}
+    student.generator.optimizer = {"learning_rate": rates["generator"]}
+    student.fake_score = ConfigDict({"optimizer": {"learning_rate": rates["fake_score"]}})
+    student.lora = ConfigDict({"rank": rank, "fake_score_rank": fake_rank})
+    return student
 
 
 def _extracted(config: ConfigDict) -> None:
@@ -220,11 +228,11 @@ def _collapse(config: ConfigDict) -> None:
 
 # Rank of the student's adapter, learning rates in multiples of those of full weights, rank of the fake score's.
 ADAPTERS = {
-    "rank_4": (4, 10, 0),
-    "rank_16": (16, 10, 0),
-    "rank_64": (64, 10, 0),
-    "rank_16_x3": (16, 3, 0),
-    "rank_16_x30": (16, 30, 0),
+    "rank_4": (4, 10),
+    "rank_16": (16, 10),
+    "rank_64": (64, 10),
+    "rank_16_x3": (16, 3),
+    "rank_16_x30": (16, 30),
     "rank_16_fake_4": (16, 10, 4),
 }
 
@@ -292,6 +300,7 @@ EXPERIMENTS = {
     "prompts_alone": _prompts_alone,
     "wan": _wan,
     "lora": _lora,
+    "lora_layers": _lora_layers,
     "extracted": _extracted,
     "ablations": _ablations,
     "ablations_vsd": _ablations_vsd,
