@@ -28,7 +28,6 @@ from pathlib import Path
 from absl import flags
 
 from dollar_jax.cli import required, run
-from dollar_jax.config import lora
 from dollar_jax.errors import UserError
 
 _ITEM = flags.DEFINE_string("item", "", "to_torch, extract_lora: student, ema, params or fake_score of a stage.")
@@ -37,9 +36,7 @@ _MERGE = flags.DEFINE_bool("merge", False, "to_torch: the whole folder of a stud
 _REVISION = flags.DEFINE_string("revision", "", "from_torch, on the hub: a branch, a tag or a commit; '' is main.")
 _LORA = flags.DEFINE_string("lora", "", "from_torch: a LoRA to be merged, a file or a folder here.")
 _RANK = flags.DEFINE_integer("rank", 0, "extract_lora: the rank of the adapter, for example 64.")
-_TARGETS = flags.DEFINE_list(
-    "targets", list(lora().targets), "extract_lora: patterns of the layers that get an adapter."
-)
+_TARGETS = flags.DEFINE_list("targets", [], "extract_lora: patterns of the layers with an adapter; default: all.")
 
 
 def main(command: str, *places: str) -> None:

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dollar_jax.card import Card
 from dollar_jax.checkpoint import open_component
-from dollar_jax.convert.architectures import by_network
+from dollar_jax.convert.architectures import by_network, known
 from dollar_jax.convert.families.family import OriginalKeys
 from dollar_jax.convert.tables import Rule, linear, match, restore_lazily
 from dollar_jax.convert.tensors import parted, write_file
@@ -79,6 +79,13 @@ def _folded(adapter: Mapping[str, Lazy], alpha: float) -> dict[str, Lazy]:
         return matrix.through(lambda b: b * scale)
 
     return {path: folded(path, matrix) for path, matrix in adapter.items()}
+
+
+def exportable(part: Card, layers: Sequence[str]) -> list[str]:
+    """Linear layers of a component that can have a LoRA in the other library; all, if no other library has it."""
+    tables = [one.keys.table(part["config"]) for one in known() if one.network == part["architecture"]]
+    linears = {rule.ours.removesuffix("/kernel") for table in tables for rule in table if rule.change is linear}
+    return [layer for layer in layers if layer in linears or not tables]
 
 
 def lora_table(table: Sequence[Rule], layers: Collection[str], names: tuple[str, str]) -> list[Rule]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from dollar_jax.card import SAMPLED, require
 from dollar_jax.checkpoint import bring, digest, network_of, open_component, read_card, save_params, write_card
+from dollar_jax.convert.export_lora import exportable
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, require_space
 from dollar_jax.lazy import Lazy
@@ -37,14 +38,15 @@ def extract_lora(
 ) -> dict[str, Change]:
     """Writes the student in `student` again as `target`, with an adapter on the network in `base`, and prints its loss.
 
-    Of W_student - W_base the adapter has the `rank` largest singular values. Two parameters, with blocks stacked, and
-    the adapter are in memory at a time.
+    Of W_student - W_base the adapter has the `rank` largest singular values; zeros fill it up where the matrix has
+    fewer. Two parameters, with blocks stacked, and the adapter are in memory at a time.
 
     Args:
       student: a student's folder, or one numbered checkpoint in it.
       base: the folder of its teacher.
       rank: rank of the adapter of each layer.
-      targets: patterns of the layers with adapters, see `models.lora.adaptable`.
+      targets: patterns of the layers with adapters, see `models.lora.adaptable`; none for all that can have a LoRA in
+        the other library. A student may change most where a trained LoRA has none: from time to scales and shifts.
       item: the student's weights: student, ema, params or fake_score; by default those that its card names.
     Returns:
       The change of each parameter by its path; of a layer, the path is that of its kernel.
@@ -64,13 +66,14 @@ def extract_lora(
     if any(parts[0][name] != parts[1][name] for name in ("architecture", "config")):
         raise UserError(f"{student} and {base} are different networks: give the student's own teacher")
     parts[0] |= {"item": item} if item else {}
-    layers = adaptable(network_of(parts[0]), targets)
+    network = network_of(parts[0])
+    layers = adaptable(network, targets) if targets else exportable(parts[0], network.linears)
     ours, theirs = (
         flatten_dict(open_component(place, part), sep="/") for place, part in zip((student, base), parts, strict=True)
     )
-    for layer in layers:
-        if not 0 < rank <= min(ours[f"{layer}/kernel"].shape[-2:]):
-            raise UserError(f"--rank={rank} does not fit {layer}, a matrix of {ours[f'{layer}/kernel'].shape[-2:]}")
+    most = max(min(ours[f"{layer}/kernel"].shape[-2:]) for layer in layers)
+    if not 0 < rank <= most:
+        raise UserError(f"--rank={rank}: the largest of the layers has rank {most}")
     with new_folder(target) as folder:
         adapter, changes = _adapter(ours, theirs, layers, rank)
         if not any(change.all for change in changes.values()):
@@ -102,12 +105,12 @@ def _adapter(
             continue
         *stack, rows, columns = parameter.shape
         shapes = (*stack, rows, rank), (*stack, rank, columns)
-        matrices = [np.empty(shape, np.float32) for shape in shapes]
+        matrices, own = [np.zeros(shape, np.float32) for shape in shapes], min(rank, rows, columns)
         total = kept = 0.0
         for block in np.ndindex(*stack):
             total += _squares(new[block], old[block])
-            a, b, values = _factors(_difference(new[block], old[block]), rank)
-            matrices[0][block], matrices[1][block] = a, b
+            a, b, values = _factors(_difference(new[block], old[block]), own)
+            matrices[0][block][:, :own], matrices[1][block][:own] = a, b
             kept += float(np.square(values, dtype=np.float64).sum())
             done += work[path] / prod(stack)
             if (now := time.monotonic()) - shown > QUIET:

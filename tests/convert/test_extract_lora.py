@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from diffusers import WanPipeline
 from flax.traverse_util import flatten_dict, unflatten_dict
 from folders import relative
 from lora_student import make_student, teacher_of
@@ -111,6 +112,31 @@ def test_extraction_at_full_rank_is_the_student(whole, tmp_path):
     assert card["role"] == "student"
 
 
+def test_by_default_every_layer_with_a_lora_there_gets_an_adapter(whole, tmp_path):
+    """All but the patches, which are a convolution there. Narrow layers are filled up with zeros."""
+    folder, _ = whole
+    shutil.copytree(folder / "student", tmp_path / "student")
+    flat = flatten_dict(open_arrays(folder / "student"), sep="/")
+    rng, linears = RNG(5), checkpoint.network_of(checkpoint.read_card(folder / "student")["transformer"]).linears
+    for layer in linears:
+        flat[f"{layer}/kernel"] = flat[f"{layer}/kernel"] + rng.normal(size=flat[f"{layer}/kernel"].shape, scale=0.1)
+    checkpoint.save_params(tmp_path / "student" / "all", unflatten_dict(flat, sep="/"))
+    found = extract_lora(tmp_path / "student", folder / "teacher", tmp_path / "out", 24, [])
+    assert {layer for layer in linears if found[f"{layer}/kernel"].kept} == set(linears) - {"patch_embed"}
+    made = layers_of(tmp_path / "out")
+    for layer in set(linears) - {"patch_embed"}:
+        assert relative(made[f"{layer}/kernel"], flat[f"{layer}/kernel"]) < 1e-5
+    to_torch(tmp_path / "out", tmp_path / "OUT")
+    native = load_file(tmp_path / "OUT" / FILE)
+    assert {"proj_out", "condition_embedder.time_proj", "condition_embedder.text_embedder.linear_1"} <= {
+        key.removeprefix("transformer.").rpartition(".lora_")[0] for key in native
+    }
+    renamed = WanPipeline.lora_state_dict(tmp_path / "OUT" / "comfyui" / "transformer.safetensors")
+    assert renamed.keys() == native.keys()
+    for key, value in renamed.items():
+        np.testing.assert_array_equal(value.numpy(), native[key])
+
+
 def test_extraction_refuses(whole, tmp_path_factory, tmp_path):
     folder, _ = whole
     adapter, other = (tmp_path_factory.mktemp("other") / name for name in ("adapter", "other"))
@@ -124,7 +150,7 @@ def test_extraction_refuses(whole, tmp_path_factory, tmp_path):
         (adapter, teacher, 2): "is an adapter already",
         (student, adapter, 2): "is an adapter already",
         (student, other, 2): "are different networks: give the student's own teacher",
-        (student, teacher, 25): r"--rank=25 does not fit blocks/contract, a matrix of \(32, 24\)",
+        (student, teacher, 25): "--rank=25: the largest of the layers has rank 24",
         (teacher, teacher, 2): "have the same weights: there is nothing to extract",
     }.items():
         with pytest.raises(UserError, match=words) as error:
