@@ -1,11 +1,11 @@
 """Tables of the pages from the numbers that runs left: docs/numbers keeps the numbers, a page says what it shows.
 
-    python -m docs.tables keep COMMIT PATH ...    keeps numbers: of an experiment (its folder in the laboratory's --out)
-                                                  or of a plan (the file of its --out), made at this commit
-    python -m docs.tables                         writes the tables into the pages
+    python -m docs.tables keep COMMIT DIR ...    keeps what was made at this commit: an experiment, DIR/SEED/report, or
+                                                 plans, DIR/*.json (`dollar_jax.plan --out`)
+    python -m docs.tables                        writes the tables into the pages
 
-A table follows a comment in its page, in YAML. `rows` has the label of each row by its place in docs/numbers, FILE or
-FILE/MODEL; `columns` names the columns; `title` is the head of the labels.
+A table follows a comment in its page, in YAML. `rows` has the label of each row by its place in docs/numbers,
+EXPERIMENT/MODEL or plans/PLAN; `columns` names the columns; `title` is the head of the labels.
 """
 
 import json
@@ -80,7 +80,9 @@ COLUMNS = {
     "temporary": Column("of which temporary", lambda plan: f"{max(plan['memory']['temporary'].values()) / 1e9:.1f} GB"),
     "available": Column("memory of a device", lambda plan: f"{plan['memory']['available'] / 1e9:.1f} GB"),
     "compiled": Column("compile time", lambda plan: f"{plan['compile_seconds']:.0f} s"),
-    "bound": Column("lower bound of an iteration", lambda plan: f"{plan['seconds']:.3g} s"),
+    "bound": Column(
+        "lower bound of an iteration", lambda plan: f"{plan['seconds']:.{3 if plan['seconds'] < 1000 else 4}g} s"
+    ),
 }
 
 
@@ -113,19 +115,21 @@ def experiment(folder: Path) -> dict:
     return {"command": command, "machine": reports[0]["meta"]["machine"], "config": config, "models": models}
 
 
-def plan(path: Path) -> dict:
-    """The numbers of a plan."""
-    kept = "command", "devices", "mesh", "memory", "flops", "seconds", "predicted", "compile_seconds"
-    content = json.loads(path.read_text())
-    content["command"] = re.sub(r" --out=\S+", "", content["command"])
-    return {name: content[name] for name in kept}
+def plans(folder: Path) -> dict:
+    """The numbers of plans, each with its command."""
+    kept = "command", "devices", "mesh", "memory", "seconds", "predicted", "compile_seconds"
+    models = {}
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text())
+        content["command"] = re.sub(r" --out=\S+", "", content["command"])
+        models[path.stem] = {name: content[name] for name in kept}
+    return {"models": models}
 
 
 def numbers(place: str) -> Mapping[str, Any]:
-    """The numbers of a row: FILE/MODEL of an experiment, or FILE of a plan."""
-    name, _, model = place.partition("/")
-    content = json.loads((NUMBERS / f"{name}.json").read_text())
-    return content["models"][model] if model else content
+    """The numbers of a row."""
+    name, model = place.split("/", 1)
+    return json.loads((NUMBERS / f"{name}.json").read_text())["models"][model]
 
 
 def table(spec: Mapping[str, Any]) -> str:
@@ -145,12 +149,12 @@ def page(text: str) -> str:
     return TABLE.sub(lambda found: found[0][: found[0].index("-->") + 4] + table(yaml.safe_load(found[1])), text)
 
 
-def keep(commit: str, paths: Sequence[Path]) -> None:
-    for path in paths:
-        content = plan(path) if path.suffix == ".json" else experiment(path)
+def keep(commit: str, folders: Sequence[Path]) -> None:
+    for folder in folders:
+        content = plans(folder) if any(folder.glob("*.json")) else experiment(folder)
         text = json.dumps({"commit": commit} | content, indent=1, ensure_ascii=False)
         text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda found: "[" + re.sub(r",\s+", ", ", found[1]) + "]", text)
-        write_atomically(NUMBERS / f"{path.stem}.json", text + "\n")
+        write_atomically(NUMBERS / f"{folder.name}.json", text + "\n")
 
 
 def main() -> None:
@@ -161,7 +165,7 @@ def main() -> None:
         case ["keep", commit, first, *more]:
             keep(commit, [Path(path) for path in (first, *more)])
         case _:
-            sys.exit("usage: python -m docs.tables [keep COMMIT PATH ...]")
+            sys.exit("usage: python -m docs.tables [keep COMMIT DIR ...]")
 
 
 if __name__ == "__main__":
