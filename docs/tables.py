@@ -62,6 +62,10 @@ def needed(plan: Mapping) -> str:
     return f"{memory['needed'] / 1e9:.1f} GB{verdict}"
 
 
+def seconds(value: float) -> str:
+    return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"
+
+
 COLUMNS = {
     # Of a model of an experiment.
     "steps": Column("steps", lambda row: str(row.get("steps", ""))),
@@ -79,10 +83,8 @@ COLUMNS = {
     "needed": Column("memory needed per device", needed),
     "temporary": Column("of which temporary", lambda plan: f"{max(plan['memory']['temporary'].values()) / 1e9:.1f} GB"),
     "available": Column("memory of a device", lambda plan: f"{plan['memory']['available'] / 1e9:.1f} GB"),
-    "compiled": Column("compile time", lambda plan: f"{plan['compile_seconds']:.0f} s"),
-    "bound": Column(
-        "lower bound of an iteration", lambda plan: f"{plan['seconds']:.{3 if plan['seconds'] < 1000 else 4}g} s"
-    ),
+    "compiled": Column("compile time", lambda plan: seconds(plan["compile_seconds"])),
+    "bound": Column("lower bound of an iteration", lambda plan: seconds(plan["seconds"])),
 }
 
 
