@@ -7,13 +7,13 @@ function of a `Context` that runs the networks and calls the equation. A config 
 The attribute `needs` of an objective lists what it needs beside captions, and the other work that an iteration does
 for it:
 
-videos        latents of the data: without them `context.latents` is None
-fake_score    train the fake score on samples of the student (the default if the attribute is absent)
-reward_model  train the latent reward model
-trajectory    sample a chain of the student and score its end
-pixel_reward  prepare a differentiable reward and the decoder
-start         keep the student of the run's start, frozen
-forward_mode  build the student once more with an attention that has a forward-mode derivative
+- `videos`: latents of the data; without them `context.latents` is None
+- `fake_score`: train the fake score on samples of the student (the default if the attribute is absent)
+- `reward_model`: train the latent reward model
+- `trajectory`: sample a chain of the student and score its end
+- `pixel_reward`: prepare a differentiable reward and the decoder
+- `start`: keep the student of the run's start, frozen
+- `forward_mode`: build the student once more with an attention that has a forward-mode derivative
 
 The attribute `own`, an `Own`, declares a network that belongs to the objective, for example a discriminator.
 """

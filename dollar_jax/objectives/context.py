@@ -18,10 +18,11 @@ Features = Callable[[Latent, Times, Condition, Sequence[float]], Sequence[Float[
 class Trajectories(NamedTuple):
     """Chains of the student that a policy gradient learns from.
 
-    states: the states along `policy_gradient.path`, the last one included.
-    condition: conditions of their captions.
-    reward: reward of the video at the end of each chain.
-    advantage: `reward` minus a baseline, or `policy_gradient.group_advantage`.
+    Attributes:
+      states: the states along `policy_gradient.path`, the last one included.
+      condition: conditions of their captions.
+      reward: reward of the video at the end of each chain.
+      advantage: `reward` minus a baseline, or `policy_gradient.group_advantage`.
     """
 
     states: Float[Array, "b n f h w c"]
