@@ -14,9 +14,10 @@ from dollar_jax.config import lora
 
 
 def get_config() -> ConfigDict:
-    """configs/cogvideox_2b.py with adapters on attention and MLP."""
+    """configs/cogvideox_2b.py with adapters on all linear layers of the blocks."""
     config = cogvideox_2b.get_config()
-    config.lora = lora(rank=64)
+    # Attention and MLP alone are not enough in the shapes world, see docs/lora.md: the others make scales and shifts.
+    config.lora = lora(rank=64, targets=("blocks/*",))
     # Five times the rate of full weights for the student, which is 1e-4 as in configs/wan_lora.py.
     config.generator.optimizer.learning_rate = 1e-4
     config.fake_score.optimizer.learning_rate = 1e-4

@@ -71,7 +71,9 @@ def extract_lora(
     ours, theirs = (
         flatten_dict(open_component(place, part), sep="/") for place, part in zip((student, base), parts, strict=True)
     )
-    most = max(min(ours[f"{layer}/kernel"].shape[-2:]) for layer in layers)
+    most = max((min(ours[f"{layer}/kernel"].shape[-2:]) for layer in layers), default=0)
+    if not most:
+        raise UserError(f"{student}: no layer of this network can have an adapter")
     if not 0 < rank <= most:
         raise UserError(f"--rank={rank}: the largest of the layers has rank {most}")
     with new_folder(target) as folder:
