@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 NUMBERS = ROOT / "docs" / "numbers"
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 TABLE = re.compile(r"<!-- table\n(.*?)-->\n(?:\|[^\n]*\n)*", re.S)
-OWN = ("seed", "teacher.path")  # fields of a config that differ between the seeds of an experiment
 
 
 class Column(NamedTuple):
@@ -49,9 +48,9 @@ def around(key: str, digits: int | None, scale: float = 1) -> Callable[[Mapping]
     return cell
 
 
-def each(key: str, digits: int, scale: float = 1) -> Callable[[Mapping], str]:
+def each(key: str, digits: int) -> Callable[[Mapping], str]:
     """The value of each seed."""
-    return lambda row: ", ".join(f"{scale * value:.{digits}f}" for value in row.get(key, ()))
+    return lambda row: ", ".join(f"{value:.{digits}f}" for value in row.get(key, ()))
 
 
 def needed(plan: Mapping) -> str:
@@ -68,7 +67,6 @@ def seconds(value: float) -> str:
 
 COLUMNS = {
     # Of a model of an experiment.
-    "steps": Column("steps", lambda row: str(row.get("steps", ""))),
     "calls": Column("calls", lambda row: str(row.get("calls", ""))),
     "alignment": Column("alignment %", around("alignment", 1, 100)),
     "clean_db": Column("clean dB", around("clean_db", 1)),
@@ -97,8 +95,7 @@ def experiment(folder: Path) -> dict:
     seeds = sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     reports = [json.loads((seed / "report" / "report.json").read_text()) for seed in seeds]
     config = json.loads((seeds[0] / "config.json").read_text())
-    config = {name: value for name, value in config.items() if name not in OWN}
-    config["teacher"] = {name: value for name, value in config["teacher"].items() if name != "path"}
+    del config["seed"], config["teacher"]["path"]
     models = {}
     for seed, report in zip(seeds, reports, strict=True):
         for row in report["rows"]:
