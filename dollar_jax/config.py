@@ -16,6 +16,7 @@ Fields = Mapping[str, Any] | ConfigDict | float | int  # fields of a named funct
 
 # --config.PLACE.NAME.FIELD=VALUE; PLACE is a dictionary of functions by import path.
 NAMED = re.compile(r"--?config\.((?:\w+\.)*(?:objectives|metrics))\.([\w.]+)(:\w+)?((?:\.\w+)*)(=.*)?", re.S)
+REWARD = re.compile(r"--?config\.(reward)\.(name|options\.\w+)(=.*)?", re.S)
 
 
 def trust_networks(config: ConfigDict) -> None:
@@ -66,17 +67,20 @@ def _fields(value: Fields) -> dict[str, Any]:
 
 
 def take_named(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str, str]]]:
-    """Splits the flags that change named functions from a command line.
+    """Splits the flags that change named functions and the reward from a command line.
 
-    absl cannot parse them: it would read the dots of an import path as fields.
+    absl cannot parse them: it would read the dots of an import path as fields, and refuse fields that are new.
 
         --config.generator.objectives.consistency=0.3                 the weight
         --config.generator.objectives.consistency.guidance=2          an option
         --config.generator.objectives.my_fork.losses:hinge=0.1        one more objective
         --config.generator.objectives.my_fork.losses:hinge.margin=2   its option
+        --config.reward.name=my_rewards:score                         another reward, without the options of the first
+        --config.reward.options.strictness=2                          its option
 
     Returns:
-      the other arguments, and (place in the config, import path, field or '', value) for each of these flags.
+      the other arguments, and (place in the config, import path, field or '', value) for each of these flags; for the
+      reward (reward, name or options.NAME, '', value).
     """
     rest, found, words = [], [], iter(arguments)
     for word in words:
@@ -86,6 +90,9 @@ def take_named(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str
             if function is None:
                 name, _, fields = name.partition(".")
             found.append((place, name + (function or ""), (fields or "").removeprefix("."), value))
+        elif match := REWARD.fullmatch(word):
+            place, field, value = match.groups()
+            found.append((place, field, "", next(words, "") if value is None else value[1:]))
         else:
             rest.append(word)
     return rest, found
@@ -97,17 +104,36 @@ def put_named(config: ConfigDict, changes: Sequence[tuple[str, str, str, str]]) 
     Raises:
       KeyError, AttributeError: the config has no such place.
     """
+    _put_reward(config, {field: text for place, field, _, text in changes if place == "reward"})
     for place, name, fields, text in changes:
+        if place == "reward":
+            continue
         functions = config
         for field in place.split("."):
             functions = functions[field]
-        try:
-            value = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
-            value = text
+        value = _literal(text)
         for field in reversed(fields.split(".") if fields else []):
             value = {field: value}
         set_named(functions, {name: value})
+
+
+def _put_reward(config: ConfigDict, changes: Mapping[str, str]) -> None:
+    """Another reward than the config's has only the options that are given with it."""
+    changes = dict(changes)
+    name = changes.pop("name", None)
+    if name is not None and name != config.reward.name:
+        config.reward.name, config.reward.options = name, ConfigDict()
+    for field, text in changes.items():
+        options, option = config.reward.options, field.removeprefix("options.")
+        with options.unlocked():
+            options[option] = text if isinstance(options.get(option), str) else _literal(text)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:

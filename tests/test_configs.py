@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dollar_jax import diffusion
+from dollar_jax.config import put_named, take_named
 from dollar_jax.errors import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import count_parameters
@@ -32,6 +33,39 @@ def test_configs_read_as_they_are_saved(name):
     assert config.to_json() == load(name).to_json()
     with pytest.raises((AttributeError, KeyError)):
         config.generator.unknown = 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "options"),
+    [
+        # Another reward has none of the options of the first, in whatever order flags stand.
+        (["name=my_rewards:score"], "my_rewards:score", {}),
+        (["options.strictness=2", "name=my_rewards:score"], "my_rewards:score", {"strictness": 2}),
+        (
+            ["name=executable", "options.command=['julia', 'reward.jl']"],
+            "executable",
+            {"command": ["julia", "reward.jl"]},
+        ),
+        # The same one has; a text stays a text.
+        (["options.checkpoint=2024"], "hpsv2", {"checkpoint": "2024", "tokenizer": "", "dtype": "bfloat16"}),
+        (
+            ["name=hpsv2", "options.tokenizer=CLIP"],
+            "hpsv2",
+            {"checkpoint": "", "tokenizer": "CLIP", "dtype": "bfloat16"},
+        ),
+    ],
+)
+def test_a_reward_on_the_command_line(flags, name, options):
+    config = load("dollar")
+    rest, changes = take_named(["main", *(f"--config.reward.{flag}" for flag in flags), "--config.reward.frames=3"])
+    assert rest == ["main", "--config.reward.frames=3"]
+    put_named(config, changes)
+    assert config.reward.name == name
+    assert config.reward.options.to_dict() == options
+    assert take_named(["--config.reward.name", name, "--workdir=W"]) == (
+        ["--workdir=W"],
+        [("reward", "name", "", name)],
+    )
 
 
 def test_the_papers_recipe():
