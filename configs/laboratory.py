@@ -218,11 +218,17 @@ def _reward_models(config: ConfigDict) -> None:
 
 
 def _collapse(config: ConfigDict) -> None:
-    """Alarms of the log at a learning rate that is a hundred times too high."""
-    config.stages = ("distill",)
+    """What curves and alarms of the log look like when a run is well, and when it is not: see docs/objectives.md."""
     config.held_out.videos_per_caption = 2
-    vsd = {"objectives": _weights(variational_score=1.0), "save_every": 50}
+    config.report.repeats = 1
+    vsd = {"objectives": _weights(variational_score=1.0), "save_every": 25}
+    guided = {"variational_score": {"guidance": 7.5}}
     config.students.healthy = _student(**vsd)
+    config.students.over_guided = _student(**vsd | {"objectives": vsd["objectives"] | guided})
+    # A hundredth of the learning rate.
+    config.students.fake_score_behind = _student(**vsd)
+    config.students.fake_score_behind.fake_score = ConfigDict({"optimizer": {"learning_rate": 2e-6}})
+    # A hundred times the learning rate.
     config.students.too_high = _student(iterations=150, optimizer={"learning_rate": 1e-2}, **vsd)
 
 
