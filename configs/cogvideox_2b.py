@@ -1,6 +1,6 @@
 """The paper's recipe for the public CogVideoX-2B at its own size: 49 frames of 480 x 720 at 8 fps, or fewer frames.
 
-    python -m dollar_jax.convert from_torch THUDM/CogVideoX-2b TEACHER
+    python -m dollar_jax.convert from_torch zai-org/CogVideoX-2b TEACHER
     python -m dollar_jax.data --videos=DIR --captions=captions.jsonl --out=DATA --config=configs/cogvideox_2b.py
     python -m dollar_jax.main --config=configs/cogvideox_2b.py --workdir=W --config.teacher.path=TEACHER \\
         --config.data.path=DATA --config.reward.options.checkpoint=HPS

@@ -1,6 +1,6 @@
 """A 4-step student of the public CogVideoX-2B as a LoRA, on one GPU: 49 frames of 480 x 720 at 8 fps.
 
-    python -m dollar_jax.convert from_torch THUDM/CogVideoX-2b TEACHER
+    python -m dollar_jax.convert from_torch zai-org/CogVideoX-2b TEACHER
     python -m dollar_jax.main --config=configs/cogvideox_lora.py --workdir=W --config.teacher.path=TEACHER \\
         --config.data.path=DATA --config.reward.options.checkpoint=HPS
 

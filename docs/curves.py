@@ -1,11 +1,12 @@
 """python -m docs.curves DIR: draws docs/curves.png from the run of the experiment `collapse` below DIR, seed 0."""
 
-import json
 import sys
 from pathlib import Path
 
 import matplotlib
 from matplotlib import pyplot
+
+from dollar_jax import metrics
 
 STUDENTS = {
     "healthy": "healthy",
@@ -20,7 +21,7 @@ CURVES = {
     "norm/student_update": ("norm/student_update", True),
     "held_out/frechet": ("held_out/frechet", True),
     "held_out/spread": ("held_out/spread (data: 1)", False),
-    "collapse/sharpness": ("collapse/sharpness (data: 1)", True),
+    "collapse/sharpness": ("collapse/sharpness (data: 1)", False),
 }
 
 
@@ -28,8 +29,7 @@ def main(folder: Path) -> None:
     matplotlib.use("agg")
     figure, axes = pyplot.subplots(2, 3, figsize=(10, 5.6), dpi=100, layout="constrained")
     for number, (student, title) in enumerate(STUDENTS.items()):
-        lines = map(json.loads, (folder / "collapse" / "0" / student / "metrics.jsonl").read_text().splitlines())
-        log = list(lines)
+        log = metrics.read(folder / "collapse" / "0" / student)
         for axis, name in zip(axes.flat, CURVES, strict=True):
             points = [(line["step"] + 1, line[name]) for line in log if line.get(name) is not None]
             axis.plot(*zip(*points, strict=True), label=title, color=f"C{number}", linewidth=1.4)
@@ -38,7 +38,8 @@ def main(folder: Path) -> None:
         axis.set_yscale("log" if logarithmic else "linear")
         axis.grid(alpha=0.3)
         axis.tick_params(labelsize=8)
-    figure.supxlabel("updates", fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("updates", fontsize=9)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(Path(__file__).with_name("curves.png"))
 
