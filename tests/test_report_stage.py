@@ -1,12 +1,11 @@
 """The rows of a run's report: which clips and samplings they are made of."""
 
-from pathlib import Path
-
 import pytest
+import toy_pipeline
 from ml_collections import ConfigDict
 
 from configs import shapes
-from dollar_jax.pipeline import Pipeline
+from dollar_jax import checkpoint
 from dollar_jax.stages import report as stage
 from dollar_jax.stages.report import _balanced
 
@@ -27,23 +26,25 @@ def test_data_with_a_caption_for_each_video_keep_all_clips():
 
 
 @pytest.fixture
-def models(monkeypatch):
-    """Cards alone: names of samplings are made of them."""
-    cards = {
-        "teacher": {"role": "teacher", "times": [1] * 50, "sampler": "ddim", "guidance": 0.0},
-        "student": {"role": "student", "times": [1] * 4, "sampler": "ddim", "guidance": 0.0},
-    }
-    for card in cards.values():
-        card["transformer"] = {"config": {}}
-    monkeypatch.setattr(stage, "load", lambda folder: Pipeline(cards[folder.name], {}, None))
-    monkeypatch.setattr(stage, "teacher_folder", lambda config, workdir: workdir / "teacher")
-
-
-def test_the_teacher_by_other_samplers(models):
+def config(tmp_path):
+    """Of a run in `tmp_path` with a toy student, whose toy teacher was made for smaller videos."""
     config = shapes.get_config()
+    config.video.update({"frames": 4, "height": 24, "width": 32})
+    config.teacher.path = str(tmp_path / "from_elsewhere")
     config.students = ConfigDict({"student": {}})
+    for name, role, times in (
+        ("from_elsewhere", "teacher", range(19, 1000, 20)),
+        ("student", "student", range(249, 1000, 250)),
+    ):
+        folder = toy_pipeline.write(tmp_path / name, ["a cat"])
+        card = checkpoint.read_card(folder) | {"role": role, "times": list(times), "sampler": "ddim"}
+        checkpoint.write_card(folder, card)
+    return config
+
+
+def test_the_teacher_by_other_samplers(config, tmp_path):
     config.report.update({"fewer_steps": (), "teacher_samplers": (("ddim", 250), ("ancestral", 50))})
-    entries = dict(stage._entries(config, Path("W")))
+    entries = dict(stage._entries(config, tmp_path))
     assert {name: (entry.pipeline.card["sampler"], entry.steps) for name, entry in entries.items()} == {
         "teacher": ("ddim", 50),
         "teacher, 4 steps": ("ddim", 4),
@@ -51,3 +52,10 @@ def test_the_teacher_by_other_samplers(models):
         "teacher, ancestral, 50 steps": ("ancestral", 50),
         "student": ("ddim", 4),
     }
+
+
+def test_the_teacher_makes_videos_of_the_runs_size(config, tmp_path):
+    assert checkpoint.read_card(tmp_path / "from_elsewhere")["latent_shape"] == [2, 2, 2, 4]
+    for name, entry in stage._entries(config, tmp_path):
+        if name.startswith("teacher"):
+            assert entry.pipeline.card["latent_shape"] == [4, 3, 4, 4], name

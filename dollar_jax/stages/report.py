@@ -21,7 +21,7 @@ from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_rows import DATA, DECODED, REWARD, SECONDS, TEACHER
 from dollar_jax.evaluate.timing import Sampling, time_in_turns
 from dollar_jax.files import write_atomically
-from dollar_jax.pipeline import Pipeline, draw_noise, load, padded_rows
+from dollar_jax.pipeline import Pipeline, at_size, draw_noise, load, padded_rows
 from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.common import (
@@ -133,6 +133,7 @@ def _entries(config: ConfigDict, workdir: Path) -> Iterator[tuple[str, Sampling]
     takes.
     """
     teacher = load(teacher_folder(config, workdir))
+    teacher = replace(teacher, card=at_size(teacher.card, config.video.to_dict()))  # not the size of its folder
     students = {name: load(workdir / name) for name in config.students}
     yield TEACHER, _sampling(teacher, len(teacher.card["times"]))
     first = next(iter(students))
