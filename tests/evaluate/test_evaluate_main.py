@@ -64,9 +64,12 @@ def test_prompts_become_videos(tmp_path):
 
 
 def test_parts_of_a_video_are_timed(tmp_path):
-    """A student beside a teacher with guidance: four calls of the network to two and one."""
+    """A student beside a teacher with guidance, made for larger videos: four calls of the network to two and one."""
     teacher, student = (toy_pipeline.write(tmp_path / name, ["a cat"]) for name in ("teacher", "student"))
-    write_card(teacher, read_card(teacher) | {"role": "teacher", "guidance": 2.0})
+    larger = {"video": {"frames": 4, "height": 32, "width": 32, "fps": 8, "independent_chunk": 0}}
+    write_card(
+        teacher, read_card(teacher) | larger | {"role": "teacher", "guidance": 2.0, "latent_shape": [4, 4, 4, 4]}
+    )
     flags = [f"--teacher={teacher}", f"--student={student}", f"--out={tmp_path}/timing.json", "--repeats=3"]
     flags.append("--trust=toy_pipeline")
     done = evaluate("timing", *flags, "--batch_size=2")
@@ -84,6 +87,7 @@ def test_parts_of_a_video_are_timed(tmp_path):
     ratio = found["seconds"]["teacher, 2 steps"]["median"] / found["seconds"]["student, 1 step"]["median"]
     assert found["rows"][2]["speed_up"] == pytest.approx(ratio)
     assert f"{ratio:.1f} (4)" in table[3][-1]
+    assert found["video"] == "2 x 16 x 16"
 
 
 @pytest.mark.slow  # half a minute
