@@ -42,9 +42,16 @@ def config(tmp_path):
     return config
 
 
+def entries_of(config, workdir):
+    teacher, condition, negative = stage._teacher(config, workdir, ["a cat", "a dog", "a cat"])
+    assert len(condition.embedding) == 3
+    assert len(negative.embedding) == 1
+    return dict(stage._entries(config, workdir, teacher))
+
+
 def test_the_teacher_by_other_samplers(config, tmp_path):
     config.report.update({"fewer_steps": (), "teacher_samplers": (("ddim", 250), ("ancestral", 50))})
-    entries = dict(stage._entries(config, tmp_path))
+    entries = entries_of(config, tmp_path)
     assert {name: (entry.pipeline.card["sampler"], entry.steps) for name, entry in entries.items()} == {
         "teacher": ("ddim", 50),
         "teacher, 4 steps": ("ddim", 4),
@@ -56,6 +63,15 @@ def test_the_teacher_by_other_samplers(config, tmp_path):
 
 def test_the_teacher_makes_videos_of_the_runs_size(config, tmp_path):
     assert checkpoint.read_card(tmp_path / "from_elsewhere")["latent_shape"] == [2, 2, 2, 4]
-    for name, entry in stage._entries(config, tmp_path):
+    for name, entry in entries_of(config, tmp_path).items():
         if name.startswith("teacher"):
             assert entry.pipeline.card["latent_shape"] == [4, 3, 4, 4], name
+
+
+def test_networks_are_in_memory_once(config, tmp_path):
+    """A text encoder is larger than the rest of a model, and is not needed once prompts are encoded."""
+    entries = entries_of(config, tmp_path)
+    networks = entries["teacher"].pipeline.networks
+    assert networks.keys() == {"transformer", "vae"}
+    assert entries["student"].pipeline.networks["vae"] is networks["vae"]
+    assert entries["student"].pipeline.networks["transformer"] is not networks["transformer"]

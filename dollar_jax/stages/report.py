@@ -34,6 +34,7 @@ from dollar_jax.stages.common import (
     report_metrics,
 )
 from dollar_jax.stages.student import teacher_folder
+from dollar_jax.types import Condition
 
 VARIETY = 5  # videos of one prompt on the page, as in Fig. 4 and 18
 
@@ -47,12 +48,11 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     measures = report_metrics(config)
     reward = Judge(config.reward)
     captions = np.repeat(prompts(config), settings.videos_per_caption).tolist()
-    entries = dict(_entries(config, workdir))
-    teacher = entries[TEACHER].pipeline
+    teacher, condition, negative = _teacher(config, workdir, captions)
+    entries = dict(_entries(config, workdir, teacher))
     noise, keys = draw_noise(
         teacher.card, HELD_OUT, len(captions) // settings.videos_per_caption, settings.videos_per_caption
     )
-    condition = teacher.encode_text(captions)
 
     def row(name: str, frames: np.ndarray, latents: np.ndarray, captions: Sequence[str]) -> dict:
         rewards = reward(frames, captions)
@@ -76,7 +76,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         measure, rows = measures.fit(None), []
     clips = {}
     told, x_t, row_keys = padded_rows((condition, noise, keys), 0, settings.batch_size)
-    inputs = told, teacher.negative, x_t, row_keys
+    inputs = told, negative, x_t, row_keys
     timed = {name: entry.diffusion(*inputs) for name, entry in entries.items()}
     seconds = time_in_turns(timed, settings.batch_size, settings.repeats)
     spread = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
@@ -84,7 +84,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     shown = np.array([*spread, *siblings])
     for name, entry in counted(entries.items(), "report", "model", len(entries)):
         made = entry.pipeline.videos(
-            condition, noise, keys, steps=entry.steps, negative=teacher.negative, batch_size=settings.batch_size
+            condition, noise, keys, steps=entry.steps, negative=negative, batch_size=settings.batch_size
         )
         latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
         clips[name] = frames[shown]
@@ -127,14 +127,26 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     print(f"report: {folder / 'index.html'}")
 
 
-def _entries(config: ConfigDict, workdir: Path) -> Iterator[tuple[str, Sampling]]:
+def _teacher(config: ConfigDict, workdir: Path, captions: Sequence[str]) -> tuple[Pipeline, Condition, Condition]:
+    """The teacher, for videos of the run's size, and the conditions of the captions and of its negative prompt.
+
+    It has no text encoder, which is the largest network and has done its work.
+    """
+    model = load(teacher_folder(config, workdir))
+    conditions = model.encode_text(captions), model.negative
+    networks = {part: model.networks[part] for part in ("transformer", "vae")}
+    return replace(model, card=at_size(model.card, config.video.to_dict()), networks=networks), *conditions
+
+
+def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[tuple[str, Sampling]]:
     """Name and sampling of each row: the teacher, also at a student's steps and by `report.teacher_samplers`; the
     students, and the first, or with `report.fewer_steps_of_all` each, also at those of `report.fewer_steps` that it
-    takes.
+    takes. They share the teacher's VAE.
     """
-    teacher = load(teacher_folder(config, workdir))
-    teacher = replace(teacher, card=at_size(teacher.card, config.video.to_dict()))  # not the size of its folder
-    students = {name: load(workdir / name) for name in config.students}
+    students = {}
+    for name in config.students:
+        model = load(workdir / name, ("transformer",))
+        students[name] = replace(model, networks=teacher.networks | model.networks)
     yield TEACHER, _sampling(teacher, len(teacher.card["times"]))
     first = next(iter(students))
     own = len(students[first].card["times"])
