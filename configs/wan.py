@@ -61,4 +61,6 @@ def get_config(size: str = "") -> ConfigDict:
     # As in configs/dollar.py, 7 pieces of a batch of 56 (64 is not divisible by 7: 8 pieces).
     tuned = config.students.vsd_cd_lrm.generator
     tuned.iterations, tuned.batch_size, tuned.accumulate = 1000, 64, 8
+    # A video is 0.4 GB of pixels in float32 here, and one of the teacher takes 100 calls: the report is of 40.
+    config.report.update({"captions": 20, "videos_per_caption": 2, "reference_clips": 80})
     return config

@@ -28,4 +28,5 @@ def get_config(size: str = "") -> ConfigDict:
     small = {"batch_size": 8, "accumulate": 8}
     config.generator.update(small)
     config.students.vsd_cd_lrm.generator.update(small)
+    config.report.batch_size = 1
     return config

@@ -111,18 +111,21 @@ def _shape(clip: dict) -> tuple[int, ...]:
     return clip["latents" if "latents" in clip else "video"].shape
 
 
-def encode_clips(model: Pipeline, clips: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Frames, latents and captions of real clips. Clips that are stored as latents are decoded to frames."""
+def encode_clips(model: Pipeline, clips: Sequence[dict], size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Frames, latents and captions of real clips, `size` of them at a time in the VAE.
+
+    Clips that are stored as latents are decoded to frames.
+    """
     given, convert = ("latents", model.decode) if "latents" in clips[0] else ("video", model.encode_video)
     values = np.stack([clip[given] for clip in clips])
-    made = in_blocks(convert, values)
+    made = in_blocks(convert, values, size)
     frames, latents = (made, values) if given == "latents" else (values, made)
     return frames, latents, [clip["caption"] for clip in clips]
 
 
-def in_blocks(function: Callable, rows: np.ndarray) -> np.ndarray:
-    """function(rows), with 32 rows in a call: the memory of a VAE grows with the number of videos."""
-    return np.concatenate([function(rows[i : i + 32]) for i in range(0, len(rows), 32)])
+def in_blocks(function: Callable, rows: np.ndarray, size: int) -> np.ndarray:
+    """function(rows), with `size` rows in a call: the memory of a VAE grows with the number of videos."""
+    return np.concatenate([function(rows[i : i + size]) for i in range(0, len(rows), size)])
 
 
 def prompts(config: ConfigDict) -> list[str]:

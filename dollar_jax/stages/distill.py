@@ -30,6 +30,7 @@ from dollar_jax.stages.common import (
     encoded_source,
     has_clips,
     host_batches,
+    in_blocks,
     network_options,
     open_view,
     prompts,
@@ -197,10 +198,11 @@ def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> boo
     few = config.copy_and_resolve_references()
     few.report.reference_clips = ENOUGH // 2
     if has_clips(config):
-        frames, _, captions = encode_clips(pipeline, real_clips(few))
+        frames, _, captions = encode_clips(pipeline, real_clips(few), few.report.batch_size)
     else:
         captions = prompts(config)[:ENOUGH]
-        frames = pipeline.decode(draw_noise(pipeline.card, config.seed, len(captions), 1)[0])
+        noise, _ = draw_noise(pipeline.card, config.seed, len(captions), 1)
+        frames = in_blocks(pipeline.decode, noise, few.report.batch_size)
     first, again, swapped = (judge(frames, order) for order in (captions, captions, captions[::-1]))
     return np.array_equal(first, again) and not np.array_equal(first, swapped)
 

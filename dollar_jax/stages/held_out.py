@@ -44,12 +44,12 @@ def make_measure(
       the function, and the names to print on the console.
     """
     pipeline, metrics, real, data_sharpness = view.pipeline, report_metrics(config), None, None
+    size = config.report.batch_size
     if has_clips(config):
-        frames, *rest = encode_clips(pipeline, real_clips(config)[::2])
+        frames, *rest = encode_clips(pipeline, real_clips(config)[::2], size)
         real = Clips(frames / np.float32(255), *rest)
         data_sharpness = collapse.sharpness(real.frames)
     measure = metrics.fit(real)
-    size = config.report.batch_size
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
 
     @jax.jit

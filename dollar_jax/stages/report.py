@@ -66,12 +66,14 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
     if has_clips(config):
         real = real_clips(config)
-        frames, *rest = encode_clips(teacher, real[::2])
+        frames, *rest = encode_clips(teacher, real[::2], settings.batch_size)
         measure = measures.fit(Clips(frames / np.float32(255), *rest))
-        frames, latents, words = encode_clips(teacher, _balanced(real[1::2], settings.videos_per_caption))
+        frames, latents, words = encode_clips(
+            teacher, _balanced(real[1::2], settings.videos_per_caption), settings.batch_size
+        )
         rows = [row(DATA, frames, latents, words)]
         if "video" in real[0]:  # frames of encoded clips have been through the VAE
-            rows.append(row(DECODED, in_blocks(teacher.decode, latents), latents, words))
+            rows.append(row(DECODED, in_blocks(teacher.decode, latents, settings.batch_size), latents, words))
     else:
         measure, rows = measures.fit(None), []
     clips = {}
