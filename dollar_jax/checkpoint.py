@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -97,7 +98,13 @@ def network_of(part: Card, **options) -> Network:
     return network
 
 
-def load_component(folder: str | os.PathLike, part: Card, lora_scale: float = 1.0, **options) -> tuple[Network, Params]:
+def load_component(
+    folder: str | os.PathLike,
+    part: Card,
+    lora_scale: float = 1.0,
+    bases: Mapping[str, Params] = MappingProxyType({}),
+    **options,
+) -> tuple[Network, Params]:
     """Loads one component of a card. Returns (network, parameters); parameters keep the dtype in which they are stored.
 
     Under a mesh, each device reads only its own part of the parameters. Those of a component with `lora` are the base's
@@ -107,6 +114,7 @@ def load_component(folder: str | os.PathLike, part: Card, lora_scale: float = 1.
       folder: the model's folder, or a numbered checkpoint in it.
       part: the component's entry in the card.
       lora_scale: strength of the adapter.
+      bases: digest -> parameters that are in memory already, which are taken where they are the base of an adapter.
       **options: options of the network: dtype, remat, attention.
     Raises:
       UserError: the checkpoint is missing or damaged, its shapes differ from the card, or the base of its adapter is
@@ -116,8 +124,10 @@ def load_component(folder: str | os.PathLike, part: Card, lora_scale: float = 1.
     if "lora" not in part:
         return network, load_stored(folder, part, **options)
     _require_base(folder, part)
-    base, adapter = (load_stored(folder, which, **options) for which in (base_of(part), part))
-    return network, lora.attach(base, adapter, part["lora"]["alpha"], lora_scale)
+    base = bases.get(part["lora"]["sha256"])
+    if base is None:
+        base = load_stored(folder, base_of(part), **options)
+    return network, lora.attach(base, load_stored(folder, part, **options), part["lora"]["alpha"], lora_scale)
 
 
 def _require_base(folder: str | os.PathLike, part: Card) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -300,11 +301,13 @@ def load(
     parts: Sequence[str] = COMPONENTS,
     tiled: bool = False,
     lora_scale: float | None = None,
+    bases: Mapping[str, Params] = MappingProxyType({}),
 ) -> Pipeline:
     """Reads a model's folder, or one numbered checkpoint in it.
 
     Args:
       lora_scale: strength of the transformer's adapter: 0 is its base alone; None: 1, also for one without adapter.
+      bases: see `checkpoint.load_component`.
     Raises:
       UserError: a part of the model is missing, damaged or does not fit its card; there is no adapter to scale.
     """
@@ -315,7 +318,7 @@ def load(
     if lora_scale is not None and "lora" not in card["transformer"]:
         raise UserError(f"--lora_scale={lora_scale:g}: {folder} has all weights of its own, no adapter")
     strength = 1.0 if lora_scale is None else lora_scale
-    networks = {part: checkpoint.load_component(folder, card[part], strength) for part in parts}
+    networks = {part: checkpoint.load_component(folder, card[part], strength, bases) for part in parts}
     _require_roles(card, networks)
     tokenizer = None
     if "text_encoder" in parts:

@@ -22,6 +22,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.importing import trust
 from dollar_jax.pipeline import draw_noise, load
 from dollar_jax.sharding import make_mesh
+from dollar_jax.stages import report
 from dollar_jax.stages.distill import distill
 from dollar_jax.stages.encode import encode
 
@@ -120,6 +121,16 @@ def test_it_is_sampled_as_the_base_with_its_adapter(student, work):
         np.testing.assert_allclose(apply(params, x, times, told), wanted, atol=1e-5)
     with pytest.raises(UserError, match="has all weights of its own"):
         load(work / "teacher", ("transformer",), lora_scale=0.5)
+
+
+def test_the_report_has_the_base_in_memory_once(student, work):
+    config = make_config(work)
+    teacher, *_ = report._teacher(config, work / "W", CAPTIONS[:1])
+    entries = dict(report._entries(config, work / "W", teacher))
+    base, adapted = (entries[name].pipeline.networks["transformer"][1] for name in ("teacher", "student"))
+    arrays = {id(leaf) for leaf in jax.tree.leaves(adapted)}
+    assert all(id(leaf) in arrays for leaf in jax.tree.leaves(base))
+    assert len(arrays) > len(jax.tree.leaves(base))
 
 
 def test_a_run_that_stopped_halfway_goes_on_to_the_bit(student, work):
