@@ -130,6 +130,8 @@ def _put_reward(config: ConfigDict, changes: Mapping[str, str]) -> None:
 
 
 def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):  # as absl writes them
+        return text.lower() == "true"
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):

@@ -68,6 +68,15 @@ def test_a_reward_on_the_command_line(flags, name, options):
     )
 
 
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("True", True), ("0.5", 0.5), ("student", "student")])
+def test_an_option_on_the_command_line(text, value):
+    config = load("dollar")
+    _, changes = take_named([f"--config.generator.objectives.variational_score.option={text}"])
+    put_named(config, changes)
+    option = config.generator.objectives.variational_score.option
+    assert (type(option), option) == (type(value), value)
+
+
 def test_the_papers_recipe():
     """What Sec. 4.1 says, and what its reference for the student's sampler does."""
     config = load("dollar")
