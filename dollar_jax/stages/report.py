@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax import metrics, pictures
-from dollar_jax.checkpoint import digest, read_card
+from dollar_jax.checkpoint import digest
 from dollar_jax.distributed import is_main
 from dollar_jax.evaluate.measure import Clips
 from dollar_jax.evaluate.report import write_report
@@ -146,10 +146,8 @@ def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[t
     students, and the first, or with `report.fewer_steps_of_all` each, also at those of `report.fewer_steps` that it
     takes. They share the teacher's VAE, and its transformer as the base of adapters.
     """
-    students, bases = {}, {}
-    if any("lora" in read_card(workdir / name)["transformer"] for name in config.students):
-        _, params = teacher.networks["transformer"]
-        bases[digest(teacher_folder(config, workdir), teacher.card["transformer"])] = params
+    _, params = teacher.networks["transformer"]
+    students, bases = {}, {digest(teacher_folder(config, workdir), teacher.card["transformer"]): params}
     for name in config.students:
         model = load(workdir / name, ("transformer",), bases=bases)
         students[name] = replace(model, networks=teacher.networks | model.networks)
