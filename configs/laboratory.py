@@ -110,9 +110,6 @@ def _ablations(config: ConfigDict) -> None:
     config.students.default = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
     for name, change in CHANGES.items():
         config.students[name] = _student(**change | {"objectives": BOTH | change.get("objectives", {})})
-    shared = _student(objectives=BOTH)
-    shared.fake_score = ConfigDict({"updates_per_rollout": 2})  # both updates of the fake score share one chain
-    config.students.shared_rollout = shared
 
 
 def _ablations_vsd(config: ConfigDict) -> None:
@@ -122,6 +119,15 @@ def _ablations_vsd(config: ConfigDict) -> None:
     for name, change in CHANGES.items():
         if "consistency" not in (objectives := change.get("objectives", {})):
             config.students[name] = _student(**change | {"objectives": vsd | objectives})
+
+
+def _savings(config: ConfigDict) -> None:
+    """Less arithmetic an iteration: one time for all examples of an update, one chain for several of the fake score."""
+    config.students.default = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
+    for name, (updates, updates_per_rollout, shared_time) in SAVINGS.items():
+        student = _student(objectives=BOTH, shared_time=shared_time)
+        student.fake_score = ConfigDict({"updates": updates, "updates_per_rollout": updates_per_rollout})
+        config.students[name] = student
 
 
 def _frontier(config: ConfigDict) -> None:
@@ -251,7 +257,6 @@ CHANGES = {
     "heterogeneous": {"heterogeneous": True},  # the student predicts x0, the teacher does not
     "target_ema": {"objectives": {"consistency": {"target": "ema"}}},  # network of CD's target (Eq. 6)
     "target_student": {"objectives": {"consistency": {"target": "student"}}},
-    "shared_time": {"shared_time": True},  # one time for all examples of an update
     "rollout_data": {"rollout": "data"},  # the generator's input in training
     # The times at which scores are compared: the paper's rule, and that of TDM.
     "matched_all": {"matched_times": "all"},
@@ -259,6 +264,16 @@ CHANGES = {
     "ancestral": {"sampler": "ancestral"},
     "renoise": {"sampler": "renoise"},
     "unnormalized": {"objectives": {"variational_score": {"normalize": False}}},  # VSD's gradient
+}
+
+# Updates of the fake score in an iteration, those that share a chain of the student, whether examples share their time.
+SAVINGS = {
+    "shared_time": (2, 1, True),
+    "shared_rollout": (2, 2, False),
+    "shared": (2, 2, True),
+    "five": (5, 1, False),  # as many updates as in the paper
+    "five_shared_rollout": (5, 5, False),
+    "five_shared": (5, 5, True),
 }
 
 VSD, DCM = {"variational_score": 1.0}, {"consistency": {"weight": 0.5, "target": "student", "steps": 1}}
@@ -310,6 +325,7 @@ EXPERIMENTS = {
     "extracted": _extracted,
     "ablations": _ablations,
     "ablations_vsd": _ablations_vsd,
+    "savings": _savings,
     "frontier": _frontier,
     "long_prompts": _long_prompts,
     "short_prompts": _short_prompts,
