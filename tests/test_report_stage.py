@@ -1,11 +1,18 @@
 """The rows of a run's report: which clips and samplings they are made of."""
 
+import json
+import shutil
+
+import jax
 import pytest
 import toy_pipeline
 from ml_collections import ConfigDict
 
 from configs import shapes
 from dollar_jax import checkpoint
+from dollar_jax.config import named
+from dollar_jax.pipeline import Pipeline
+from dollar_jax.sharding import make_mesh
 from dollar_jax.stages import report as stage
 from dollar_jax.stages.report import _balanced
 
@@ -75,3 +82,56 @@ def test_networks_are_in_memory_once(config, tmp_path):
     assert networks.keys() == {"transformer", "vae"}
     assert entries["student"].pipeline.networks["vae"] is networks["vae"]
     assert entries["student"].pipeline.networks["transformer"] is not networks["transformer"]
+
+
+def test_a_report_that_was_stopped_goes_on(config, tmp_path, monkeypatch):
+    """Models that were measured are not sampled again, unless the config or a network has changed."""
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    config.data = ConfigDict({"path": "", "prompts": str(tmp_path / "prompts.txt")})
+    config.report.update({"captions": 2, "videos_per_caption": 2, "clips": 2, "repeats": 1, "batch_size": 4})
+    config.report.update({"fewer_steps": (2,), "teacher_samplers": ()})
+    config.report.metrics = named(vendi={})
+    sampled, sample = [], Pipeline.videos
+
+    def videos(model, *inputs, steps, **options):
+        if len(sampled) == stop:
+            raise KeyboardInterrupt
+        sampled.append(steps)
+        return sample(model, *inputs, steps=steps, **options)
+
+    def report():
+        sampled.clear()
+        stage.report(config, tmp_path, make_mesh(config.mesh, jax.devices()[:1]))
+        told = json.loads((tmp_path / "report/report.json").read_text())["rows"]
+        (tmp_path / "report/report.json").unlink()
+        return [{key: row[key] for key in row if not key.startswith("diffusion_seconds")} for row in told]
+
+    monkeypatch.setattr(Pipeline, "videos", videos)
+    stop = None
+    whole, page = report(), (tmp_path / "report/index.html").stat().st_size
+    assert sampled == [50, 4, 4, 2]
+
+    def stopped(after):
+        nonlocal stop
+        stop = after
+        with pytest.raises(KeyboardInterrupt):
+            report()
+        stop = None
+
+    stopped(3)
+    assert report() == whole
+    assert sampled == [2]
+    assert (tmp_path / "report/index.html").stat().st_size == pytest.approx(page, abs=100)
+    assert not list((tmp_path / "report").glob(".measured*"))
+
+    stopped(3)
+    config.seed += 1
+    report()
+    assert sampled == [50, 4, 4, 2]
+
+    stopped(3)
+    shutil.rmtree(tmp_path / "student/transformer")
+    _, params = toy_pipeline.make(seed=1).networks["transformer"]
+    checkpoint.save_params(tmp_path / "student/transformer", params)
+    report()
+    assert sampled == [50, 4, 4, 2]

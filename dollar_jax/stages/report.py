@@ -1,12 +1,20 @@
-"""Samples teacher and students from the same prompts and noise, measures them, and writes `workdir/report`."""
+"""Samples teacher and students from the same prompts and noise, measures them, and writes `workdir/report`.
 
+Each model is kept when it is measured, so that a report that was stopped goes on with the next one.
+"""
+
+import hashlib
+import io
+import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,7 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax import metrics, pictures
-from dollar_jax.checkpoint import digest
+from dollar_jax.checkpoint import digest, read_card
 from dollar_jax.distributed import is_main
 from dollar_jax.evaluate.measure import Clips
 from dollar_jax.evaluate.report import write_report
@@ -85,14 +93,19 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     spread = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
     siblings = range(1, min(VARIETY, settings.videos_per_caption))  # of the first video of the first prompt
     shown = np.array([*spread, *siblings])
-    for name, entry in counted(entries.items(), "report", "model", len(entries)):
+
+    def measured(name: str, entry: Sampling) -> tuple[dict, np.ndarray]:
         made = entry.pipeline.videos(
             condition, noise, keys, steps=entry.steps, negative=negative, batch_size=settings.batch_size
         )
         latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
-        clips[name] = frames[shown]
+        return row(name, frames, latents, captions), frames[shown]
+
+    kept = folder / f".measured-{_identity(config, workdir)}"
+    for number, (name, entry) in enumerate(counted(entries.items(), "report", "model", len(entries))):
+        values, clips[name] = _kept(kept / f"{number}.npz", partial(measured, name, entry))
         rows.append(
-            row(name, frames, latents, captions)
+            values
             | {
                 "objectives": sorted(entry.pipeline.card.get("objectives", {})),
                 "steps": entry.steps,
@@ -127,7 +140,29 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             },
         },
     )
+    for old in folder.glob(".measured-*"):  # also those of other networks or another config
+        shutil.rmtree(old)
     print(f"report: {folder / 'index.html'}")
+
+
+def _identity(config: ConfigDict, workdir: Path) -> str:
+    """Digest of the config and of the networks that the report is about."""
+    folders = teacher_folder(config, workdir), *(workdir / name for name in config.students)
+    parts = config.to_yaml(), *(digest(folder, read_card(folder)["transformer"]) for folder in folders)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+
+def _kept(file: Path, measured: Callable[[], tuple[dict, np.ndarray]]) -> tuple[dict, np.ndarray]:
+    """A model's values and the frames that the page shows: from `file`, or by `measured`, which is kept there."""
+    if file.exists():
+        with np.load(file) as kept:
+            return json.loads(str(kept["values"])), kept["frames"]
+    values, frames = measured()
+    if is_main():
+        content = io.BytesIO()
+        np.savez(content, values=json.dumps(values), frames=frames)
+        write_atomically(file, content.getvalue())
+    return values, frames
 
 
 def _teacher(config: ConfigDict, workdir: Path, captions: Sequence[str]) -> tuple[Pipeline, Condition, Condition]:
