@@ -43,13 +43,18 @@ def score(history: Sequence[Line], config: ConfigDict) -> float:
     Args:
       history, config: see `assess`.
     Raises:
-      UserError: the guard's metric is not measured.
+      UserError: the guard's metric is not measured, or has no value before the first update.
     """
     name = PREFIX + config.metric.removeprefix("-")
     if name not in history[0]:
         measured = sorted(line.removeprefix(PREFIX) for line in history[0] if line.startswith(PREFIX))
         raise UserError(f"guard.metric={config.metric} is not measured; choose one of {', '.join(measured)}")
     values, reward = [line[name] for line in history], history[-1][REWARD]
+    if not _finite(values[0]):  # it would not accept a single checkpoint
+        raise UserError(
+            f"guard.metric={config.metric} has no value before the first update: choose another one, or raise"
+            " held_out.videos_per_caption (Vendi takes two videos of a caption)"
+        )
     if not _finite(values[-1]) or not _finite(reward):
         return -math.inf
     return reward if within(list(filter(_finite, values)), config.metric, config.tolerance) else -math.inf

@@ -63,6 +63,13 @@ def test_a_metric_that_is_not_measured_is_named():
         guard.assess(history((1.0, 100.0)), rule)
 
 
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_a_metric_without_a_value_at_the_start_is_refused(value):
+    """Vendi with one video a caption never has one: all checkpoints would be out of bounds, after the whole run."""
+    with pytest.raises(UserError, match=r"guard\.metric=-frechet has no value before the first update"):
+        guard.assess(history((1.0, value)), RULE)
+
+
 def test_what_is_not_finite_is_out_of_bounds():
     lines = history((1.0, 100.0), (2.0, None))
     assert guard.score(lines, RULE) == -math.inf
