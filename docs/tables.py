@@ -83,6 +83,9 @@ COLUMNS = {
     "available": Column("memory of a device", lambda plan: f"{plan['memory']['available'] / 1e9:.1f} GB"),
     "compiled": Column("compile time", lambda plan: seconds(plan["compile_seconds"])),
     "bound": Column("lower bound of an iteration", lambda plan: seconds(plan["seconds"])),
+    "predicted": Column("predicted time of an iteration", lambda plan: seconds(plan["predicted"])),
+    "use": Column("use of the peak", lambda plan: f"{plan['use'][0]:.1%}"),
+    "use_once": Column("without recomputation", lambda plan: f"{plan['use'][1]:.1%}"),
 }
 
 
@@ -116,7 +119,7 @@ def experiment(folder: Path) -> dict:
 
 def plans(folder: Path) -> dict:
     """The numbers of plans, each with its command."""
-    kept = "command", "devices", "mesh", "memory", "seconds", "predicted", "compile_seconds"
+    kept = "command", "devices", "mesh", "memory", "seconds", "predicted", "use", "compile_seconds"
     models = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())

@@ -47,15 +47,18 @@ def test_plans_keep_their_commands(tmp_path, monkeypatch):
     (tmp_path / "plans").mkdir()
     memory = {"needed": 78.4e9, "available": 80e9, "temporary": {"generator": 8e9, "fake_score": 9e9}}
     plan = {"command": "python -m dollar_jax.plan --out=/a/b.json --topology=h100:1", "memory": memory}
-    plan |= {"devices": 1, "mesh": {}, "seconds": 1250.4, "predicted": None, "compile_seconds": 163.2}
+    plan |= {"devices": 1, "mesh": {}, "seconds": 1250.4, "compile_seconds": 163.2}
+    plan |= {"predicted": 15.24, "use": [0.52, 0.466]}
     (tmp_path / "plans" / "wan.json").write_text(json.dumps(plan))
     monkeypatch.setattr("docs.tables.NUMBERS", tmp_path)
     keep("0123abc", [tmp_path / "plans"])
     kept = json.loads((tmp_path / "plans.json").read_text())["models"]["wan"]
     assert kept["command"] == "python -m dollar_jax.plan --topology=h100:1"
-    columns = ["needed", "temporary", "available", "compiled", "bound"]
+    columns = ["needed", "temporary", "available", "compiled", "bound", "predicted", "use", "use_once"]
     line = table({"rows": {"plans/wan": "1.3B | h100:1"}, "title": "network | machine", "columns": columns})
-    assert line.endswith("\n| 1.3B | h100:1 | 78.4 GB: hardly fits | 9.0 GB | 80.0 GB | 163 s | 1250 s |\n")
+    assert line.endswith(
+        "\n| 1.3B | h100:1 | 78.4 GB: hardly fits | 9.0 GB | 80.0 GB | 163 s | 1250 s | 15.2 s | 52.0% | 46.6% |\n"
+    )
 
 
 def test_numbers_of_runs_become_a_table(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ def summarize(
 ) -> dict[str, Any]:
     """The plan as a dictionary: bytes per device, FLOPs over all devices, and lower bounds in seconds.
 
-    `network` is the size of the whole teacher in bytes.
+    `network` is the size of the whole teacher in bytes, `use` what `use_of_peak` returns.
     """
     devices = math.prod(mesh.values())
     resident = resident_bytes(iteration)
@@ -42,7 +42,7 @@ def summarize(
     for cost in costs:
         for (_, part), value in cost.flops.items():
             flops[part] += cost.times * value
-    return {
+    plan = {
         "devices": devices,
         "mesh": mesh,
         "estimate": any(cost.estimate for cost in costs),
@@ -63,6 +63,16 @@ def summarize(
         "peak": chip.flops and devices * chip.flops,
         "clock": chip.clock,
     }
+    return plan | {"use": use_of_peak(plan)}
+
+
+def use_of_peak(plan: dict[str, Any]) -> tuple[float, float] | None:
+    """Shares of the peak rate at the predicted time: of all arithmetic, and without what is computed again."""
+    if not plan["predicted"]:
+        return None
+    again = sum(program["times"] * program["recomputed"] for program in plan["programs"])
+    done = plan["flops"]["total"], plan["flops"]["total"] - again
+    return tuple(flops / plan["predicted"] / plan["peak"] for flops in done)
 
 
 def remedies(plan: dict[str, Any], config: ConfigDict) -> list[str]:
@@ -181,9 +191,8 @@ def _predicted(plan: dict[str, Any]) -> str:
             costs[row["part"], row["pass"], row["place"]] += times * row["cycles"] / plan["clock"]
     largest = [("largest costs", "pass", "where", "s", "share")]
     largest += [(*names, f"{seconds:.3g}", f"{seconds / whole:.1%}") for names, seconds in costs.most_common(LARGEST)]
-    again = sum(program["times"] * program["recomputed"] for program in programs)
-    use = [work / whole / plan["peak"] for work in (plan["flops"]["total"], plan["flops"]["total"] - again)]
-    total = f"an iteration takes {whole:.3g} s, {use[0]:.1%} of peak, {use[1]:.1%} without recomputation"
+    use, use_once = plan["use"]
+    total = f"an iteration takes {whole:.3g} s, {use:.1%} of peak, {use_once:.1%} without recomputation"
     return f"{_table(rows)}\n{total}; transfers are added as if nothing overlapped\n\n{_table(largest)}"
 
 

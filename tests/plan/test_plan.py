@@ -20,7 +20,7 @@ from dollar_jax.models.network import count_parameters
 from dollar_jax.plan.estimate import compile_program
 from dollar_jax.plan.plan import make_plan
 from dollar_jax.plan.programs import iteration
-from dollar_jax.plan.report import remedies, tables
+from dollar_jax.plan.report import remedies, tables, use_of_peak
 from dollar_jax.plan.teachers import teacher_card
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages.student import student_config
@@ -157,6 +157,7 @@ def test_predicted_times(planned):
     work = sum(row["flops"] for row in plan["programs"][0]["flops"])
     plan |= {"predicted": 1.5, "clock": 2e9, "peak": work / 0.6, "seconds": None}
     plan["flops"]["total"] = work
+    plan["use"] = use_of_peak(plan)
     text = tables(plan, [])
     assert "an iteration takes 1.5 s, 40.0% of peak, 40.0% without recomputation" in text
     assert re.search(r"student +forward +Linear in Block +1 +66\.7%", text)
