@@ -51,6 +51,7 @@ def _objectives(config: ConfigDict) -> None:
     """Tab. 3: combinations of objectives. The student tuned for a reward is guarded, as in configs/shapes.py."""
     config.held_out.videos_per_caption = 2
     config.report.teacher_samplers = (("ddim", 250), ("ancestral", 50), ("ancestral", 250))
+    config.report.update({"fewer_steps": (2, 1), "fewer_steps_of_all": True})
     config.students.vsd = _student(objectives=_weights(variational_score=1.0))
     config.students.cd = _student(objectives=_weights(consistency=0.5))
     config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
