@@ -34,8 +34,9 @@ def test_the_prompts_without_videos_are_those_of_the_shapes_world():
 def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatch, capsys):
     commands, reports = [], []
 
-    def succeed(command, stdout):
+    def succeed(command, stdout, env):
         commands.append(command)
+        assert env["GLIBC_TUNABLES"] == "the user's"
         return SimpleNamespace(returncode=0)
 
     def combine(runs, folder, words):
@@ -43,6 +44,7 @@ def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatc
         folder.mkdir()
         (folder / "report.md").write_text(f"table of {folder.parent.name}")
 
+    monkeypatch.setenv("GLIBC_TUNABLES", "the user's")
     monkeypatch.setattr(subprocess, "run", succeed)
     monkeypatch.setattr(report_runs, "combine", combine)
     for experiment in "objectives", "short_prompts":
@@ -68,7 +70,7 @@ def test_an_experiment_follows_those_whose_networks_it_uses(tmp_path, monkeypatc
 
 
 def test_the_failure_of_a_run_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda command, stdout: SimpleNamespace(returncode=1))
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: SimpleNamespace(returncode=1))
     with flagsaver.flagsaver():
         flags.FLAGS(["laboratory", "--experiment=objectives", f"--out={tmp_path}", "--seeds=3"])
         with pytest.raises(UserError, match=r"base, seed 3: the run failed, .*; the same command goes on"):
