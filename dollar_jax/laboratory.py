@@ -33,7 +33,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; each has runs of it
 _JOBS = flags.DEFINE_integer("jobs", 1, "Number of runs at a time; one uses about two cores.", lower_bound=1)
 _SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE, a change of the config of every run; may be repeated.")
 
-# As in launch/demo.sh: memory in large pages, where Linux has them, makes updates on a CPU faster.
+# As in launch/demo.sh: memory in large pages, where Linux has them, costs less of the system's time.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 PREFIXES = guard.PREFIX, collapse.PREFIX
 

@@ -9,7 +9,7 @@ workdir=${1:-out/shapes}
 echo "installing requirements into .venv"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 
-# Memory in large pages, where Linux has them: an update takes a third less time.
+# Memory in large pages, where Linux has them: the system spends less time on it.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 .venv/bin/python -m dollar_jax.main --config=configs/shapes.py --workdir="$workdir" "${@:2}"
 echo "open $workdir/report/index.html"
