@@ -127,8 +127,8 @@ def _run(out: Path, plan: Sequence[tuple[str, str | None]], seed: str) -> str:
             flag = [f"--config.teacher.path={source / 'teacher'}"]
         command = [sys.executable, "-m", "dollar_jax.main", f"--config={_CONFIG.value}:{name}", *flag]
         command += [f"--workdir={folder}", f"--config.seed={seed}", *(f"--config.{change}" for change in _SET.value)]
-        quiet = None if _JOBS.value == 1 else subprocess.DEVNULL
-        result = subprocess.run(command, stdout=quiet, env=LARGE_PAGES | os.environ)
+        output = None if _JOBS.value == 1 else subprocess.DEVNULL
+        result = subprocess.run(command, stdout=output, env=LARGE_PAGES | os.environ)
         if result.returncode:
             raise UserError(f"{name}, seed {seed}: the run failed, see above; the same command goes on with it")
     return seed
