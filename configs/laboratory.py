@@ -291,6 +291,7 @@ RECIPES = {
     "vsd_cd_adversarial": (BOTH | {"adversarial": 0.03}, {}),
     "vsd_cd_lrm": (BOTH | {"latent_reward": 0.15}, {}),  # a reward from the start, as in DMDR
     "vsd_cd_renoise": (BOTH, {"sampler": "renoise"}),
+    "vsd_cd_1_step": (BOTH, {"times": (999,)}),
     "flow_map": ({"flow_map": 1.0}, {"flow_map": True}),
     "vsd_flow_map": (VSD | {"flow_map": 0.5}, {"flow_map": True}),
 }
