@@ -31,7 +31,7 @@ def main() -> None:
 
     from dollar_jax.models import build
     from dollar_jax.models.network import parameter_shapes
-    from dollar_jax.plan import cycles, hlo
+    from dollar_jax.plan import cycles, flops, hlo
     from dollar_jax.plan.programs import abstract_batch
     from dollar_jax.plan.teachers import teacher_card
     from dollar_jax.sharding import batch_sharding, make_mesh, with_shardings
@@ -60,6 +60,10 @@ def main() -> None:
         passes[direction] += value
     parts = ", ".join(f"{name} {1e3 * value / chip.clock:.1f}" for name, value in passes.items())
     print(f"{1e3 * total / chip.clock:.1f} ms: {parts}; {compiled.memory_analysis().temp_size_in_bytes / 1e9:.2f} GB")
+    work = flops.count(traced.jaxpr, lambda path: cycles.RECOMPUTED in path)
+    peak = chip.flops * total / chip.clock
+    share, once = work.total() / peak, work[False] / peak
+    print(f"{work.total() / 1e12:.1f} TFLOP, {share:.1%} of the peak rate; {once:.1%} without what is computed again")
     for (_, place, direction), value in counted.most_common(LARGEST):
         print(f"{1e3 * value / chip.clock:8.1f} ms {value / total:6.1%}  {direction:10}  {place}")
 
