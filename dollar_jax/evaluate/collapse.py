@@ -6,11 +6,11 @@ with data, since first samples in few steps are too smooth.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float32, UInt8
 
 from dollar_jax.evaluate.vendi import vendi
 
@@ -18,7 +18,8 @@ PREFIX = "collapse/"
 CELLS = 4  # height and width of a thumbnail
 LEAST, MOST = 0.4, 2.5  # bounds relative to the value at the start, and to the sharpness of data
 
-Videos = Float[np.ndarray, "n F H W 3"]
+Videos = UInt8[np.ndarray, "n F H W 3"]
+Video = Float32[np.ndarray, "F H W 3"]  # in 0..1
 
 
 class Symptom(NamedTuple):
@@ -36,21 +37,20 @@ SYMPTOMS = (
 )
 
 
-def sharpness(frames: Videos) -> float:
-    """Mean |pixel - mean of its four neighbours| of videos in 0..1: large for noise, 0 for one colour."""
-    neighbours = frames[:, :, :-2, 1:-1] + frames[:, :, 2:, 1:-1] + frames[:, :, 1:-1, :-2] + frames[:, :, 1:-1, 2:]
-    return float(np.abs(frames[:, :, 1:-1, 1:-1] - neighbours / 4).mean())
+def sharpness(videos: Videos) -> float:
+    """Mean |pixel - mean of its four neighbours| of pixels in 0..1: large for noise, 0 for one colour."""
+    return float(np.mean([_sharpness(frames) for frames in _one_by_one(videos)]))
 
 
-def measure(frames: Videos, captions: Sequence[str], data_sharpness: float | None) -> dict[str, float]:
+def measure(videos: Videos, captions: Sequence[str], data_sharpness: float | None) -> dict[str, float]:
     """Measures signs of a collapse.
 
     Args:
-      frames: videos in 0..1, ordered by caption, with the same number of videos for each caption.
+      videos: ordered by caption, with the same number of videos for each caption.
       captions: caption of each video.
       data_sharpness: `sharpness` of real videos, None if there are none.
     Returns:
-      values with names after `PREFIX`:
+      values of pixels in 0..1, with names after `PREFIX`:
       contrast   standard deviation of the pixels of a frame, mean over frames
       change     mean absolute difference of neighbouring frames; absent for videos of one frame
       variance   variance over all videos of their thumbnails, mean over pixels. A thumbnail has CELLS x CELLS means
@@ -59,19 +59,38 @@ def measure(frames: Videos, captions: Sequence[str], data_sharpness: float | Non
                  caption
       sharpness  `sharpness` divided by `data_sharpness`; absent without it
     """
-    n, _, height, width, _ = frames.shape
-    rows, columns = (side - side % CELLS for side in (height, width))
-    cells = frames[:, :, :rows, :columns].reshape(n, -1, CELLS, rows // CELLS, CELLS, columns // CELLS, 3)
-    thumbnails = cells.mean((1, 3, 5))
-    values = {"contrast": frames.std((2, 3)).mean(), "variance": thumbnails.var(0).mean()}
-    if frames.shape[1] > 1:
-        values["change"] = np.abs(np.diff(frames, axis=1)).mean()
+    thumbnails, contrast, change, rough = [], [], [], []
+    for frames in _one_by_one(videos):
+        thumbnails.append(_thumbnail(frames))
+        contrast.append(frames.std((1, 2)).mean())
+        change.append(np.abs(np.diff(frames, axis=0)).mean() if len(frames) > 1 else 0)
+        rough.append(_sharpness(frames))
+    values = {"contrast": np.mean(contrast), "variance": np.var(thumbnails, axis=0).mean()}
+    if videos.shape[1] > 1:
+        values["change"] = np.mean(change)
     names = len(set(captions))
-    if n > names:
-        values["vendi"] = np.mean([vendi(group) for group in thumbnails.reshape(names, n // names, -1)]) - 1
+    if len(videos) > names:
+        groups = np.reshape(thumbnails, (names, len(videos) // names, -1))
+        values["vendi"] = np.mean([vendi(group) for group in groups]) - 1
     if data_sharpness is not None:
-        values["sharpness"] = sharpness(frames) / data_sharpness
+        values["sharpness"] = np.mean(rough) / data_sharpness
     return {PREFIX + name: float(value) for name, value in values.items()}
+
+
+def _one_by_one(videos: Videos) -> Iterator[Video]:
+    """The videos with pixels in 0..1; all of them would take four times the memory."""
+    return (frames / np.float32(255) for frames in videos)
+
+
+def _sharpness(frames: Video) -> float:
+    neighbours = frames[:, :-2, 1:-1] + frames[:, 2:, 1:-1] + frames[:, 1:-1, :-2] + frames[:, 1:-1, 2:]
+    return float(np.abs(frames[:, 1:-1, 1:-1] - neighbours / 4).mean())
+
+
+def _thumbnail(frames: Video) -> Float32[np.ndarray, f"{CELLS} {CELLS} 3"]:
+    rows, columns = (side - side % CELLS for side in frames.shape[1:3])
+    cells = frames[:, :rows, :columns].reshape(-1, CELLS, rows // CELLS, CELLS, columns // CELLS, 3)
+    return cells.mean((0, 2, 4))
 
 
 def alarms(start: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float, Real, UInt8
+from jaxtyping import Float, UInt8
 
 from dollar_jax.evaluate.measure import Clips
 from dollar_jax.importing import resolve
 from dollar_jax.pictures import evenly
 
-Embed = Callable[[Real[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
+Embed = Callable[[UInt8[np.ndarray, "n h w 3"]], Float[np.ndarray, "n d"]]
 
 
 def embedder(features: str, weights: str) -> Embed:
@@ -34,12 +34,7 @@ def named_by(features: str) -> str:
     return features.rpartition(":")[2]
 
 
-def to_8_bits(frames: Float[np.ndarray, "*n h w 3"]) -> UInt8[np.ndarray, "*n h w 3"]:
-    """Frames in 0..1 as the uint8 that features take."""
-    return np.rint(frames * 255).astype(np.uint8)
-
-
 def of_key_frames(clips: Clips, embed: Embed, key_frames: int) -> Float[np.ndarray, "n k d"]:
     """Features of `key_frames` evenly spaced frames of each clip."""
-    rows = evenly(clips.frames.shape[1], key_frames)
-    return np.stack([embed(to_8_bits(clip[rows])) for clip in clips.frames])
+    rows = evenly(clips.pixels.shape[1], key_frames)
+    return np.stack([embed(clip[rows]) for clip in clips.pixels])

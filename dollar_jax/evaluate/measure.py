@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32, UInt8
 
 from dollar_jax.errors import UserError
 from dollar_jax.importing import resolve
@@ -62,12 +62,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Clips:
-    """The input of metrics, real videos or a model's: frames in 0..1, latents and captions."""
+    """The input of metrics, real videos or a model's: pixels, latents and captions."""
 
-    frames: Float[np.ndarray, "n F H W 3"]
+    pixels: UInt8[np.ndarray, "n F H W 3"]
     latents: Float[np.ndarray, "n f h w c"]
     captions: Sequence[str]
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def frames(self) -> Float32[np.ndarray, "n F H W 3"]:
+        """The pixels in 0..1. It is made at each use, in four times the memory of `pixels`."""
+        return self.pixels / np.float32(255)
 
     def once(self, function: Callable, *options: Hashable) -> Any:
         """Returns function(clips, *options), computed at the first call and cached for other metrics."""

@@ -74,9 +74,8 @@ class Judge:
         Raises:
           UserError: as in `__call__`.
         """
-        if frames.dtype == np.uint8:
-            frames = frames / np.float32(255)
-        frames = self._thin(frames.astype(np.float32, copy=False))
+        frames = self._thin(frames)
+        frames = frames / np.float32(255) if frames.dtype == np.uint8 else frames.astype(np.float32, copy=False)
         found = self._alone(partial(self._evaluate, frames, list(captions)), self._timeout)
         return {label: self._checked(values, captions) for label, values in found.items()}
 

@@ -118,14 +118,15 @@ def encode_clips(model: Pipeline, clips: Sequence[dict], size: int) -> tuple[np.
     """
     given, convert = ("latents", model.decode) if "latents" in clips[0] else ("video", model.encode_video)
     values = np.stack([clip[given] for clip in clips])
-    made = in_blocks(convert, values, size)
+    made = in_blocks(convert, size, values)
     frames, latents = (made, values) if given == "latents" else (values, made)
     return frames, latents, [clip["caption"] for clip in clips]
 
 
-def in_blocks(function: Callable, rows: np.ndarray, size: int) -> np.ndarray:
-    """function(rows), with `size` rows in a call: the memory of a VAE grows with the number of videos."""
-    return np.concatenate([function(rows[i : i + size]) for i in range(0, len(rows), size)])
+def in_blocks(function: Callable, size: int, *rows: np.ndarray | Sequence) -> np.ndarray:
+    """function(*rows), with `size` rows of each in a call: the memory of a VAE grows with the number of videos."""
+    starts = range(0, len(rows[0]), size)
+    return np.concatenate([function(*(values[i : i + size] for values in rows)) for i in starts])
 
 
 def prompts(config: ConfigDict) -> list[str]:

@@ -202,7 +202,7 @@ def _reads_captions(judge: Judge, config: ConfigDict, pipeline: Pipeline) -> boo
     else:
         captions = prompts(config)[:ENOUGH]
         noise, _ = draw_noise(pipeline.card, config.seed, len(captions), 1)
-        frames = in_blocks(pipeline.decode, noise, few.report.batch_size)
+        frames = in_blocks(pipeline.decode, few.report.batch_size, noise)
     first, again, swapped = (judge(frames, order) for order in (captions, captions, captions[::-1]))
     return np.array_equal(first, again) and not np.array_equal(first, swapped)
 

@@ -14,7 +14,7 @@ from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.pipeline import draw_noise, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import BATCH, constrain, shard
-from dollar_jax.stages.common import HELD_OUT, View, encode_clips, has_clips, real_clips, report_metrics
+from dollar_jax.stages.common import HELD_OUT, View, encode_clips, has_clips, in_blocks, real_clips, report_metrics
 from dollar_jax.steps.distillation import Distillation, DollarState
 from dollar_jax.steps.reward import correlation
 
@@ -46,9 +46,8 @@ def make_measure(
     pipeline, metrics, real, data_sharpness = view.pipeline, report_metrics(config), None, None
     size = config.report.batch_size
     if has_clips(config):
-        frames, *rest = encode_clips(pipeline, real_clips(config)[::2], size)
-        real = Clips(frames / np.float32(255), *rest)
-        data_sharpness = collapse.sharpness(real.frames)
+        real = Clips(*encode_clips(pipeline, real_clips(config)[::2], size))
+        data_sharpness = collapse.sharpness(real.pixels)
     measure = metrics.fit(real)
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)
 
@@ -71,14 +70,13 @@ def make_measure(
         params = jax.device_put(state.ema, shard(state.ema, mesh))  # `offload` keeps it in the host's memory
         made = pipeline.videos(view.condition, noise, keys, negative=view.negative, params=params, batch_size=size)
         latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
-        frames = frames / np.float32(255)
         values = measure(Clips(frames, latents, captions))
         if judge:
-            rewards = judge(frames, captions)
+            rewards = in_blocks(judge, size, frames, captions)
             values["reward"] = rewards.mean()
             if "trajectory" in setup.needs:
                 ends = np.concatenate(list(chain_ends(params)))[: len(captions)]
-                values["reward_chain"] = judge(ends, captions).mean()
+                values["reward_chain"] = in_blocks(judge, size, ends, captions).mean()
             if "reward_model" in setup.needs and state.reward_statistics.count:
                 estimates = estimate(state, latents, view.condition)
                 values |= {

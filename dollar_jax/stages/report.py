@@ -64,25 +64,24 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     )
 
     def row(name: str, frames: np.ndarray, latents: np.ndarray, captions: Sequence[str]) -> dict:
-        rewards = reward(frames, captions)
+        rewards = in_blocks(reward, settings.batch_size, frames, captions)
         return {
             "model": name,
             "videos": len(captions),
-            **measure(Clips(frames / np.float32(255), latents, captions)),
+            **measure(Clips(frames, latents, captions)),
             "reward": float(np.mean(rewards)),
             "reward_standard_error": float(np.std(rewards) / len(rewards) ** 0.5),
         }
 
     if has_clips(config):
         real = real_clips(config)
-        frames, *rest = encode_clips(teacher, real[::2], settings.batch_size)
-        measure = measures.fit(Clips(frames / np.float32(255), *rest))
+        measure = measures.fit(Clips(*encode_clips(teacher, real[::2], settings.batch_size)))
         frames, latents, words = encode_clips(
             teacher, _balanced(real[1::2], settings.videos_per_caption), settings.batch_size
         )
         rows = [row(DATA, frames, latents, words)]
         if "video" in real[0]:  # frames of encoded clips have been through the VAE
-            rows.append(row(DECODED, in_blocks(teacher.decode, latents, settings.batch_size), latents, words))
+            rows.append(row(DECODED, in_blocks(teacher.decode, settings.batch_size, latents), latents, words))
     else:
         measure, rows = measures.fit(None), []
     clips = {}

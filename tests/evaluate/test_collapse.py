@@ -11,7 +11,7 @@ def videos(seed=0):
     """Four videos of 3 frames: large squares of random colours, so that nothing is alike, and a little noise."""
     random = np.random.default_rng(seed)
     squares = random.uniform(size=(4, 3, 4, 4, 3)).repeat(4, 2).repeat(4, 3)
-    return (squares + 0.1 * random.uniform(size=squares.shape)).astype(np.float32)
+    return (220 * squares + 25 * random.uniform(size=squares.shape)).astype(np.uint8)
 
 
 def one_colour(frames):
@@ -31,7 +31,7 @@ def alike_by_caption(frames):
 
 
 def noise(frames):
-    return np.random.default_rng(2).uniform(size=frames.shape).astype(np.float32)
+    return np.random.default_rng(2).integers(256, size=frames.shape, dtype=np.uint8)
 
 
 COLLAPSES = {
@@ -48,9 +48,9 @@ def measure(frames, captions=CAPTIONS):
 
 
 def test_values_by_hand():
-    frames = np.zeros((2, 2, 4, 4, 3), np.float32)
-    frames[0, :, 0, 0] = 1  # a white pixel, still
-    frames[1, 0] = 1  # white, then black
+    frames = np.zeros((2, 2, 4, 4, 3), np.uint8)
+    frames[0, :, 0, 0] = 255  # a white pixel, still
+    frames[1, 0] = 255  # white, then black
     values = collapse.measure(frames, ["a", "a"], data_sharpness=0.5)
     assert values["collapse/contrast"] == pytest.approx(np.sqrt(1 / 16 * 15 / 16) / 2)  # in two frames of four
     assert values["collapse/change"] == pytest.approx(0.5)
@@ -59,7 +59,7 @@ def test_values_by_hand():
     first, second = np.zeros(16), np.full(16, 0.5)
     first[0] = 1
     assert values["collapse/vendi"] == pytest.approx(vendi(np.stack([first, second])) - 1)
-    frames[0, :, 0, 0], frames[0, :, 1, 1] = 0, 1  # inside: its four cells read 1, 1/4, 1/4 and 0
+    frames[0, :, 0, 0], frames[0, :, 1, 1] = 0, 255  # inside: its four cells read 1, 1/4, 1/4 and 0
     assert collapse.sharpness(frames) == pytest.approx(2 * 1.5 / 16)
     assert collapse.measure(frames, ["a", "a"], 0.5)["collapse/sharpness"] == pytest.approx(2 * 2 * 1.5 / 16)
 

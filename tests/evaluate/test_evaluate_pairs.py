@@ -9,8 +9,9 @@ from dollar_jax.evaluate.measure import Clips, Metrics
 @pytest.fixture(scope="module")
 def clips():
     world = list(PairsWorld(60, 3, captions=some_captions(6)))
-    video = np.stack([clip["video"] for clip in world]).astype(np.float32) / 255
-    return Clips(video, video[:, ::4, ::8, ::8].copy(), [clip["caption"] for clip in world])
+    video = np.stack([clip["video"] for clip in world])
+    latents = video[:, ::4, ::8, ::8] / np.float32(255)
+    return Clips(video, latents, [clip["caption"] for clip in world])
 
 
 def test_the_metrics_of_the_config_know_data_and_a_collapse(clips):
@@ -22,6 +23,6 @@ def test_the_metrics_of_the_config_know_data_and_a_collapse(clips):
     assert result["spread"] == pytest.approx(1)
     first = {caption: clips.captions.index(caption) for caption in clips.captions}
     rows = [first[caption] for caption in clips.captions]
-    collapsed = measure(Clips(clips.frames[rows], clips.latents[rows], clips.captions))
+    collapsed = measure(Clips(clips.pixels[rows], clips.latents[rows], clips.captions))
     assert collapsed["alignment"] == 1
     assert collapsed["spread"] == pytest.approx(0, abs=1e-4)

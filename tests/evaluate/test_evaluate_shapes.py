@@ -12,12 +12,13 @@ from dollar_jax.evaluate.shapes import reading
 def load(clips, seed):
     world = ShapesWorld(clips, seed)
     clips = [world[i] for i in range(len(world))]
-    return np.stack([c["video"] for c in clips]).astype(np.float32) / 255, [c["caption"] for c in clips]
+    return np.stack([c["video"] for c in clips]), [c["caption"] for c in clips]
 
 
 def encode(frames):
     """Latents of a linear toy VAE: means of blocks, which keep colour and place but not detail."""
-    return rearrange(frames, "n (f a) (h b) (w d) c -> n f h w c (a b d)", a=3, b=4, d=4).mean(-1)
+    blocks = rearrange(frames / np.float32(255), "n (f a) (h b) (w d) c -> n f h w c (a b d)", a=3, b=4, d=4)
+    return blocks.mean(-1)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,8 @@ def test_a_collapse_shows_in_spread_and_vendi_alone(measure, clips):
 
 def test_wrong_captions_and_noise_are_seen_where_they_should(measure, clips):
     frames, captions = clips
-    noisy = np.clip(frames + np.random.default_rng(0).normal(size=frames.shape) * 0.05, 0, 1).astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=frames.shape) * 0.05 * 255
+    noisy = np.clip(np.rint(frames + noise), 0, 255).astype(np.uint8)
     clean, result = (measure(x, captions) for x in (frames, noisy))
     assert result["clean_db"] == pytest.approx(26, abs=1)
     assert result["vendi"] > clean["vendi"]

@@ -13,9 +13,9 @@ from dollar_jax.evaluate.measure import Clips, Column, Metrics
 
 
 def clips(*brightness):
-    """A video for each number, of two frames of that grey and its half."""
-    frames = np.array([[[[[grey] * 3]], [[[grey / 2] * 3]]] for grey in brightness], np.float32)
-    return Clips(frames, frames[..., :1], [""] * len(frames))
+    """A video for each number, of two frames of that grey, in 0..240, and its half."""
+    pixels = np.array([[[[[grey] * 3]], [[[grey // 2] * 3]]] for grey in brightness], np.uint8)
+    return Clips(pixels, np.zeros((len(pixels), 1, 1, 1, 1), np.float32), [""] * len(pixels))
 
 
 def grey(clips: Clips, power=1) -> float:
@@ -85,9 +85,10 @@ def test_functions_and_classes_measure_by_hand():
     metrics = Metrics(mine("grey", power=2) | mine("lighter") | mine("Change", scale=10))
     assert [column.key for column in metrics.columns] == ["grey", "lighter", "data", "change"]
     assert list(metrics.least_clips.values()) == [0, 1, 3]
-    values = metrics.fit(clips(0.5, 0.5, 0.5))(clips(0.25, 0.75))
-    # Of 0.5 the mean of both frames is 0.375, and the change 0.25; of 0.25 and 0.75 both are the same.
-    assert values == pytest.approx({"grey": (1 / 16 + 9 / 16) / 2, "lighter": 0, "data": 0.375, "change": 10})
+    values = metrics.fit(clips(120, 120, 120))(clips(60, 180))
+    # Of 120 the mean of both frames is 90, and the change 60; of 60 and 180 both are the same. White is 255.
+    wanted = {"grey": (60**2 + 180**2) / 2 / 255**2, "lighter": 0, "data": 90 / 255, "change": 10}
+    assert values == pytest.approx(wanted)
     assert all(type(value) is float for value in values.values())
 
 
@@ -116,16 +117,16 @@ def test_what_cannot_be_made_is_one_line(named, fault):
 
 
 def test_a_value_may_be_unknown():
-    values = Metrics(mine("nothing")).fit(None)(clips(0.5))
+    values = Metrics(mine("nothing")).fit(None)(clips(120))
     assert values == pytest.approx({"lighter": np.nan, "data": 2}, nan_ok=True)
     assert all(type(value) is float for value in values.values())
 
 
 @pytest.mark.parametrize("name", ["names", "words"])
 def test_what_was_not_declared_is_not_taken(name):
-    measure = Metrics(mine(name)).fit(clips(0.5))
+    measure = Metrics(mine(name)).fit(clips(120))
     with pytest.raises(UserError, match=f"test_measure:{name} returned .*wanted a number for each of grey"):
-        measure(clips(0.5))
+        measure(clips(120))
 
 
 @pytest.mark.parametrize(("fields", "fault"), [({"key": "a b"}, "'a b'"), ({"better": "best"}, "'best'")])
@@ -149,7 +150,7 @@ def test_what_metrics_share_is_made_once_for_the_same_clips():
         made.append(factor)
         return factor * len(clips.captions)
 
-    one, other = clips(0.5), clips(0.5, 0.5)
+    one, other = clips(120), clips(120, 120)
     assert [one.once(derive, 2), one.once(derive, 2), one.once(derive, 3), other.once(derive, 2)] == [2, 2, 3, 4]
     assert made == [2, 3, 2]
 
@@ -160,17 +161,17 @@ def test_the_metric_of_the_guide_by_hand(monkeypatch):
     module = ModuleType("my_metrics")
     exec(code, module.__dict__)
     monkeypatch.setitem(sys.modules, "my_metrics", module)
-    # From 0.5 to 0.25 in data, from 1 to 0.5 here.
-    assert Metrics({"my_metrics:Jumps": {"order": 1}}).fit(clips(0.5))(clips(1.0)) == {"jumps": 2}
+    # From 120 to 60 in data, from 240 to 120 here.
+    assert Metrics({"my_metrics:Jumps": {"order": 1}}).fit(clips(120))(clips(240)) == pytest.approx({"jumps": 2})
     with pytest.raises(UserError, match="metric my_metrics:Jumps: order = 0: 1 or more"):
         Metrics({"my_metrics:Jumps": {"order": 0}})
 
 
 def test_vendi_by_features_that_want_whole_numbers():
     """Thumbnails are made of 8-bit frames: of two opposite halves, one lit each, two videos that share nothing."""
-    frames = np.zeros((2, 2, 32, 32, 3), np.float32)
-    frames[0, :, :16], frames[1, :, 16:] = 1, 1
-    video = Clips(frames, frames, ["a", "a"])
+    pixels = np.zeros((2, 2, 32, 32, 3), np.uint8)
+    pixels[0, :, :16], pixels[1, :, 16:] = 255, 255
+    video = Clips(pixels, np.zeros((2, 1, 1, 1, 1), np.float32), ["a", "a"])
     for features in ("pixels", "thumbnails"):
         values = Metrics({"vendi": {"key_frames": 2, "features": features}}).fit(video)(video)
         key = {"pixels": "vendi", "thumbnails": "vendi_thumbnails"}[features]
@@ -186,10 +187,10 @@ def test_a_frechet_distance_of_features_by_hand():
     """Of one component: the features vary in the left half of the second frame alone, by the clips' numbers."""
 
     def video(numbers):
-        frames = np.zeros((len(numbers), 3, 2, 4, 3), np.float32)
-        frames[:, 2, :, :2] = np.array(numbers, np.float32)[:, None, None, None] / 255
-        frames[:, 1] = np.random.default_rng(0).random(frames[:, 1].shape)  # no key frame
-        return Clips(frames, np.zeros((len(numbers), 1, 1, 1, 1), np.float32), [""] * len(numbers))
+        pixels = np.zeros((len(numbers), 3, 2, 4, 3), np.uint8)
+        pixels[:, 2, :, :2] = np.array(numbers)[:, None, None, None]
+        pixels[:, 1] = np.random.default_rng(0).integers(256, size=pixels[:, 1].shape)  # no key frame
+        return Clips(pixels, np.zeros((len(numbers), 1, 1, 1, 1), np.float32), [""] * len(numbers))
 
     numbers = [0, 10, 20, 30]
     options = {"components": 1, "features": "test_measure:level", "key_frames": 2}

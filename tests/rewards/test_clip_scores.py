@@ -225,13 +225,13 @@ def test_the_metric_and_the_features_are_transformers_too(folder, transformers_m
         texts = F.normalize(model.get_text_features(**text).pooler_output).numpy()
     np.testing.assert_allclose(clip(video[:, 0], weights=str(folder / "clip")), frames[::2], atol=1e-3)
     options = {"checkpoint": str(folder / "clip"), "tokenizer": str(folder / "tokenizer"), "key_frames": 1}
-    clips = Clips(video / np.float32(255), np.zeros((3, 1, 1, 1, 1), np.float32), CAPTIONS)
+    clips = Clips(video, np.zeros((3, 1, 1, 1, 1), np.float32), CAPTIONS)
     values = Metrics({"clipsim": options}).fit(None)(clips)
     assert values == pytest.approx({"clipsim": 100 * np.mean(np.sum(frames[::2] * texts, axis=1))}, abs=0.02)
     features = {"features": "clip", "weights": str(folder / "clip"), "key_frames": 2}
     metrics = Metrics({"vendi": features, "frechet": features})
     assert [column.key for column in metrics.columns] == ["vendi_clip", "vendi_clip_std", "frechet_clip"]
-    doubled = Clips(np.repeat(clips.frames, 2, axis=0), np.repeat(clips.latents, 2, axis=0), [*CAPTIONS, *CAPTIONS])
+    doubled = Clips(np.repeat(clips.pixels, 2, axis=0), np.repeat(clips.latents, 2, axis=0), [*CAPTIONS, *CAPTIONS])
     assert 1 < metrics.fit(doubled)(doubled)["vendi_clip"] < 2
     with pytest.raises(UserError, match=r"metric vendi: the features clip need weights: a CLIP, converted by"):
         Metrics({"vendi": {"features": "clip"}})

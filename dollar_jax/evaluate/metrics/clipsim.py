@@ -48,8 +48,9 @@ class ClipSim:
     def _measure(self, clips: Clips) -> float:
         captions, index = np.unique(np.asarray(clips.captions), return_inverse=True)
         texts = np.asarray(self._clip.texts(captions.tolist()), np.float32)[index]
-        rows = evenly(clips.frames.shape[1], self._key_frames)
-        embedded = (np.asarray(self._embed(self._clip.params, clip[None, rows])[0]) for clip in clips.frames)
+        rows = evenly(clips.pixels.shape[1], self._key_frames)
+        frames = (clip[None, rows] / np.float32(255) for clip in clips.pixels)
+        embedded = (np.asarray(self._embed(self._clip.params, clip)[0]) for clip in frames)
         return 100 * float(np.mean([images @ text for images, text in zip(embedded, texts, strict=True)]))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from dollar_jax.errors import UserError
-from dollar_jax.evaluate.embedding import embedder, named_by, to_8_bits
+from dollar_jax.evaluate.embedding import embedder, named_by
 from dollar_jax.evaluate.measure import Clips, Column
 from dollar_jax.evaluate.vendi import diversity
 
@@ -46,8 +46,8 @@ class Vendi:
     def __init__(self, key_frames: int = 3, features: str = "pixels", weights: str = ""):
         if key_frames < 2:
             raise UserError(f"key_frames = {key_frames}: the first and the last frame are two")
-        self._embed, self._key_frames, self._exact = embedder(features, weights), key_frames, features == "pixels"
-        if not self._exact:
+        self._embed, self._key_frames = embedder(features, weights), key_frames
+        if features != "pixels":
             name = named_by(features)
             self.columns = tuple(
                 replace(column, key=column.key.replace("vendi", f"vendi_{name}"), label=f"{column.label} ({name})")
@@ -63,10 +63,10 @@ class Vendi:
         names, index, counts = np.unique(np.asarray(clips.captions), return_inverse=True, return_counts=True)
         if counts.min() < 2 or counts.max() > counts.min():
             return dict.fromkeys(column.key for column in self.columns)
-        frames = clips.frames if self._exact else to_8_bits(clips.frames)
-        by_caption = frames[np.argsort(index, kind="stable")].reshape(len(names), -1, *frames.shape[1:])
-        spacing = max(1, (frames.shape[1] - 1) // (self._key_frames - 1))
-        diversities = diversity(by_caption, spacing, self._embed)
+        spacing = max(1, (clips.pixels.shape[1] - 1) // (self._key_frames - 1))
+        key_frames = clips.pixels[:, ::spacing][np.argsort(index, kind="stable")]
+        by_caption = key_frames.reshape(len(names), -1, *key_frames.shape[1:])
+        diversities = diversity(by_caption, 1, self._embed)
         mean, deviation = (column.key for column in self.columns)
         return {mean: float(diversities.mean()), deviation: float(diversities.std())}
 
