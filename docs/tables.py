@@ -5,13 +5,14 @@
     python -m docs.tables                        writes the tables into the pages
 
 A table follows a comment in its page, in YAML. `rows` has the label of each row by its place in docs/numbers,
-EXPERIMENT/MODEL or plans/PLAN; `columns` names the columns; `title` is the head of the labels.
+EXPERIMENT/MODEL or plans/PLAN; `columns` names the columns; `title` is the head of the labels. The column
+`frechet, 2 steps` is of the model EXPERIMENT/MODEL, 2 steps, and `costs/arithmetic` of costs/MODEL.
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +83,7 @@ COLUMNS = {
     "temporary": Column("of which temporary", lambda plan: f"{max(plan['memory']['temporary'].values()) / 1e9:.1f} GB"),
     "available": Column("memory of a device", lambda plan: f"{plan['memory']['available'] / 1e9:.1f} GB"),
     "compiled": Column("compile time", lambda plan: seconds(plan["compile_seconds"])),
+    "arithmetic": Column("TFLOP an update", lambda plan: f"{plan['flops'] / 1e12:.2f}"),
     "bound": Column("lower bound of an iteration", lambda plan: seconds(plan["seconds"])),
     "predicted": Column("predicted time of an iteration", lambda plan: seconds(plan["predicted"])),
     "use": Column("use of the peak", lambda plan: f"{plan['use'][0]:.1%}"),
@@ -124,23 +126,37 @@ def plans(folder: Path) -> dict:
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
         content["command"] = re.sub(r" --out=\S+", "", content["command"])
-        models[path.stem] = {name: content[name] for name in kept}
+        models[path.stem] = {name: content[name] for name in kept} | {"flops": content["flops"]["total"]}
     return {"models": models}
 
 
 def numbers(place: str) -> Mapping[str, Any]:
-    """The numbers of a row."""
+    """The numbers at a place in docs/numbers; none for a model that was not measured in so many steps."""
     name, model = place.split("/", 1)
-    return json.loads((NUMBERS / f"{name}.json").read_text())["models"][model]
+    models = json.loads((NUMBERS / f"{name}.json").read_text())["models"]
+    return models.get(model, {}) if re.search(r", \d+ steps?$", model) else models[model]
+
+
+def cells(place: str, names: Sequence[str]) -> Iterator[str]:
+    """The cells of a row."""
+    experiment, model = place.split("/", 1)
+    for name in names:
+        column, comma, steps = name.partition(", ")
+        other, _, column = column.rpartition("/")
+        yield COLUMNS[column].cell(numbers(f"{other or experiment}/{model}{comma}{steps}"))
+
+
+def title(name: str) -> str:
+    """The head of a column."""
+    column, comma, steps = name.rpartition("/")[2].partition(", ")
+    return COLUMNS[column].title + comma + steps
 
 
 def table(spec: Mapping[str, Any]) -> str:
     """The Markdown of a table."""
-    columns = [COLUMNS[name] for name in spec["columns"]]
-    rows = [[spec.get("title", ""), *(column.title for column in columns)]]
-    for place, label in spec["rows"].items():
-        found = numbers(place)
-        rows.append([label, *(column.cell(found) for column in columns)])
+    columns = spec["columns"]
+    rows = [[spec.get("title", ""), *map(title, columns)]]
+    rows += [[label, *cells(place, columns)] for place, label in spec["rows"].items()]
     lines = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows]
     ruler = "|---" * lines[0].count(" |") + "|"
     return "\n".join([lines[0], ruler, *lines[1:], ""])

@@ -48,16 +48,17 @@ def test_plans_keep_their_commands(tmp_path, monkeypatch):
     memory = {"needed": 78.4e9, "available": 80e9, "temporary": {"generator": 8e9, "fake_score": 9e9}}
     plan = {"command": "python -m dollar_jax.plan --out=/a/b.json --topology=h100:1", "memory": memory}
     plan |= {"devices": 1, "mesh": {}, "seconds": 1250.4, "compile_seconds": 163.2}
-    plan |= {"predicted": 15.24, "use": [0.52, 0.466]}
+    plan |= {"predicted": 15.24, "use": [0.52, 0.466], "flops": {"total": 3.3512e15}}
     (tmp_path / "plans" / "wan.json").write_text(json.dumps(plan))
     monkeypatch.setattr("docs.tables.NUMBERS", tmp_path)
     keep("0123abc", [tmp_path / "plans"])
     kept = json.loads((tmp_path / "plans.json").read_text())["models"]["wan"]
     assert kept["command"] == "python -m dollar_jax.plan --topology=h100:1"
-    columns = ["needed", "temporary", "available", "compiled", "bound", "predicted", "use", "use_once"]
+    columns = ["needed", "temporary", "available", "compiled", "bound", "predicted", "use", "use_once", "arithmetic"]
     line = table({"rows": {"plans/wan": "1.3B | h100:1"}, "title": "network | machine", "columns": columns})
     assert line.endswith(
-        "\n| 1.3B | h100:1 | 78.4 GB: hardly fits | 9.0 GB | 80.0 GB | 163 s | 1250 s | 15.2 s | 52.0% | 46.6% |\n"
+        "\n| 1.3B | h100:1 | 78.4 GB: hardly fits | 9.0 GB | 80.0 GB | 163 s | 1250 s | 15.2 s | 52.0% | 46.6% |"
+        " 3351.20 |\n"
     )
 
 
@@ -66,13 +67,15 @@ def test_numbers_of_runs_become_a_table(tmp_path, monkeypatch):
         folder = tmp_path / "trial" / str(seed)
         (folder / "report").mkdir(parents=True)
         row = {"model": "vsd", "videos": 8, "steps": 4, "calls": 4, "frechet": distance}
-        report = {"rows": [row], "meta": {"machine": "a laptop"}}
+        rows = [row, row | {"model": "vsd, 1 step", "calls": 1, "frechet": 3 * distance}]
+        report = {"rows": rows, "meta": {"machine": "a laptop"}}
         (folder / "report" / "report.json").write_text(json.dumps(report))
         (folder / "config.json").write_text(json.dumps({"seed": seed, "teacher": {"path": str(seed), "steps": 50}}))
         (folder / "vsd").mkdir()
         (folder / "vsd" / "metrics.jsonl").write_text('{"step": 0, "seconds_per_step": 0.5}\n')
     monkeypatch.setattr("docs.tables.NUMBERS", tmp_path)
     keep("0123abc", [tmp_path / "trial"])
+    (tmp_path / "costs.json").write_text(json.dumps({"models": {"vsd": {"flops": 1.5e12}}}))
     kept = json.loads((tmp_path / "trial.json").read_text())
     assert kept["command"] == "python -m dollar_jax.laboratory --experiment=trial --out=DIR --seeds=0,1"
     assert kept["config"] == {"teacher": {"steps": 50}}
@@ -81,4 +84,10 @@ def test_numbers_of_runs_become_a_table(tmp_path, monkeypatch):
         "| | calls | Fréchet | Fréchet, each seed | s an update |\n"
         "|---|---|---|---|---|\n"
         "| VSD | 4 | 3.00 ± 1.41 | 2.00, 4.00 | 0.50 ± 0.00 |\n"
+    )
+    spec["columns"] = ["costs/arithmetic", "frechet, 2 steps", "frechet", "frechet, 1 step"]
+    assert table(spec) == (
+        "| | TFLOP an update | Fréchet, 2 steps | Fréchet | Fréchet, 1 step |\n"
+        "|---|---|---|---|---|\n"
+        "| VSD | 1.50 | | 3.00 ± 1.41 | 9.00 ± 4.24 |\n"
     )
