@@ -439,7 +439,7 @@ def test_a_faulty_reward_costs_no_checkpoint(folder, tmp_path, monkeypatch):
         return tune(folder, student, "mine:score", (distill,), tmp_path, options=options)["lrm"]
 
     with pytest.raises(UserError, match=r"mine:score raised RuntimeError: out of order \(mine.py, line 11\)"):
-        run(8)  # three calls look at captions, one at the start, two and one for the checkpoint of two updates
+        run(10)  # three look at captions, two (batches) at the start, two, and two for the checkpoint of two updates
     saved = [path for path in (tmp_path / "lrm/checkpoints").iterdir() if path.name.isdigit()]
     assert [path.name for path in saved] == ["2"]
     assert json.loads((saved[0] / "_CHECKPOINT_METADATA").read_text())
