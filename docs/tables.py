@@ -83,7 +83,7 @@ COLUMNS = {
     "temporary": Column("of which temporary", lambda plan: f"{max(plan['memory']['temporary'].values()) / 1e9:.1f} GB"),
     "available": Column("memory of a device", lambda plan: f"{plan['memory']['available'] / 1e9:.1f} GB"),
     "compiled": Column("compile time", lambda plan: seconds(plan["compile_seconds"])),
-    "arithmetic": Column("TFLOP an update", lambda plan: f"{plan['flops'] / 1e12:.2f}"),
+    "arithmetic": Column("GFLOP an update", lambda plan: f"{plan['flops'] / 1e9:.1f}"),
     "bound": Column("lower bound of an iteration", lambda plan: seconds(plan["seconds"])),
     "predicted": Column("predicted time of an iteration", lambda plan: seconds(plan["predicted"])),
     "use": Column("use of the peak", lambda plan: f"{plan['use'][0]:.1%}"),

@@ -48,7 +48,7 @@ def test_plans_keep_their_commands(tmp_path, monkeypatch):
     memory = {"needed": 78.4e9, "available": 80e9, "temporary": {"generator": 8e9, "fake_score": 9e9}}
     plan = {"command": "python -m dollar_jax.plan --out=/a/b.json --topology=h100:1", "memory": memory}
     plan |= {"devices": 1, "mesh": {}, "seconds": 1250.4, "compile_seconds": 163.2}
-    plan |= {"predicted": 15.24, "use": [0.52, 0.466], "flops": {"total": 3.3512e15}}
+    plan |= {"predicted": 15.24, "use": [0.52, 0.466], "flops": {"total": 18.76e9}}
     (tmp_path / "plans" / "wan.json").write_text(json.dumps(plan))
     monkeypatch.setattr("docs.tables.NUMBERS", tmp_path)
     keep("0123abc", [tmp_path / "plans"])
@@ -58,7 +58,7 @@ def test_plans_keep_their_commands(tmp_path, monkeypatch):
     line = table({"rows": {"plans/wan": "1.3B | h100:1"}, "title": "network | machine", "columns": columns})
     assert line.endswith(
         "\n| 1.3B | h100:1 | 78.4 GB: hardly fits | 9.0 GB | 80.0 GB | 163 s | 1250 s | 15.2 s | 52.0% | 46.6% |"
-        " 3351.20 |\n"
+        " 18.8 |\n"
     )
 
 
@@ -75,7 +75,7 @@ def test_numbers_of_runs_become_a_table(tmp_path, monkeypatch):
         (folder / "vsd" / "metrics.jsonl").write_text('{"step": 0, "seconds_per_step": 0.5}\n')
     monkeypatch.setattr("docs.tables.NUMBERS", tmp_path)
     keep("0123abc", [tmp_path / "trial"])
-    (tmp_path / "costs.json").write_text(json.dumps({"models": {"vsd": {"flops": 1.5e12}}}))
+    (tmp_path / "costs.json").write_text(json.dumps({"models": {"vsd": {"flops": 1.5e9}}}))
     kept = json.loads((tmp_path / "trial.json").read_text())
     assert kept["command"] == "python -m dollar_jax.laboratory --experiment=trial --out=DIR --seeds=0,1"
     assert kept["config"] == {"teacher": {"steps": 50}}
@@ -87,7 +87,7 @@ def test_numbers_of_runs_become_a_table(tmp_path, monkeypatch):
     )
     spec["columns"] = ["costs/arithmetic", "frechet, 2 steps", "frechet", "frechet, 1 step"]
     assert table(spec) == (
-        "| | TFLOP an update | Fréchet, 2 steps | Fréchet | Fréchet, 1 step |\n"
+        "| | GFLOP an update | Fréchet, 2 steps | Fréchet | Fréchet, 1 step |\n"
         "|---|---|---|---|---|\n"
-        "| VSD | 1.50 | | 3.00 ± 1.41 | 9.00 ± 4.24 |\n"
+        "| VSD | 1.5 | | 3.00 ± 1.41 | 9.00 ± 4.24 |\n"
     )
