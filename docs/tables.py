@@ -130,20 +130,26 @@ def plans(folder: Path) -> dict:
     return {"models": models}
 
 
-def numbers(place: str) -> Mapping[str, Any]:
-    """The numbers at a place in docs/numbers; none for a model that was not measured in so many steps."""
-    name, model = place.split("/", 1)
-    models = json.loads((NUMBERS / f"{name}.json").read_text())["models"]
-    return models.get(model, {}) if re.search(r", \d+ steps?$", model) else models[model]
+def numbers(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """The numbers of each model in a file of docs/numbers."""
+    return json.loads((NUMBERS / f"{name}.json").read_text())["models"]
 
 
 def cells(place: str, names: Sequence[str]) -> Iterator[str]:
-    """The cells of a row."""
+    """The cells of a row; empty where its model was not measured in so many steps."""
     experiment, model = place.split("/", 1)
+    models = numbers(experiment)
+    own = models[model]
     for name in names:
-        column, comma, steps = name.partition(", ")
+        column, _, steps = name.partition(", ")
         other, _, column = column.rpartition("/")
-        yield COLUMNS[column].cell(numbers(f"{other or experiment}/{model}{comma}{steps}"))
+        if other:
+            found = numbers(other)[model]
+        elif steps:
+            found = models.get(f"{model}, {steps}", {})
+        else:
+            found = own
+        yield COLUMNS[column].cell(found)
 
 
 def title(name: str) -> str:

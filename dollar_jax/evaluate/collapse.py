@@ -39,7 +39,11 @@ SYMPTOMS = (
 
 def sharpness(videos: Videos) -> float:
     """Mean |pixel - mean of its four neighbours| of pixels in 0..1: large for noise, 0 for one colour."""
-    return float(np.mean([_sharpness(frames) for frames in _one_by_one(videos)]))
+    rough = []
+    for frames in _one_by_one(videos):
+        neighbours = frames[:, :-2, 1:-1] + frames[:, 2:, 1:-1] + frames[:, 1:-1, :-2] + frames[:, 1:-1, 2:]
+        rough.append(np.abs(frames[:, 1:-1, 1:-1] - neighbours / 4).mean())
+    return float(np.mean(rough))
 
 
 def measure(videos: Videos, captions: Sequence[str], data_sharpness: float | None) -> dict[str, float]:
@@ -59,32 +63,26 @@ def measure(videos: Videos, captions: Sequence[str], data_sharpness: float | Non
                  caption
       sharpness  `sharpness` divided by `data_sharpness`; absent without it
     """
-    thumbnails, contrast, change, rough = [], [], [], []
+    thumbnails, contrast, change = [], [], []
     for frames in _one_by_one(videos):
         thumbnails.append(_thumbnail(frames))
         contrast.append(frames.std((1, 2)).mean())
-        change.append(np.abs(np.diff(frames, axis=0)).mean() if len(frames) > 1 else 0)
-        rough.append(_sharpness(frames))
+        change.extend(np.abs(np.diff(frames, axis=0)).mean((1, 2, 3)))
     values = {"contrast": np.mean(contrast), "variance": np.var(thumbnails, axis=0).mean()}
-    if videos.shape[1] > 1:
+    if change:
         values["change"] = np.mean(change)
     names = len(set(captions))
     if len(videos) > names:
         groups = np.reshape(thumbnails, (names, len(videos) // names, -1))
         values["vendi"] = np.mean([vendi(group) for group in groups]) - 1
     if data_sharpness is not None:
-        values["sharpness"] = np.mean(rough) / data_sharpness
+        values["sharpness"] = sharpness(videos) / data_sharpness
     return {PREFIX + name: float(value) for name, value in values.items()}
 
 
 def _one_by_one(videos: Videos) -> Iterator[Video]:
     """The videos with pixels in 0..1; all of them would take four times the memory."""
     return (frames / np.float32(255) for frames in videos)
-
-
-def _sharpness(frames: Video) -> float:
-    neighbours = frames[:, :-2, 1:-1] + frames[:, 2:, 1:-1] + frames[:, 1:-1, :-2] + frames[:, 1:-1, 2:]
-    return float(np.abs(frames[:, 1:-1, 1:-1] - neighbours / 4).mean())
 
 
 def _thumbnail(frames: Video) -> Float32[np.ndarray, f"{CELLS} {CELLS} 3"]:

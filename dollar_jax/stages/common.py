@@ -124,7 +124,7 @@ def encode_clips(model: Pipeline, clips: Sequence[dict], size: int) -> tuple[np.
 
 
 def in_blocks(function: Callable, size: int, *rows: np.ndarray | Sequence) -> np.ndarray:
-    """function(*rows), with `size` rows of each in a call: the memory of a VAE grows with the number of videos."""
+    """function(*rows), with `size` rows of each in a call: memory grows with the number of videos."""
     starts = range(0, len(rows[0]), size)
     return np.concatenate([function(*(values[i : i + size] for values in rows)) for i in starts])
 

@@ -63,10 +63,10 @@ class Vendi:
         names, index, counts = np.unique(np.asarray(clips.captions), return_inverse=True, return_counts=True)
         if counts.min() < 2 or counts.max() > counts.min():
             return dict.fromkeys(column.key for column in self.columns)
-        spacing = max(1, (clips.pixels.shape[1] - 1) // (self._key_frames - 1))
-        key_frames = clips.pixels[:, ::spacing][np.argsort(index, kind="stable")]
-        by_caption = key_frames.reshape(len(names), -1, *key_frames.shape[1:])
-        diversities = diversity(by_caption, 1, self._embed)
+        pixels = clips.pixels
+        by_caption = pixels[np.argsort(index, kind="stable")].reshape(len(names), -1, *pixels.shape[1:])
+        spacing = max(1, (pixels.shape[1] - 1) // (self._key_frames - 1))
+        diversities = diversity(by_caption, spacing, self._embed)
         mean, deviation = (column.key for column in self.columns)
         return {mean: float(diversities.mean()), deviation: float(diversities.std())}
 
