@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import shapes, shapes_wan
+from configs import pairs, shapes, shapes_wan
 from dollar_jax.data.shapes import LONG_CAPTIONS
 
 WEIGHTS = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
@@ -18,7 +18,7 @@ WEIGHTS = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
 
 def get_config(experiment: str = "base") -> ConfigDict:
     """The config of one experiment; `EXPERIMENTS` has their names."""
-    config = shapes.get_config()
+    config = WORLDS.get(experiment, shapes).get_config()
     config.stages = ("distill", "report")
     config.report.update({"fewer_steps": (), "teacher_samplers": (), "repeats": 3})
     config.held_out.videos_per_caption = 0
@@ -43,7 +43,6 @@ TUNED = {"iterations": 60, "save_every": 10, "objectives": BOTH | {"latent_rewar
 def _base(config: ConfigDict) -> None:
     """The networks from which the other experiments start."""
     config.stages = ("vae", "encode", "teacher", "distill")
-    config.report = shapes.get_config().report
     config.students.vsd_cd = _student(objectives=BOTH)
 
 
@@ -135,7 +134,7 @@ def _frontier(config: ConfigDict) -> None:
     """Objectives that came after the paper, alone and beside VSD and CD, for as many updates."""
     config.report.update({"fewer_steps": (8, 2, 1), "fewer_steps_of_all": True})
     config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
-    for name, (objectives, changes) in RECIPES.items():
+    for name, (objectives, changes) in recipes(config.generator.objectives.variational_score.guidance).items():
         config.students[name] = _student(objectives=WEIGHTS | objectives, **changes)
     forced = BOTH | {"variational_score": {"weight": 1.0, "data_share": 0.5}}
     config.students.data_forcing = _student("vsd_cd", iterations=60, objectives=forced)
@@ -277,24 +276,30 @@ SAVINGS = {
     "five_shared": (5, 5, True),
 }
 
-VSD, DCM = {"variational_score": 1.0}, {"consistency": {"weight": 0.5, "target": "student", "steps": 1}}
-RCM = {"continuous_consistency": {"weight": 0.5, "guidance": 0.0, "warmup": 50}}
-RECIPES = {
-    "vsd": (VSD, {}),
-    "cd": ({"consistency": 0.5}, {}),
-    "dcm": (DCM, {}),  # discrete consistency that reaches the clean end
-    "vsd_dcm": (VSD | DCM, {}),
-    "rcm": (RCM, {}),  # continuous-time consistency
-    "vsd_rcm": (VSD | RCM, {}),
-    "vsd_trajectory": (VSD, {"matched_times": "trajectory"}),  # TDM
-    "vsd_cd_trajectory": (BOTH, {"matched_times": "trajectory"}),
-    "vsd_cd_adversarial": (BOTH | {"adversarial": 0.03}, {}),
-    "vsd_cd_lrm": (BOTH | {"latent_reward": 0.15}, {}),  # a reward from the start, as in DMDR
-    "vsd_cd_renoise": (BOTH, {"sampler": "renoise"}),
-    "vsd_cd_1_step": (BOTH, {"times": (999,)}),
-    "flow_map": ({"flow_map": 1.0}, {"flow_map": True}),
-    "vsd_flow_map": (VSD | {"flow_map": 0.5}, {"flow_map": True}),
-}
+
+def recipes(guidance: float) -> dict[str, tuple[dict, dict]]:
+    """Name -> (objectives, changes of the student), for a teacher with this guidance."""
+    vsd = {"variational_score": 1.0}
+    dcm = {"consistency": {"weight": 0.5, "target": "student", "steps": 1}}
+    rcm = {"continuous_consistency": {"weight": 0.5, "guidance": guidance, "warmup": 50}}
+    flow_map = {"flow_map": {"weight": 1.0, "guidance": guidance}}
+    return {
+        "vsd": (vsd, {}),
+        "cd": ({"consistency": 0.5}, {}),
+        "dcm": (dcm, {}),  # discrete consistency that reaches the clean end
+        "vsd_dcm": (vsd | dcm, {}),
+        "rcm": (rcm, {}),  # continuous-time consistency
+        "vsd_rcm": (vsd | rcm, {}),
+        "vsd_trajectory": (vsd, {"matched_times": "trajectory"}),  # TDM
+        "vsd_cd_trajectory": (BOTH, {"matched_times": "trajectory"}),
+        "vsd_cd_adversarial": (BOTH | {"adversarial": 0.03}, {}),
+        "vsd_cd_lrm": (BOTH | {"latent_reward": 0.15}, {}),  # a reward from the start, as in DMDR
+        "vsd_cd_renoise": (BOTH, {"sampler": "renoise"}),
+        "vsd_cd_1_step": (BOTH, {"times": (999,)}),
+        "flow_map": (flow_map, {"flow_map": True}),
+        "vsd_flow_map": (vsd | {"flow_map": flow_map["flow_map"] | {"weight": 0.5}}, {"flow_map": True}),
+    }
+
 
 # Numbers of updates for about equal time; docs/evidence.md has the times.
 STEPWISE = {
@@ -329,6 +334,8 @@ EXPERIMENTS = {
     "ablations_vsd": _ablations_vsd,
     "savings": _savings,
     "frontier": _frontier,
+    "pairs": _base,
+    "pairs_frontier": _frontier,
     "long_prompts": _long_prompts,
     "short_prompts": _short_prompts,
     "rewards_step": _rewards_step,
@@ -340,4 +347,13 @@ EXPERIMENTS = {
 }
 
 # Experiment -> the experiment whose networks it uses, by default `base`; None: it trains all networks itself.
-PARENTS = {"base": None, "wan": None, "long_prompts": None, "short_prompts": "long_prompts"}
+PARENTS = {
+    "base": None,
+    "wan": None,
+    "long_prompts": None,
+    "short_prompts": "long_prompts",
+    "pairs": None,
+    "pairs_frontier": "pairs",
+}
+
+WORLDS = {"pairs": pairs, "pairs_frontier": pairs}  # of the experiments that are not in the shapes world

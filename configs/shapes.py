@@ -152,6 +152,7 @@ def get_config() -> ConfigDict:
             "fewer_steps": (2, 1),
             "fewer_steps_of_all": False,  # only of the first student
             "teacher_samplers": (("ancestral", 50),),  # more rows of the teacher
+            "teacher_guidance": (),
             "clips": 8,  # number of clips on the page
             "batch_size": 60,
             "repeats": 7,  # repeats of each timing

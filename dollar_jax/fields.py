@@ -270,6 +270,7 @@ SCHEMA = _fields(
             "More rows of the teacher: pairs of a solver and a number of steps, `('ancestral', 50)`.",
             items={"type": "array", "prefixItems": [_SOLVER, _STEPS], "minItems": 2, "maxItems": 2},
         ),
+        teacher_guidance=_list("More rows of the teacher: its guidance w.", items={"type": "number", "minimum": 0}),
         clips=_size("Number of prompts whose videos are on the page."),
         batch_size=_size("Videos sampled at a time."),
         repeats=_size("Repeats of each timing."),

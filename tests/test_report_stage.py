@@ -68,6 +68,15 @@ def test_the_teacher_by_other_samplers(config, tmp_path):
     }
 
 
+def test_the_teacher_with_other_guidance(config, tmp_path):
+    config.report.update({"fewer_steps": (), "teacher_samplers": (), "teacher_guidance": (0.0, 2.5)})
+    entries = entries_of(config, tmp_path)
+    assert {name: (entry.guidance, entry.steps) for name, entry in entries.items() if "guidance" in name} == {
+        "teacher, guidance 0": (0.0, 50),
+        "teacher, guidance 2.5": (2.5, 50),
+    }
+
+
 def test_the_teacher_makes_videos_of_the_runs_size(config, tmp_path):
     assert checkpoint.read_card(tmp_path / "from_elsewhere")["latent_shape"] == [2, 2, 2, 4]
     for name, entry in entries_of(config, tmp_path).items():
@@ -89,15 +98,15 @@ def test_a_report_that_was_stopped_goes_on(config, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     config.data = ConfigDict({"path": "", "prompts": str(tmp_path / "prompts.txt")})
     config.report.update({"captions": 2, "videos_per_caption": 2, "clips": 2, "repeats": 1, "batch_size": 4})
-    config.report.update({"fewer_steps": (2,), "teacher_samplers": ()})
+    config.report.update({"fewer_steps": (2,), "teacher_samplers": (), "teacher_guidance": (2.5,)})
     config.report.metrics = named(vendi={})
     sampled, sample = [], Pipeline.videos
 
-    def videos(model, *inputs, steps, **options):
+    def videos(model, *inputs, steps, guidance, **options):
         if len(sampled) == stop:
             raise KeyboardInterrupt
-        sampled.append(steps)
-        return sample(model, *inputs, steps=steps, **options)
+        sampled.append((steps, guidance))
+        return sample(model, *inputs, steps=steps, guidance=guidance, **options)
 
     def report():
         sampled.clear()
@@ -107,18 +116,18 @@ def test_a_report_that_was_stopped_goes_on(config, tmp_path, monkeypatch):
         return [{key: row[key] for key in row if not key.startswith("diffusion_seconds")} for row in rows]
 
     def clips():
-        return {path: path.read_bytes() for path in (tmp_path / "report/clips").rglob("*.*")}
+        return {path: path.read_bytes() for path in (tmp_path / "report/clips").rglob("*") if path.is_file()}
 
     monkeypatch.setattr(Pipeline, "videos", videos)
     stop = None
     whole, shown = report(), clips()
-    assert sampled == [50, 4, 4, 2]
-    stop = 3
+    assert sampled == [(50, 0.0), (4, 0.0), (50, 2.5), (4, 0.0), (2, 0.0)]
+    stop = 4
     with pytest.raises(KeyboardInterrupt):
         report()
     stop = None
     assert report() == whole
-    assert sampled == [2]
+    assert sampled == [(2, 0.0)]
     assert clips() == shown
     assert not list((tmp_path / "report").glob(".measured*"))
 

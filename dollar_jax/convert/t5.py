@@ -8,7 +8,7 @@ from dollar_jax.convert.tables import Rule, linear_rules, norm_rules, same
 from dollar_jax.errors import UserError
 from dollar_jax.models.t5 import Config
 
-OURS = ("attend_padding", "zero_padding", "own_biases")  # fields that T5Config does not have
+OURS = ("attend_padding", "zero_padding", "own_biases", "distance_std")  # fields that T5Config does not have
 # The first versions of transformers 5 read umT5 with zeros for its embedding, and wrote them too (transformers#43992).
 ZEROS = "whoever wrote this file had lost the embedding of tokens; get the original"
 

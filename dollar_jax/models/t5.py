@@ -45,6 +45,9 @@ class Config:
     attend_padding: bool = True  # whether tokens attend to padding, as in CogVideoX's public pipeline
     zero_padding: bool = False  # whether embeddings of padding are set to zero
     own_biases: bool = False  # whether each block has its own numbers for distances
+    # Standard deviation of the initial numbers for distances, by default transformers' d_model**-.5. With that, an
+    # encoder that is never trained says hardly anything of the order of the words.
+    distance_std: float | None = None
 
 
 def build(dtype: DTypeLike = jnp.float32, **config) -> Network:
@@ -112,7 +115,7 @@ class T5Encoder(nnx.Module):
         self.embed = nnx.Embed(config.vocab_size, config.d_model, embedding_init=normal(1.0), dtype=dtype, rngs=rngs)
 
         def distance_bias(rngs: nnx.Rngs) -> nnx.Embed:
-            init = normal(config.d_model**-0.5)
+            init = normal(config.d_model**-0.5 if config.distance_std is None else config.distance_std)
             return nnx.Embed(config.relative_attention_num_buckets, config.num_heads, embedding_init=init, rngs=rngs)
 
         layers = config.num_layers

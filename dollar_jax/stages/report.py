@@ -94,9 +94,8 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     shown = np.array([*spread, *siblings])
 
     def measured(name: str, entry: Sampling) -> tuple[dict, np.ndarray]:
-        made = entry.pipeline.videos(
-            condition, noise, keys, steps=entry.steps, negative=negative, batch_size=settings.batch_size
-        )
+        options = {"steps": entry.steps, "guidance": entry.guidance, "negative": negative}
+        made = entry.pipeline.videos(condition, noise, keys, batch_size=settings.batch_size, **options)
         latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
         return row(name, frames, latents, captions), frames[shown]
 
@@ -176,9 +175,9 @@ def _teacher(config: ConfigDict, workdir: Path, captions: Sequence[str]) -> tupl
 
 
 def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[tuple[str, Sampling]]:
-    """Name and sampling of each row: the teacher, also at a student's steps and by `report.teacher_samplers`; the
-    students, and the first, or with `report.fewer_steps_of_all` each, also at those of `report.fewer_steps` that it
-    takes. They share the teacher's VAE, and its transformer as the base of adapters.
+    """Name and sampling of each row: the teacher, also at a student's steps, by `report.teacher_samplers` and with
+    `report.teacher_guidance`; the students, and the first, or with `report.fewer_steps_of_all` each, also at those of
+    `report.fewer_steps` that it takes. They share the teacher's VAE, and its transformer as the base of adapters.
     """
     _, params = teacher.networks["transformer"]
     students, bases = {}, {digest(teacher_folder(config, workdir), teacher.card["transformer"]): params}
@@ -192,6 +191,8 @@ def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[t
     for sampler, steps in config.report.get("teacher_samplers", ()):
         other = replace(teacher, card=teacher.card | {"sampler": sampler})
         yield f"{TEACHER}, {sampler}, {steps} steps", _sampling(other, steps)
+    for guidance in config.report.get("teacher_guidance", ()):
+        yield f"{TEACHER}, guidance {guidance:g}", Sampling(teacher, len(teacher.card["times"]), guidance)
     for name, student in students.items():
         yield name, _sampling(student, len(student.card["times"]))
     for name in students if config.report.fewer_steps_of_all else (first,):

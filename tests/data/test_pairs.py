@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dollar_jax.data.pairs import ATTRIBUTES, CAPTIONS, DISTANCE, TRAVEL, PairsWorld, attributes, some_captions
+from dollar_jax.data.pairs import ATTRIBUTES, CAPTIONS, DISTANCE, SIZE, TRAVEL, PairsWorld, attributes, some_captions
 from dollar_jax.errors import UserError
 from dollar_jax.rewards.pairs import read
 
@@ -52,7 +52,7 @@ def test_other_sizes_show_the_same_clip(frames, size):
 
 
 def test_shapes_never_touch_and_stay_inside():
-    assert DISTANCE[0] - TRAVEL[1] / 2 > 1.1 * 6 * 2
+    assert DISTANCE[0] - TRAVEL[1] / 2 > 1.1 * SIZE[1] * 2
     for clip in PairsWorld(100, 4):
         border = np.concatenate([clip["video"][:, side].reshape(17, -1, 3) for side in (0, -1)], 1)
         assert (border == border[:1, :1]).all()

@@ -152,3 +152,19 @@ def test_user_errors():
     del theirs["d_kv"], theirs["d_ff"]
     with pytest.raises(UserError, match=r"lacks d_kv, d_ff: is it a T5 encoder\?"):
         keys.config(theirs)
+
+
+def test_a_random_encoder_with_large_numbers_for_distances_knows_the_order_of_words():
+    """Two words change places, as the colours in "a red ring left of a blue square": each sees other neighbours."""
+    tokens = jnp.array([[3, 4, 5, 6, 3, 7, 8], [3, 7, 5, 6, 3, 4, 8]])
+
+    def change(**options):
+        network = t5.build(**SMALL | {"num_heads": 8, "num_layers": 1}, **options)
+        params = jax.jit(network.init)(jax.random.key(0))
+        one, other = network.apply(params, tokens, jnp.ones((2, 7), bool)).embedding
+        return float(jnp.abs(one[1] - other[5]).mean()), float(params["distance_bias"]["embedding"].std())
+
+    (usual, deviation), (large, large_deviation) = change(), change(distance_std=3.0)
+    assert deviation == pytest.approx(SMALL["d_model"] ** -0.5, rel=0.2)
+    assert large_deviation == pytest.approx(3.0, rel=0.2)
+    assert large > 3 * usual
