@@ -11,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import pairs, shapes, shapes_wan
+from dollar_jax.config import optimizer
 from dollar_jax.data.shapes import LONG_CAPTIONS
 
 WEIGHTS = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
@@ -138,6 +139,22 @@ def _frontier(config: ConfigDict) -> None:
         config.students[name] = _student(objectives=WEIGHTS | objectives, **changes)
     forced = BOTH | {"variational_score": {"weight": 1.0, "data_share": 0.5}}
     config.students.data_forcing = _student("vsd_cd", iterations=60, objectives=forced)
+
+
+def _frontier_more(config: ConfigDict) -> None:
+    """Recipes of `frontier` for as much arithmetic as 300 updates of VSD + CD, pairs of them, faster discriminators."""
+    config.report.update({"fewer_steps": (8, 2, 1), "fewer_steps_of_all": True})
+    known = recipes(config.generator.objectives.variational_score.guidance)
+    config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
+    for name, iterations in EQUAL_ARITHMETIC.items():
+        objectives, changes = known[name]
+        config.students[name] = _student(objectives=WEIGHTS | objectives, iterations=iterations, **changes)
+    for name in ("vsd_rcm", "vsd_flow_map"):
+        objectives, changes = known[name]
+        config.students[name.replace("vsd", "vsd_cd")] = _student(objectives=objectives | BOTH, **changes)
+    fast = {"optimizer": optimizer(2e-3, b1=0.0), "updates": 5}
+    for name, weight in {"vsd_cd_adversarial": 0.03, "vsd_cd_adversarial_x10": 0.3}.items():
+        config.students[name] = _student(objectives=BOTH | {"adversarial": {"weight": weight, "own": fast}})
 
 
 def _long_prompts(config: ConfigDict) -> None:
@@ -301,6 +318,16 @@ def recipes(guidance: float) -> dict[str, tuple[dict, dict]]:
     }
 
 
+# Numbers of updates by the FLOPs of one, see "Objectives since the paper" in docs/evidence.md.
+EQUAL_ARITHMETIC = {
+    "vsd": 424,
+    "cd": 714,
+    "vsd_dcm": 346,
+    "vsd_rcm": 332,
+    "vsd_flow_map": 332,
+    "vsd_trajectory": 424,
+}
+
 # Numbers of updates for about equal time; docs/evidence.md has the times.
 STEPWISE = {
     "lrm": (80, {"latent_reward": 0.15}, {}),
@@ -334,6 +361,7 @@ EXPERIMENTS = {
     "ablations_vsd": _ablations_vsd,
     "savings": _savings,
     "frontier": _frontier,
+    "frontier_more": _frontier_more,
     "pairs": _base,
     "pairs_frontier": _frontier,
     "long_prompts": _long_prompts,
