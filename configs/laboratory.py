@@ -300,7 +300,7 @@ def recipes(guidance: float) -> dict[str, tuple[dict, dict]]:
     dcm = {"consistency": {"weight": 0.5, "target": "student", "steps": 1}}
     rcm = {"continuous_consistency": {"weight": 0.5, "guidance": guidance, "warmup": 50}}
     flow_map = {"flow_map": {"weight": 1.0, "guidance": guidance}}
-    return {
+    found = {
         "vsd": (vsd, {}),
         "cd": ({"consistency": 0.5}, {}),
         "dcm": (dcm, {}),  # discrete consistency that reaches the clean end
@@ -316,6 +316,12 @@ def recipes(guidance: float) -> dict[str, tuple[dict, dict]]:
         "flow_map": (flow_map, {"flow_map": True}),
         "vsd_flow_map": (vsd | {"flow_map": flow_map["flow_map"] | {"weight": 0.5}}, {"flow_map": True}),
     }
+    if guidance:
+        without = {name: {"weight": BOTH[name], "guidance": 0.0} for name in ("variational_score", "consistency")}
+        found["vsd_cd_unguided"] = BOTH | without, {}
+        decoupled = {"variational_score": {"weight": 1.0, "decoupled": True}}
+        found["vsd_cd_decoupled"] = BOTH | decoupled, {"matched_times": "all"}
+    return found
 
 
 # Numbers of updates by the FLOPs of one, see "Objectives since the paper" in docs/evidence.md.
