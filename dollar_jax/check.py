@@ -31,6 +31,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     students = {f"student {name}": student_config(config, name) for name in config.get("students", {})}
     for place, changed in {"the config": config, **students}.items():
         _check_ranges(changed, place)
+    if (chunk := config.video.independent_chunk) and config.video.frames % chunk:
+        raise UserError(
+            f"config.video has {config.video.frames} frames, no multiple of independent_chunk={chunk}: set"
+            " --config.video.independent_chunk=0 for a teacher that was not trained on chunks"
+        )
     trained = [config[part] for part in ("vae", "teacher") if part in config.stages]
     if "distill" in config.stages:
         trained += [student.generator for student in students.values()]

@@ -71,6 +71,7 @@ def test_the_config_of_the_shapes_world_passes():
         ("teacher.sampler", "euler", "the config: teacher.sampler: 'euler'"),
         ("video.fps", float("inf"), "the config: Infinity"),
         ("show_captions", (), "the config: show_captions"),
+        ("video.independent_chunk", 4, "config.video has 9 frames, no multiple of independent_chunk=4"),
         ("report.metrics", {"nix": {}}, "nix: there is no module"),
         ("report.metrics", {"vendi": {"seed": 3}}, "metric vendi: its options do not fit"),
         ("report.metrics.vendi", 3, "the config: report.metrics.vendi: 3 is not of type 'object'"),

@@ -8,6 +8,7 @@ import jax
 from jax.stages import Compiled, Traced
 
 from dollar_jax.compiling import LOW_EFFORT, OPTIONS, progress
+from dollar_jax.errors import UserError
 from dollar_jax.plan import cycles, flops, hlo
 from dollar_jax.plan.chips import Chip
 from dollar_jax.plan.collectives import Collective, collectives, largest_gather, sent_by_kind
@@ -96,8 +97,18 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequen
       groups: names of objectives, which label the FLOPs.
       chip: what the devices are, or stand for.
       predict: compile at full effort, and count the cycles that the compiler expects.
+
+    Raises:
+      UserError: the compiler refuses the program.
     """
-    traced, compiled = compile_program(program, devices[0].platform, predict)
+    try:
+        traced, compiled = compile_program(program, devices[0].platform, predict)
+    except jax.errors.JaxRuntimeError as error:
+        room = f"the {chip.memory / 1e9:.1f} GB" if chip.memory else "the memory"
+        raise UserError(
+            f"{program.name}: the compiler refuses the program ({str(error).splitlines()[0]}), as it does if one needs"
+            f" far more than {room} of a device: take more devices, or settings of docs/memory.md that save memory"
+        ) from error
     label = flops.owner(PARTS, groups)
     counted = flops.count(traced.jaxpr, label)
     unbounded = counted.pop(None, 0)

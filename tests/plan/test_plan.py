@@ -17,11 +17,13 @@ from dollar_jax.convert.families import public_models
 from dollar_jax.errors import UserError
 from dollar_jax.models import build
 from dollar_jax.models.network import count_parameters
-from dollar_jax.plan.estimate import compile_program
+from dollar_jax.plan.chips import CHIPS
+from dollar_jax.plan.estimate import compile_program, measure
 from dollar_jax.plan.plan import make_plan
-from dollar_jax.plan.programs import iteration
+from dollar_jax.plan.programs import Program, iteration
 from dollar_jax.plan.report import remedies, tables, use_of_peak
 from dollar_jax.plan.teachers import teacher_card
+from dollar_jax.plan.topology import make_devices
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages.student import student_config
 
@@ -203,6 +205,22 @@ def test_programs_for_a_public_teacher(monkeypatch):
     assert {x.dtype for x in jax.tree.leaves(work.resident["teacher"])} == {jnp.dtype("bfloat16")}
     assert work.resident["batch"]["condition"].embedding.shape == (8 * 6, 226, 4096)
     assert [program.name for program in work.programs] == ["generator", "fake_score"]
+
+
+def test_a_program_that_is_far_too_large_is_one_line(monkeypatch):
+    """A TPU's compiler measures what does not fit, up to a size: here 30 GB for a v5e."""
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # tests run side by side
+    devices = make_devices("v5e:1x1")
+    on_chip = jax.sharding.SingleDeviceSharding(devices[0])
+    shapes = [jax.ShapeDtypeStruct((rows, 4096), jnp.float32, sharding=on_chip) for rows in (730_000, 4096)]
+
+    def loss(x, w):
+        y = jnp.sin(x @ w)
+        return jnp.sum(y * jnp.sin(y @ w) @ w)
+
+    program = Program("generator", 1, jax.jit(loss), tuple(shapes))
+    with pytest.raises(UserError, match=r"^generator: the compiler refuses .* needs far more than the 16\.9 GB of a"):
+        measure(program, (), CHIPS["v5e"], devices, False)
 
 
 def test_what_cannot_be_planned(tmp_path):
