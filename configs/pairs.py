@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.text.length = 11
     # "a red ring left of a blue square" has the words of "a blue ring left of a red square": their order matters.
     config.text.network.update({"d_model": 64, "num_heads": 8, "distance_std": 3.0})
-    config.teacher.update({"iterations": 4000, "guidance": 3.0})
+    config.teacher.update({"iterations": 5000, "guidance": 3.0})
     config.teacher.network.update(
         {
             "num_layers": 5,
