@@ -13,7 +13,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from dollar_jax.cli import required, run
-from dollar_jax.compiling import ON_TPU, progress
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config of the videos and the teacher.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", "v5p:1x1x1", "One chip: v5p:1x1x1, v5e:1x1, v6e:1x1.")
@@ -32,7 +31,8 @@ def main() -> None:
     from dollar_jax.models import build
     from dollar_jax.models.network import parameter_shapes
     from dollar_jax.plan import cycles, flops, hlo
-    from dollar_jax.plan.programs import abstract_batch
+    from dollar_jax.plan.estimate import compile_program
+    from dollar_jax.plan.programs import Program, abstract_batch
     from dollar_jax.plan.teachers import teacher_card
     from dollar_jax.sharding import batch_sharding, make_mesh, with_shardings
     from dollar_jax.stages.common import network_options
@@ -49,9 +49,9 @@ def main() -> None:
         def loss(params, latents, times, condition):
             return jnp.mean(network.apply(params, latents, times, condition) ** 2)
 
-        with progress(f"{part['architecture']}: compiling"):
-            traced = jax.jit(jax.value_and_grad(loss)).trace(params, batch["latents"], times, batch["condition"])
-            compiled = traced.lower().compile(compiler_options=ON_TPU)
+        arguments = params, batch["latents"], times, batch["condition"]
+        program = Program(part["architecture"], 1, jax.jit(jax.value_and_grad(loss)), arguments)
+        traced, compiled = compile_program(program, devices[0].platform, chip, predict=True)
     counted = cycles.count(hlo.parse(compiled.as_text()), chip, lambda scopes: "")
     if unknown := counted.pop(None, 0):
         print(f"{unknown} runs of kernels that were not measured are left out")

@@ -133,9 +133,7 @@ def _savings(config: ConfigDict) -> None:
 
 def _frontier(config: ConfigDict) -> None:
     """Objectives that came after the paper, alone and beside VSD and CD, for as many updates."""
-    config.report.update({"fewer_steps": (8, 2, 1), "fewer_steps_of_all": True})
-    config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
-    for name, (objectives, changes) in recipes(config.generator.objectives.variational_score.guidance).items():
+    for name, (objectives, changes) in _beside_vsd_cd(config).items():
         config.students[name] = _student(objectives=WEIGHTS | objectives, **changes)
     forced = BOTH | {"variational_score": {"weight": 1.0, "data_share": 0.5}}
     config.students.data_forcing = _student("vsd_cd", iterations=60, objectives=forced)
@@ -143,9 +141,7 @@ def _frontier(config: ConfigDict) -> None:
 
 def _frontier_more(config: ConfigDict) -> None:
     """Recipes of `frontier` for as much arithmetic as 300 updates of VSD + CD, pairs of them, faster discriminators."""
-    config.report.update({"fewer_steps": (8, 2, 1), "fewer_steps_of_all": True})
-    known = recipes(config.generator.objectives.variational_score.guidance)
-    config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
+    known = _beside_vsd_cd(config)
     for name, iterations in EQUAL_ARITHMETIC.items():
         objectives, changes = known[name]
         config.students[name] = _student(objectives=WEIGHTS | objectives, iterations=iterations, **changes)
@@ -155,6 +151,23 @@ def _frontier_more(config: ConfigDict) -> None:
     fast = {"optimizer": optimizer(2e-3, b1=0.0), "updates": 5}
     for name, weight in {"vsd_cd_adversarial": 0.03, "vsd_cd_adversarial_x10": 0.3}.items():
         config.students[name] = _student(objectives=BOTH | {"adversarial": {"weight": weight, "own": fast}})
+
+
+def _beside_vsd_cd(config: ConfigDict) -> dict[str, tuple[dict, dict]]:
+    """Adds `vsd_cd` to compare with, samples each student with 8, 2 and 1 steps too; returns the teacher's recipes."""
+    config.report.update({"fewer_steps": (8, 2, 1), "fewer_steps_of_all": True})
+    config.students.vsd_cd = _student("parent/vsd_cd", iterations=0, objectives=BOTH)
+    return recipes(config.generator.objectives.variational_score.guidance)
+
+
+def _pairs(config: ConfigDict) -> None:
+    """The networks from which `pairs_frontier` starts, in the world of pairs."""
+    _base(config)
+
+
+def _pairs_frontier(config: ConfigDict) -> None:
+    """`frontier` in the world of pairs, whose teacher needs guidance; also students without it, or by its own term."""
+    _frontier(config)
 
 
 def _long_prompts(config: ConfigDict) -> None:
@@ -317,7 +330,7 @@ def recipes(guidance: float) -> dict[str, tuple[dict, dict]]:
         "vsd_flow_map": (vsd | {"flow_map": flow_map["flow_map"] | {"weight": 0.5}}, {"flow_map": True}),
     }
     if guidance:
-        without = {name: {"weight": BOTH[name], "guidance": 0.0} for name in ("variational_score", "consistency")}
+        without = {name: {"weight": weight, "guidance": 0.0} for name, weight in BOTH.items() if weight}
         found["vsd_cd_unguided"] = BOTH | without, {}
         decoupled = {"variational_score": {"weight": 1.0, "decoupled": True}}
         found["vsd_cd_decoupled"] = BOTH | decoupled, {"matched_times": "all"}
@@ -368,8 +381,8 @@ EXPERIMENTS = {
     "savings": _savings,
     "frontier": _frontier,
     "frontier_more": _frontier_more,
-    "pairs": _base,
-    "pairs_frontier": _frontier,
+    "pairs": _pairs,
+    "pairs_frontier": _pairs_frontier,
     "long_prompts": _long_prompts,
     "short_prompts": _short_prompts,
     "rewards_step": _rewards_step,

@@ -82,12 +82,28 @@ class Cost:
         return vars(self) | {"flops": rows, "cycles": costs}
 
 
-def compile_program(program: Program, platform: str, predict: bool = False) -> tuple[Traced, Compiled]:
-    """The traced and the compiled program, with `predict` compiled as for a run. Call it under `jax.set_mesh`."""
+def compile_program(program: Program, platform: str, chip: Chip, predict: bool = False) -> tuple[Traced, Compiled]:
+    """The traced and the compiled program, with `predict` compiled as for a run. Call it under `jax.set_mesh`.
+
+    Args:
+      platform: of the devices: cpu also for an estimate of a GPU.
+      chip: what the devices are, or stand for.
+
+    Raises:
+      UserError: the compiler refuses the program.
+    """
     options = OPTIONS[platform] | (LOW_EFFORT if platform == "tpu" and not predict else {})
     with progress(f"{program.name}: tracing and compiling"):
         traced = program.step.trace(*program.arguments)
-        return traced, traced.lower().compile(compiler_options=options)
+        try:
+            return traced, traced.lower().compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            room = f"the {chip.memory / 1e9:.1f} GB" if chip.memory else "the memory"
+            raise UserError(
+                f"{program.name}: the compiler refuses the program ({str(error).splitlines()[0]}), as it does if one"
+                f" needs far more than {room} of a device: take more devices, or settings of docs/memory.md that save"
+                " memory"
+            ) from error
 
 
 def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequence[jax.Device], predict: bool) -> Cost:
@@ -101,14 +117,7 @@ def measure(program: Program, groups: Sequence[str], chip: Chip, devices: Sequen
     Raises:
       UserError: the compiler refuses the program.
     """
-    try:
-        traced, compiled = compile_program(program, devices[0].platform, predict)
-    except jax.errors.JaxRuntimeError as error:
-        room = f"the {chip.memory / 1e9:.1f} GB" if chip.memory else "the memory"
-        raise UserError(
-            f"{program.name}: the compiler refuses the program ({str(error).splitlines()[0]}), as it does if one needs"
-            f" far more than {room} of a device: take more devices, or settings of docs/memory.md that save memory"
-        ) from error
+    traced, compiled = compile_program(program, devices[0].platform, chip, predict)
     label = flops.owner(PARTS, groups)
     counted = flops.count(traced.jaxpr, label)
     unbounded = counted.pop(None, 0)
