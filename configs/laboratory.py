@@ -340,7 +340,7 @@ def recipes(guidance: float) -> dict[str, tuple[dict, dict]]:
 # Numbers of updates by the FLOPs of one, see "Objectives since the paper" in docs/evidence.md.
 EQUAL_ARITHMETIC = {
     "vsd": 424,
-    "cd": 714,
+    "cd": 1033,
     "vsd_dcm": 346,
     "vsd_rcm": 332,
     "vsd_flow_map": 332,

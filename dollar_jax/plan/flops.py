@@ -1,7 +1,8 @@
 """FLOPs of a traced program, by objective and network.
 
 XLA's own count takes the body of a loop once. This count walks the jaxpr: a matrix product or convolution takes 2 m n k
-FLOPs, times the lengths of the scans around it. All other operations are negligible and left out.
+FLOPs, times the lengths of the scans around it. All other operations are negligible and left out, and so is what no
+result depends on, such as a sample that no loss reads: the compiler removes it.
 """
 
 import math
@@ -11,25 +12,29 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 Label = Callable[[str], Any]  # path of named scopes around an operation -> label
 
 
-def count(jaxpr: Jaxpr | ClosedJaxpr, label: Label, path: str = "") -> Counter:
-    """FLOPs by label, summed over all devices.
+def count(program: ClosedJaxpr, label: Label) -> Counter:
+    """FLOPs of a program by label, summed over all devices.
 
     A conditional counts as its most costly branch. A loop of unknown length counts as one run; the key None has the
     number of such loops with FLOPs.
     """
+    needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
+    return _count(needed, label)
+
+
+def _count(jaxpr: Jaxpr | ClosedJaxpr, label: Label, path: str = "") -> Counter:
     total = Counter()
     for equation in _open(jaxpr).eqns:
-        if not equation.outvars and not equation.effects:
-            continue  # left over from a checkpoint; the compiler removes it
         here = f"{path}/{equation.source_info.name_stack}"
         if equation.primitive.name in OPERATIONS:
             total[label(here)] += OPERATIONS[equation.primitive.name](equation)
             continue
-        bodies = [count(body, label, here) for body in _bodies(equation)]
+        bodies = [_count(body, label, here) for body in _bodies(equation)]
         if equation.primitive.name == "cond":
             bodies = [max(bodies, key=lambda branch: sum(branch.values()))]
         for body in bodies:

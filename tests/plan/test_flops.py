@@ -31,6 +31,16 @@ def test_products():
     assert total(lambda x: jnp.exp(x) + 1, (M, K)) == 0
 
 
+def test_what_no_result_depends_on_does_not_count():
+    def function(x, w):
+        lax.scan(lambda x, _: (layer(x, w), None), x, None, length=7)
+        return jax.jit(lambda x: (x @ w, (2 * x) @ w))(x)[0]
+
+    assert total(function, (M, K), (K, K)) == 2 * M * K * K
+    # The loss itself is not asked for, and the gradient of a product needs no product of the forward pass.
+    assert total(jax.grad(lambda x, w: (x @ w).sum(), argnums=(0, 1)), (M, K), (K, N)) == 2 * MATMUL
+
+
 def test_convolutions():
     def convolve(x, kernel, stride=1, groups=1):
         numbers = ("NHWC", "HWIO", "NHWC")
@@ -44,7 +54,7 @@ def test_convolutions():
     assert total(lambda x, k: convolve(x, k, groups=2), image, (3, 3, 3, 8)) == forward // 2
     assert total(lambda x, k: convolve(x, k, stride=2), image, kernel) == forward // 4
     # The gradient in the input puts zeros between the outputs, which nobody has to multiply; to the kernel's likewise.
-    both = jax.grad(lambda x, k: convolve(x, k, stride=2).sum(), argnums=(0, 1))
+    both = jax.value_and_grad(lambda x, k: convolve(x, k, stride=2).sum(), argnums=(0, 1))
     assert total(both, image, kernel) == pytest.approx(3 * forward // 4, rel=0.2)  # borders
 
 
@@ -91,7 +101,8 @@ def test_custom_gradients():
 
     product.defvjp(lambda x, w: (x @ w, (x, w)), lambda kept, g: (g @ kept[1].T, kept[0].T @ g))
     assert total(product, (M, K), (K, N)) == MATMUL
-    assert total(jax.grad(lambda x, w: product(x, w).sum(), argnums=(0, 1)), (M, K), (K, N)) == 3 * MATMUL
+    gradient = jax.value_and_grad(lambda x, w: product(x, w).sum(), argnums=(0, 1))
+    assert total(gradient, (M, K), (K, N)) == 3 * MATMUL
 
 
 def test_shares_of_a_mesh():
@@ -127,7 +138,7 @@ def test_attention(kernel):
         return attention(q, k, v, kernel=kernel)
 
     assert total(attend, shape, shape, shape) == forward
-    gradient = jax.grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2))
+    gradient = jax.value_and_grad(lambda *x: attend(*x).sum(), argnums=(0, 1, 2))
     assert 3.5 * forward <= total(gradient, shape, shape, shape) <= 4.5 * forward
 
 
@@ -149,7 +160,7 @@ def test_attention_that_is_kept_is_not_computed_again(kernel):
 
     def gradient(remat):
         layer = jax.checkpoint(lambda *x: jnp.tanh(attention(*x, kernel=kernel)), policy=REMAT[remat])
-        return total(jax.grad(lambda *x: layer(*x).sum(), argnums=(0, 1, 2)), shape, shape, shape)
+        return total(jax.value_and_grad(lambda *x: layer(*x).sum(), argnums=(0, 1, 2)), shape, shape, shape)
 
     assert gradient("nothing_saveable") - gradient("attention_saveable") == 4 * b * n * n * h * d
 
@@ -167,7 +178,7 @@ def test_owners():
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((M, K), (K, K))]
     one = 2 * M * K * K
     expected = {("consistency", "teacher"): 3, ("my_fork.losses:calm", "student"): 3, ("", "other"): 3}
-    counted = count(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*shapes), label)
+    counted = count(jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1)))(*shapes), label)
     assert {key: value / one for key, value in counted.items()} == expected
 
 
