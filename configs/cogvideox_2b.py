@@ -3,7 +3,7 @@
     python -m dollar_jax.convert from_torch zai-org/CogVideoX-2b TEACHER
     python -m dollar_jax.data --videos=DIR --captions=captions.jsonl --out=DATA --config=configs/cogvideox_2b.py
     python -m dollar_jax.main --config=configs/cogvideox_2b.py --workdir=W --config.teacher.path=TEACHER \\
-        --config.data.path=DATA --config.reward.options.checkpoint=HPS
+        --config.data.path=DATA --config.reward.options.checkpoint=HPS --config.reward.options.tokenizer=CLIP
 
 The paper's teacher was trained on 128 frames of 192 x 320, encoded in chunks (configs/dollar.py): that size is new to
 the public weights. All else is as there.

@@ -2,7 +2,7 @@
 
     python -m dollar_jax.convert from_torch zai-org/CogVideoX-2b TEACHER
     python -m dollar_jax.main --config=configs/cogvideox_lora.py --workdir=W --config.teacher.path=TEACHER \\
-        --config.data.path=DATA --config.reward.options.checkpoint=HPS
+        --config.data.path=DATA --config.reward.options.checkpoint=HPS --config.reward.options.tokenizer=CLIP
 
 Teacher, student and fake score share one frozen copy of the weights. See docs/lora.md.
 """

@@ -2,7 +2,7 @@
 
     python -m dollar_jax.data --videos=DIR --captions=captions.jsonl --out=DATA --config=configs/dollar.py
     python -m dollar_jax.main --config=configs/dollar.py --workdir=W --config.teacher.path=TEACHER \\
-        --config.data.path=DATA --config.reward.options.checkpoint=HPS
+        --config.data.path=DATA --config.reward.options.checkpoint=HPS --config.reward.options.tokenizer=CLIP
 
 TEACHER is a checkpoint of dollar_jax, trained by configs/teacher.py or converted; HPS has the converted weights of
 HPSv2 (docs/rewards.md). On machines with more memory than the paper's eight A100 of 80 GB, raise generator.batch_size,

@@ -3,7 +3,7 @@
     python -m dollar_jax.convert from_torch Wan-AI/Wan2.1-T2V-1.3B-Diffusers TEACHER
     python -m dollar_jax.data --videos=DIR --captions=captions.jsonl --out=DATA --config=configs/wan.py
     python -m dollar_jax.main --config=configs/wan.py --workdir=W --config.teacher.path=TEACHER \\
-        --config.data.path=DATA --config.reward.options.checkpoint=HPS
+        --config.data.path=DATA --config.reward.options.checkpoint=HPS --config.reward.options.tokenizer=CLIP
 
 The 14B and the 5B need another teacher and, the 5B, another size of videos. The hyper-parameters come from recipes
 that are known to work at this size, all for VSD without CD:

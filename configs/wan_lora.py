@@ -2,7 +2,7 @@
 
     python -m dollar_jax.convert from_torch Wan-AI/Wan2.1-T2V-1.3B-Diffusers TEACHER
     python -m dollar_jax.main --config=configs/wan_lora.py --workdir=W --config.teacher.path=TEACHER \\
-        --config.data.path=DATA --config.reward.options.checkpoint=HPS
+        --config.data.path=DATA --config.reward.options.checkpoint=HPS --config.reward.options.tokenizer=CLIP
 
 Teacher, student and fake score share one frozen copy of the weights. The 14B needs another teacher only. On 8 devices
 set generator.batch_size=64 and generator.accumulate=8. See docs/lora.md.
