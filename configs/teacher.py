@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
         architecture="cogvideox_vae",
         network=ConfigDict({"block_out_channels": (128, 256, 256, 512), "latent_channels": 16, "layers_per_block": 3}),
         kl=1e-6,
+        per_channel=False,
         ema=0.999,
         optimizer=optimizer(1e-4),
     )
@@ -60,6 +61,7 @@ def get_config() -> ConfigDict:
         steps=50,
         sampler="ddim",
         guidance=7.5,
+        negative_prompt="",
         caption_dropout=0.1,
         ema=0.9999,
         optimizer=optimizer(1e-4, warmup=1000, b2=0.999, decay_from=0.9),
