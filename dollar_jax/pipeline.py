@@ -167,7 +167,7 @@ class Pipeline:
         keys: jax.Array,
         *,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: sampling.Guidance | None = None,
         negative: Condition | None = None,
         params: Params | None = None,
         batch_size: int = 16,

@@ -77,6 +77,16 @@ def test_the_teacher_with_other_guidance(config, tmp_path):
     }
 
 
+def test_a_teacher_of_two_experts_has_the_guidance_of_both(config, tmp_path):
+    card = checkpoint.read_card(tmp_path / "from_elsewhere")
+    two = {"guidance": 3.0, "low_guidance": {"guidance": 2.0, "below": 875.0}}
+    checkpoint.write_card(tmp_path / "from_elsewhere", card | two)
+    config.report.update({"fewer_steps": (), "teacher_samplers": ()})
+    entries = entries_of(config, tmp_path)
+    assert entries["teacher"].guidance == (3.0, 2.0, 875.0)
+    assert entries["teacher"].calls == 100
+
+
 def test_the_teacher_makes_videos_of_the_runs_size(config, tmp_path):
     assert checkpoint.read_card(tmp_path / "from_elsewhere")["latent_shape"] == [2, 2, 2, 4]
     for name, entry in entries_of(config, tmp_path).items():

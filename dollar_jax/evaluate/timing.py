@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from dollar_jax.pipeline import Latents, Pipeline, draw_noise
+from dollar_jax.sampling import Guidance
 from dollar_jax.types import Condition
 
 
@@ -46,12 +47,12 @@ class Sampling(NamedTuple):
     Attributes:
       pipeline: the model.
       steps: number of steps.
-      guidance: the paper's w.
+      guidance: the paper's w; of two experts both.
     """
 
     pipeline: Pipeline
     steps: int
-    guidance: float
+    guidance: Guidance
 
     @property
     def calls(self) -> int:

@@ -98,10 +98,11 @@ def settings(model: Pipeline, seed: int, steps: int | None, guidance: float | No
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves({name: params for name, (_, params) in model.networks.items()}):
         digest.update(np.asarray(leaf).tobytes())
+    guidance = model.guidance if guidance is None else guidance
     return {
         "parameters": digest.hexdigest(),
         "times": list(model.times(steps)),
-        "guidance": model.card["guidance"] if guidance is None else guidance,
+        "guidance": list(guidance) if isinstance(guidance, tuple) else guidance,  # as JSON reads it again
         "tiled": model.tiled,
         "seed": seed,
     }

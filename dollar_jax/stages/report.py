@@ -201,7 +201,7 @@ def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[t
 
 
 def _sampling(model: Pipeline, steps: int) -> Sampling:
-    return Sampling(model, steps, model.card["guidance"])
+    return Sampling(model, steps, model.guidance)
 
 
 def _balanced(clips: Sequence[dict], count: int) -> list[dict]:

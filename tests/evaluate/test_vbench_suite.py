@@ -122,6 +122,15 @@ def test_a_list_may_grow(model, tmp_path):
     assert manifest["videos"].items() >= json.loads(first)["videos"].items()
 
 
+def test_the_manifest_has_the_guidance_of_both_experts(model, tmp_path):
+    two = {"guidance": 3.0, "low_guidance": {"guidance": 2.0, "below": 875.0}}
+    model, out = toy_pipeline.Pipeline(model.card | two, model.networks, model.tokenizer), tmp_path / "out"
+    samples = suite(LONG, SHORT)[:2]
+    assert write_suite(model, samples, out, 7) == 2
+    assert json.loads(manifest_path(out).read_text())["guidance"] == [3.0, 2.0, 875.0]
+    assert write_suite(model, samples, out, 7) == 0
+
+
 def test_another_job_in_the_same_folder_is_refused(model, tmp_path):
     samples, out = suite(LONG, SHORT)[:2], tmp_path / "out"
     write_suite(model, samples, out, 7)

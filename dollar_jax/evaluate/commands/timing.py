@@ -38,12 +38,12 @@ def main() -> None:
     teacher, student = pipeline.load(_TEACHER.value), pipeline.load(_STUDENT.value, parts=("transformer",))
     teacher = replace(teacher, card=pipeline.at_size(teacher.card, student.card["video"]))
     own = len(teacher.card["times"])
-    guidance = teacher.card["guidance"] if _GUIDANCE.value is None else _GUIDANCE.value
+    guidance = teacher.guidance if _GUIDANCE.value is None else _GUIDANCE.value
     samplings = {f"teacher, {own} steps": timing.Sampling(teacher, own, guidance)}
     for steps in map(int, _STEPS.value) if _STEPS.value else usual_steps(student):
         student.times(steps)  # refused before anything is compiled
         name = f"student, {steps} step{'s' * (steps > 1)}"
-        samplings[name] = timing.Sampling(student, steps, student.card["guidance"])
+        samplings[name] = timing.Sampling(student, steps, student.guidance)
     seconds = timing.time_parts(samplings, _PROMPT.value, _BATCH_SIZE.value, _REPEATS.value)
     rows = make_rows({name: sampling.calls for name, sampling in samplings.items()}, seconds)
 
