@@ -19,7 +19,7 @@ from dollar_jax.rewards.judge import DEFAULTS, Judge
 from dollar_jax.sharding import check_batch
 from dollar_jax.stages.common import has_clips, held_out_source, holds_out, prompts_alone, report_metrics, video_source
 from dollar_jax.stages.student import student_config, student_schedule
-from dollar_jax.steps.iteration import batches_drawn
+from dollar_jax.steps.iteration import TUNING, batches_drawn
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -54,6 +54,9 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         tuned = {place: student for place, student in students.items() if watched and _rewarded(student)}
         guards = {place: student.generator.guard for place, student in tuned.items()}
         _check_metrics(config, {place: guard for place, guard in guards.items() if guard.metric})
+    if "distill" in config.stages:
+        for place, student in students.items():
+            _check_training(student, place)
     if {"distill", "report"} & set(config.stages):
         judges = {}
         for place, student in students.items():
@@ -80,6 +83,30 @@ def _drawn(student: ConfigDict) -> int:
 def _rewarded(student: ConfigDict) -> bool:
     """Whether the student is tuned for a reward; else it has no guard."""
     return bool(needs_of(used(student.generator)) & REWARDED)
+
+
+def _check_training(config: ConfigDict, place: str) -> None:
+    """Raises UserError if fields of a student, each of them possible, do not fit each other."""
+    generator, reward, objectives = config.generator, config.reward, used(config.generator)
+    if generator.flow_map and config.lora.rank:
+        raise UserError(f"{place}: generator.flow_map needs weights of its own for the second time: set lora.rank=0")
+    if generator.flow_map and generator.matched_times == "trajectory":
+        raise UserError(
+            f'{place}: generator.flow_map: matched_times "trajectory" is for other students: take segment or all'
+        )
+    if reward.step == "separate" and all(objective.name == TUNING for objective in objectives):
+        raise UserError(f"{place}: reward.step=separate needs an objective beside {TUNING}: give one a weight")
+    if "reward_model" not in needs_of(objectives):
+        return
+    if "text_width" in reward.network:
+        raise UserError(
+            f"{place}: reward.network.text_width is the teacher's: leave it out, and set reward.reads_captions"
+        )
+    if reward.replay % (2 * reward.batch_size):
+        raise UserError(
+            f"{place}: reward.replay={reward.replay} must be a multiple of the {2 * reward.batch_size} videos that"
+            f" reward.batch_size={reward.batch_size} captions give"
+        )
 
 
 def _check_prompts(config: ConfigDict, students: Mapping[str, ConfigDict], batch_size: int) -> None:

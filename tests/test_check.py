@@ -119,6 +119,28 @@ def test_a_students_own_changes_are_looked_at():
     refused(config, r"student vsd_cd_lrm: generator.save_every: 0")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"generator": {"flow_map": True}, "lora": {"rank": 4}}, "flow_map needs weights of its own for the second"),
+        ({"generator": {"flow_map": True, "matched_times": "trajectory"}}, "take segment or all"),
+        (
+            {
+                "generator": {"objectives": {"variational_score": 0.0, "consistency": 0.0}},
+                "reward": {"step": "separate"},
+            },
+            "reward.step=separate needs an objective beside latent_reward",
+        ),
+        ({"reward": {"replay": 24}}, "reward.replay=24 must be a multiple of the 16 videos"),
+        ({"reward": {"network": {"text_width": 7}}}, "text_width is the teacher's: leave it out, and set"),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_refused_before_the_teacher_is_trained(changes, words):
+    config = shapes.get_config()
+    config.students.vsd_cd_lrm = ConfigDict({"start_from": "vsd_cd", **changes}, convert_dict=True)
+    refused(config, f"student vsd_cd_lrm: .*{words}")
+
+
 def test_the_papers_recipe_asks_for_data():
     config = dollar.get_config()
     refused(config, r"there is no data: set --config.data.path")

@@ -451,25 +451,6 @@ def test_a_faulty_reward_costs_no_checkpoint(folder, tmp_path, monkeypatch):
     ("generator", "reward", "name", "words"),
     [
         ({"objectives": ALONE | {"refl": 1.0}}, {}, "brightness", "brightness has no gradient"),
-        ({"objectives": ALONE | {"latent_reward": 1.0}}, {"step": "never"}, BORDER, "joint or separate, not 'never'"),
-        (
-            {"objectives": {"consistency": 0.0, "latent_reward": 1.0}},
-            {"step": "separate"},
-            BORDER,
-            "an objective beside",
-        ),
-        (
-            {"objectives": ALONE | {"latent_reward": 1.0}},
-            {"replay": 12},
-            BORDER,
-            "replay=12 must be a multiple of the 8",
-        ),
-        (
-            {"objectives": ALONE | {"latent_reward": 1.0}},
-            {"network": {"text_width": 7}},
-            BORDER,
-            "text_width is the teacher's: leave it out, and set reward.reads_captions",
-        ),
         (
             {"objectives": ALONE | {"latent_reward": 1.0}, "guard": {"metric": "fid"}},
             {},

@@ -64,16 +64,12 @@ def student_card(config: ConfigDict, teacher: Card, source: Path, folder: Path) 
       config: config of the student, see `student_config`.
       teacher, source: card and folder of its teacher.
     Raises:
-      UserError: the teacher is an adapter or a flow map; the config does not fit a flow map or the schedule; or the
-        student in the folder was begun with another teacher or other adapters.
+      UserError: the teacher is an adapter or a flow map; the config does not fit its schedule; or the student in the
+        folder was begun with another teacher or other adapters.
     """
     generator = config.generator
     if is_flow_map(teacher["transformer"]["config"]):
         raise UserError(f"{source} is a flow map, which cannot be a teacher: give the one that it was distilled from")
-    if generator.flow_map and config.lora.rank:
-        raise UserError("generator.flow_map needs weights of its own for the second time: set lora.rank=0")
-    if generator.flow_map and generator.matched_times == "trajectory":
-        raise UserError('generator.flow_map: matched_times "trajectory" is for other students: take segment or all')
     adapters = _adapters(config.lora, source, teacher["transformer"])
     if (folder / "config.json").exists():
         begun = read_card(folder)
