@@ -29,9 +29,11 @@ from dollar_jax.sharding import make_mesh
 from dollar_jax.stages.student import student_config
 
 REPEATS = 5
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
 _STUDENT = flags.DEFINE_string("student", None, "Of config.students; the last one if not given.")
-_TEACHER = flags.DEFINE_string("teacher", "2b", "The public CogVideoX, if the config names no teacher.")
+_TEACHER = flags.DEFINE_string(
+    "teacher", "", "The public model, if the config names no teacher; default: its own or the first."
+)
 
 
 def main() -> None:
