@@ -37,7 +37,7 @@ def main() -> None:
     config = get_config("rewards_smooth")
     captions = pipeline.encode_text(CAPTIONS)
     setup = make_setup(config, read_card(folder / "teacher"), network, jax.tree.map(lambda x: x[:1], captions))
-    times, shape = path(config.generator.times, setup.schedule), pipeline.card["latent_shape"]
+    times = path(config.generator.times, setup.schedule)
     first = len(times) - 1 - _TRANSITIONS.value
     prompts = np.arange(CHUNK) % len(CAPTIONS)
     condition = jax.tree.map(lambda x: jnp.asarray(x[prompts]), captions)
@@ -66,9 +66,7 @@ def main() -> None:
 
     @jax.jit
     def draw(key):
-        trajectory, x0 = setup.trajectory(
-            student, {"latents": jnp.zeros((CHUNK, *shape)), "condition": condition}, jax.random.split(key, CHUNK)
-        )
+        trajectory, x0 = setup.trajectory(student, {"condition": condition}, jax.random.split(key, CHUNK))
         return trajectory, reward(x0)
 
     def gradients(function):

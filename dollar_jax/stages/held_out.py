@@ -56,14 +56,14 @@ def make_measure(
         return state.reward_statistics.restore(setup.reward_network.apply(state.reward_model, latents, condition))
 
     @jax.jit
-    def chain(params, noise, condition, keys):
-        noise, condition, keys = jax.tree.map(lambda x: constrain(x, BATCH), (noise, condition, keys))
-        return constrain(setup.trajectory(params, {"latents": noise, "condition": condition}, keys)[1])
+    def chain(params, condition, keys):
+        condition, keys = jax.tree.map(lambda x: constrain(x, BATCH), (condition, keys))
+        return constrain(setup.trajectory(params, {"condition": condition}, keys)[1])
 
     def chain_ends(params):
         """Yields the videos at the ends of the policy gradient's chains, in batches."""
         for start in range(0, len(captions), size):
-            rows = padded_rows((noise, view.condition, keys), start, size)
+            rows = padded_rows((view.condition, keys), start, size)
             yield pipeline.decode(np.asarray(chain(params, *rows)))
 
     def run(state: DollarState) -> dict[str, float]:
