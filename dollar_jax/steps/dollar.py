@@ -181,8 +181,8 @@ def make_proposal(setup: Distillation) -> Callable:
 
     def propose(state: DollarState, frozen: Params, batch: dict, key: Key) -> dict:
         keys, student = example_keys(key, state.step, count(batch)), setup.whole(state.student, frozen)
-        generated, *_ = setup.generate(student, batch, keys)
-        other = batch["latents"] if setup.videos else setup.generate(student, batch, fold(keys, 3))[0]
+        generated = setup.generate(student, batch, keys).x0
+        other = batch["latents"] if setup.videos else setup.generate(student, batch, fold(keys, 3)).x0
         latents = interleave(other, generated)
         condition = interleave(batch["condition"], batch["condition"])
         return {"latents": latents, "condition": condition, "scored": latents}
