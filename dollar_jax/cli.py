@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from dollar_jax.config import put_named, take_named, trust_networks
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.importing import trust
 
 FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
@@ -115,7 +115,7 @@ def _parse(arguments: Sequence[str], argv: list[str]) -> list[str]:
         field = str(error).replace("\\n", ". ").translate(str.maketrans("", "", "\\'")).strip('"')
         raise UserError(f"the config has no field {field}") from error
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(first_line(error)) from error
     except SyntaxError as error:
         raise UserError(f"--config: {error.filename}, line {error.lineno}: {error.msg}") from error
     if rest and not arguments:

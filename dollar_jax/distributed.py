@@ -19,7 +19,7 @@ import urllib.request
 import jax
 from jax.experimental import multihost_utils
 
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 
 TIMEOUT = 300.0  # seconds for all processes of a run to come together
 METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
@@ -77,7 +77,7 @@ def start(coordinator: str | None, processes: int | None, process: int | None, t
     try:
         jax.distributed.initialize(**arguments, initialization_timeout=int(left) + 60)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
     finally:
         watchdog.cancel()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dollar_jax.convert import clip, families
 from dollar_jax.convert.families.family import Architecture
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.reading import read_json, require_schema, within
 
 # Any JSON, with numbers that a network can have and words that fit into a message.
@@ -83,8 +83,7 @@ def describing(place: str | os.PathLike) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{place} does not describe a network that can be made: {reason}") from error
+        raise UserError(f"{place} does not describe a network that can be made: {first_line(error)}") from error
 
 
 def plain(theirs: Mapping[str, Any]) -> dict[str, Any]:

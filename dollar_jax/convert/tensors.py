@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.lazy import Lazy, lazy
 from dollar_jax.reading import read_json, within
 
@@ -127,7 +127,7 @@ def _open_safetensors(path: Path) -> Tensors:
     try:
         file = safe_open(path, "np", backend="pread")  # mapped files count as memory
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged, copy it again: {str(error).splitlines()[0][:200]}") from error
+        raise UserError(f"{path} is damaged, copy it again: {first_line(error)}") from error
     slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 it is no dict
     for key, part in slices.items():
         _require_dtype(path, key, part.get_dtype(), DTYPES)
@@ -164,8 +164,9 @@ def _open_pickle(path: Path) -> Tensors:
         except (RuntimeError, ValueError):  # the old format cannot be mapped into memory
             content = torch.load(path, **load)
     except Exception as error:  # torch raises anything that its unpickler raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged, or holds more than tensors and was not run: {reason}") from error
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors and was not run: {first_line(error)}"
+        ) from error
     # Training scripts of open_clip put the weights beside their optimizer's.
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     named = content.items() if isinstance(content, dict) else ()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.reading import inside, read_json
 
 # Only tokenizers of transformers are used: its warning about missing PyTorch is no news, and faults are reported here.
@@ -68,8 +68,7 @@ def load_tokenizer(folder: str | os.PathLike):
             tokenizer = kind.from_pretrained(copy, local_files_only=True, trust_remote_code=False)
             tokenize(tokenizer, [""], 8)
         except Exception as error:  # each reader in transformers raises its own exceptions
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(f"{folder}: the tokenizer is damaged, copy it again ({reason})") from error
+            raise UserError(f"{folder}: the tokenizer is damaged, copy it again ({first_line(error)})") from error
     return tokenizer
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -106,7 +106,7 @@ def _decoding(path: str | os.PathLike) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except Exception as error:  # on damaged files, each decoder raises its own exceptions
-        reason = (str(getattr(error, "strerror", None) or error) or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(getattr(error, "strerror", None) or error)
         raise UserError(f"{path}: cannot be decoded ({reason}); convert it, or leave it out") from error
 
 

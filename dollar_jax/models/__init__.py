@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 from typing import Any
 
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.importing import is_trusted, resolve
 from dollar_jax.models.network import Network
 
@@ -53,8 +53,7 @@ def build(architecture: str, config: dict, **options) -> Network:
     except Exception as error:
         if not built_in:
             raise  # the user's own code: the traceback shows the place
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{architecture} cannot be made with the sizes of its config: {reason[0][:200]}") from error
+        raise UserError(f"{architecture} cannot be made with the sizes of its config: {first_line(error)}") from error
     if not isinstance(network, Network):
         raise UserError(f"{architecture} returned a {type(network).__name__}, wanted a dollar_jax.models Network")
     return network

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.models.network import Network, parameter_shapes
 from dollar_jax.types import Condition, Latent, PerExample, Times, Tokens, Video
 
@@ -139,8 +139,7 @@ def _try(role: str, name: str, words: str, function: Callable, *arguments):
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{name} as {role}: {words} fails: {reason}; {PLACE}") from error
+        raise UserError(f"{name} as {role}: {words} fails: {first_line(error)}; {PLACE}") from error
 
 
 def _same(role: str, name: str, words: str, result, wanted) -> None:

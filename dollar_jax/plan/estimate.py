@@ -8,7 +8,7 @@ import jax
 from jax.stages import Compiled, Traced
 
 from dollar_jax.compiling import LOW_EFFORT, OPTIONS, progress
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.plan import cycles, flops, hlo
 from dollar_jax.plan.chips import Chip
 from dollar_jax.plan.collectives import Collective, collectives, largest_gather, sent_by_kind
@@ -100,7 +100,7 @@ def compile_program(program: Program, platform: str, chip: Chip, predict: bool =
         except jax.errors.JaxRuntimeError as error:
             room = f"the {chip.memory / 1e9:.1f} GB" if chip.memory else "the memory"
             raise UserError(
-                f"{program.name}: the compiler refuses the program ({str(error).splitlines()[0]}), as it does if one"
+                f"{program.name}: the compiler refuses the program ({first_line(error)}), as it does if one"
                 f" needs far more than {room} of a device: take more devices, or settings of docs/memory.md that save"
                 " memory"
             ) from error

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.plan import gpus
 from dollar_jax.plan.chips import CHIPS, Chip
 
@@ -66,7 +66,7 @@ def make_devices(text: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(text, platform="tpu", **host).devices
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"--topology={text}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--topology={text}: {first_line(error)}") from error
 
 
 def _cpu_devices(count: int) -> Sequence[jax.Device]:
