@@ -5,10 +5,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from einops import rearrange, repeat
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER = (24, 28, 27), (255, 255, 255)
+
+
+def to_8_bits(frames: Float[Array | np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Pixels in 0..1 as uint8, clipped."""
+    return np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8)
 
 
 def enlarge(frames: UInt8[np.ndarray, "*n h w 3"], height: int) -> UInt8[np.ndarray, "*n H W 3"]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -86,16 +87,26 @@ def write_video(path: str | os.PathLike, frames: Frames, fps: float | int) -> No
         raise UserError(f"{path}: H.264 needs an even height and width, not {height} x {width}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with av.open(os.fspath(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "12"})
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
+        encode(os.fspath(temporary), frames, fps, 12)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def encode(file: str | BinaryIO, frames: Frames, fps: float | int, crf: int) -> None:
+    """Writes frames of even height and width to `file` as H.264 (4:2:0) in an mp4.
+
+    Args:
+      crf: x264's constant rate factor: 0 is lossless, 51 the smallest file.
+    """
+    # A player may begin before it has the whole file. FFmpeg opens the file again for this, so it must have a name.
+    options = {"movflags": "faststart"} if isinstance(file, str) else {}
+    with av.open(file, "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 @contextmanager

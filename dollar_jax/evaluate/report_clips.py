@@ -2,15 +2,14 @@
 
 import base64
 import io
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 from jaxtyping import UInt8
 
 from dollar_jax import pictures
+from dollar_jax.data.video import encode
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.reading import inside
@@ -101,10 +100,5 @@ def _film(frames: UInt8[np.ndarray, "f h w 3"], fps: float | int) -> bytes:
     """Encodes frames as H.264 in an mp4. The last row or column is dropped if odd: 4:2:0 needs even sizes."""
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1001), options={"crf": "24"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    encode(buffer, frames, fps, 24)
     return buffer.getvalue()

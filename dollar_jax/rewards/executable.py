@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dollar_jax.errors import UserError
+from dollar_jax.pictures import to_8_bits
 
 LONGEST = 1024  # bytes that one number of an answer may take: more than any float needs, but bounded
 SHOWN = 200  # characters of the program's standard error in a message
@@ -62,7 +63,7 @@ class Executable:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "frames.npy"
-                np.save(path, np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8))
+                np.save(path, to_8_bits(frames))
                 self._ask(json.dumps({"frames": str(path), "captions": list(captions)}))
                 return _numbers(self._answer(len(captions)))
         except UserError:

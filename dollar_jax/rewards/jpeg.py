@@ -10,6 +10,8 @@ from einops import rearrange
 from jaxtyping import Array, Float
 from PIL import Image
 
+from dollar_jax.pictures import to_8_bits
+
 Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
 Scores = Float[np.ndarray, "b"]
 
@@ -19,7 +21,7 @@ def jpeg_compressibility(frames: Frames, captions: Sequence[str], quality: int =
 
     Values outside 0..1 are clipped. The captions are not used.
     """
-    images = np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8)
+    images = to_8_bits(frames)
     with ThreadPoolExecutor() as pool:  # Pillow encodes without Python's lock
         sizes = pool.map(partial(_kilobytes, quality=quality), rearrange(images, "b f h w c -> (b f) h w c"))
         return -rearrange(np.fromiter(sizes, float), "(b f) -> b f", b=len(images)).mean(1)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, UInt8
 
 from dollar_jax.errors import UserError
+from dollar_jax.pictures import to_8_bits
 
 Frames = Float[Array | np.ndarray, "b f h w 3"]  # pixel videos, 0..1
 Scores = Float64[np.ndarray, " b"]
@@ -29,7 +30,7 @@ def dynamic_degree(frames: Frames, captions: Sequence[str]) -> Scores:
       UserError: a single frame.
     """
     del captions
-    return np.array([np.mean(_speeds(video)) for video in _to_8_bits(frames, 2)])
+    return np.array([np.mean(_speeds(video)) for video in _videos(frames, 2)])
 
 
 def temporal_flickering(frames: Frames, captions: Sequence[str]) -> Scores:
@@ -41,7 +42,7 @@ def temporal_flickering(frames: Frames, captions: Sequence[str]) -> Scores:
       UserError: a single frame.
     """
     del captions
-    videos = _to_8_bits(frames, 2).astype(np.float32)
+    videos = _videos(frames, 2).astype(np.float32)
     return 1 - np.abs(np.diff(videos, axis=1)).mean((1, 2, 3, 4), dtype=np.float64) / 255
 
 
@@ -56,17 +57,17 @@ def motion_smoothness(frames: Frames, captions: Sequence[str]) -> Scores:
       UserError: fewer than three frames.
     """
     del captions
-    videos = _to_8_bits(frames, 3).astype(np.float32)
+    videos = _videos(frames, 3).astype(np.float32)
     before, between, after = videos[:, :-2:2], videos[:, 1:-1:2], videos[:, 2::2]
     return 1 - np.abs(between - (before + after) / 2).mean((1, 2, 3, 4), dtype=np.float64) / 255
 
 
-def _to_8_bits(frames: Frames, needed: int) -> UInt8[np.ndarray, "b f h w 3"]:
+def _videos(frames: Frames, needed: int) -> UInt8[np.ndarray, "b f h w 3"]:
     if frames.shape[1] < needed:
         raise UserError(
             f"at least {needed} frames are needed, not {frames.shape[1]}: set reward.frames = 0, or make longer videos"
         )
-    return np.rint(np.clip(np.asarray(frames), 0, 1) * 255).astype(np.uint8)
+    return to_8_bits(frames)
 
 
 def _speeds(video: UInt8[np.ndarray, "f h w 3"]) -> list[float]:
