@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from dollar_jax import diffusion, sampling, unipc
 from dollar_jax.errors import UserError
-from dollar_jax.reading import read_json, require_schema
+from dollar_jax.reading import object_schema, read_json, require_schema
 
 Card = dict[str, Any]
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -25,10 +25,6 @@ SAMPLED = (
     "video",
     "latent_shape",
 )
-
-
-def _object(required: tuple[str, ...] | list[str] = (), **properties) -> dict:
-    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
 
 
 def _told(description: str, node: dict) -> dict:
@@ -61,7 +57,7 @@ _CONFIG = {
     "type": "object",
     "additionalProperties": {"anyOf": [*_SIZES["anyOf"], {"type": "object", "additionalProperties": _SIZES}]},
 }
-_NETWORK = _object(
+_NETWORK = object_schema(
     ("architecture", "config", "path", "item"),
     architecture=_told("A module of `dollar_jax.models`, or `module:function` with `--trust=module`.", _ARCHITECTURE),
     config=_told("Sizes of the network: the arguments of the architecture's `build`.", _CONFIG),
@@ -78,7 +74,7 @@ _NETWORK = _object(
     source=_told("The config.json with which a converted network came.", {"type": "object"}),
     lora=_told(
         "Of a transformer: it is an adapter on another one.",
-        _object(
+        object_schema(
             ("base", "sha256", "rank", "alpha"),
             base=_told("Checkpoint of the other one.", _PATH),
             sha256=_told("Digest of its parameters, `dollar_jax.checkpoint.digest`.", _SHA256),
@@ -90,7 +86,7 @@ _NETWORK = _object(
 _BETA = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 _STEPS = _told("Number of training times.", _integer(1, 100_000))
 _SCHEDULES = [
-    _object(
+    object_schema(
         ("kind",),
         kind=_told("A discrete diffusion.", {"const": "ddpm"}),
         steps=_STEPS,
@@ -100,7 +96,7 @@ _SCHEDULES = [
         zero_snr=_told("Whether the last time is made pure noise.", {"type": "boolean"}),
         snr_shift=_told("Divisor of the signal-to-noise ratio.", _POSITIVE),
     ),
-    _object(
+    object_schema(
         ("kind",),
         kind=_told("A rectified flow.", {"const": "flow"}),
         steps=_STEPS,
@@ -108,13 +104,13 @@ _SCHEDULES = [
         spacing=_told("Rule for the times of sampling steps.", {"enum": list(get_args(diffusion.Spacing))}),
     ),
 ]
-SCHEMA = _object(
+SCHEMA = object_schema(
     ("role",),
     role=_told("What the model is.", {"enum": ["teacher", "student", *NETWORKS]}),
     **dict.fromkeys(NETWORKS, _told("A network, see below.", _NETWORK)),
     tokenizer=_told(
         "The tokenizer.",
-        _object(
+        object_schema(
             ("path", "length"),
             path=_told("Its Hugging Face folder.", _PATH),
             length=_told("Number of tokens of a caption.", _integer(1, 100_000)),
@@ -135,7 +131,7 @@ SCHEMA = _object(
     guidance=_told("The paper's w: diffusers' scale is w + 1.", _number(-1, 1000)),
     low_guidance=_told(
         "Another guidance for late times, where a second expert predicts.",
-        _object(
+        object_schema(
             ("guidance", "below"),
             guidance=_told("The paper's w there.", _number(-1, 1000)),
             below=_told("The time below which it holds.", _number(0, 100_000)),
@@ -144,7 +140,7 @@ SCHEMA = _object(
     negative_prompt=_told("The caption that guidance moves away from; '': the empty one.", _LINE),
     video=_told(
         "Size of the videos.",
-        _object(
+        object_schema(
             ("frames", "height", "width", "fps", "independent_chunk"),
             frames=_told("Number of frames.", _integer(1, 100_000)),
             height=_told("Height in pixels.", _integer(1, 100_000)),
@@ -164,7 +160,7 @@ SCHEMA = _object(
     ),
     hub=_told(
         "The folder on the Hugging Face hub from which the model, or its teacher, was converted.",
-        _object(
+        object_schema(
             ("repository", "commit"),
             repository=_told("Owner and name.", {"type": "string", "pattern": REPOSITORY}),
             commit=_told("The commit.", {"type": "string", "pattern": r"^[0-9a-f]{40}\Z"}),
@@ -174,7 +170,9 @@ SCHEMA = _object(
         "LoRAs that were merged into the transformer, or its teacher's, in conversion.",
         {
             "type": "array",
-            "items": _object(("file", "sha256"), file=_told("Its name.", _LINE), sha256=_told("Its digest.", _SHA256)),
+            "items": object_schema(
+                ("file", "sha256"), file=_told("Its name.", _LINE), sha256=_told("Its digest.", _SHA256)
+            ),
             "maxItems": 10,
         },
     ),

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,11 @@ def _finite(word: str) -> float:
     if not math.isfinite(number := float(word)):
         raise ValueError(f"{word[:20]} is not a finite number")
     return number
+
+
+def object_schema(required: Sequence[str] = (), **properties) -> dict[str, Any]:
+    """The JSON schema of an object with these fields and no others."""
+    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
 
 
 def require_schema(content: Any, schema: Mapping[str, Any], path: str | os.PathLike, remedy: str) -> None:

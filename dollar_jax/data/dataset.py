@@ -21,7 +21,7 @@ import numpy as np
 
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder
-from dollar_jax.reading import inside, read_json, read_lines, require_schema
+from dollar_jax.reading import inside, object_schema, read_json, read_lines, require_schema
 
 SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # bytes of a file, bytes collected in memory before writing
 NAME, VERSION = "captioned_videos", "1.0.0"
@@ -163,13 +163,9 @@ class _Split:
             return {name: value.decode() if isinstance(value, bytes) else value for name, value in example.items()}
 
 
-def _object(required: Sequence[str] = (), **properties) -> dict[str, Any]:
-    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
-
-
 def _feature_schema(name: str, content: str, **properties) -> dict[str, Any]:
     kind = {"const": f"tensorflow_datasets.core.features.{name}"}
-    return _object(("pythonClassName", content), pythonClassName=kind, **{content: _object(**properties)})
+    return object_schema(("pythonClassName", content), pythonClassName=kind, **{content: object_schema(**properties)})
 
 
 _COUNT = {"type": "string", "pattern": r"^\d{1,15}\Z"}
@@ -178,7 +174,7 @@ _TENSOR = _feature_schema(
     "tensor",
     dtype={"type": "string", "pattern": r"^(bool|bfloat16|u?int(8|16|32|64)|float(16|32|64))\Z"},
     encoding={"const": "bytes"},
-    shape=_object(dimensions={"type": "array", "items": {"type": "string", "pattern": r"^(-1|\d{1,9})\Z"}}),
+    shape=object_schema(dimensions={"type": "array", "items": {"type": "string", "pattern": r"^(-1|\d{1,9})\Z"}}),
 )
 _TEXT = _feature_schema("text_feature.Text", "text")
 _FEATURES = {
@@ -188,7 +184,7 @@ _FEATURES = {
     "required": ["caption"],
     "anyOf": [{"required": ["video"]}, {"required": ["text", "text_mask"]}],
 }
-_SPLIT = _object(
+_SPLIT = object_schema(
     ("name", "filepathTemplate", "shardLengths"),
     name={"enum": list(SPLITS)},
     filepathTemplate={"const": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"},
@@ -196,7 +192,7 @@ _SPLIT = _object(
     shardLengths={"type": "array", "items": _COUNT, "minItems": 1},
 )
 _FILES = {
-    "dataset_info.json": _object(
+    "dataset_info.json": object_schema(
         ("fileFormat", "name", "splits", "version"),
         fileFormat={"const": "array_record"},
         moduleName={"const": __name__},

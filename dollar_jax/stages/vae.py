@@ -12,7 +12,7 @@ from dollar_jax.checkpoint import read_card, save_params, write_card
 from dollar_jax.models import build
 from dollar_jax.pipeline import Latents, at_size, load, to_uint8
 from dollar_jax.sharding import compile_step
-from dollar_jax.stages.common import host_batches, video_source
+from dollar_jax.stages.common import host_batches, in_blocks, video_source
 from dollar_jax.steps.common import init_state
 from dollar_jax.steps.vae import make_step
 from dollar_jax.train import initialize, train
@@ -67,9 +67,9 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
     trained = load(folder, parts=("vae",))
     clips = [source[i]["video"] for i in range(min(MEASURED_CLIPS, len(source)))]
-    latents = [trained.encode_mean(np.stack(clips[i : i + 32])) for i in range(0, len(clips), 32)]
+    latents = in_blocks(lambda rows: trained.encode_mean(np.stack(rows)), 32, clips)
     save_params(folder / "vae", trained.networks["vae"][1])
-    factors = factors_of(np.concatenate(latents), stage.per_channel)
+    factors = factors_of(latents, stage.per_channel)
     write_card(folder, card | {"vae": card["vae"] | factors | {"path": "vae", "item": ""}})
 
 

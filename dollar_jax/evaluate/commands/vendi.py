@@ -13,14 +13,12 @@ prompt, and features:
 """
 
 import json
-from functools import partial
 from pathlib import Path
 
 from absl import flags
 
 from dollar_jax.cli import required
 from dollar_jax.files import write_atomically
-from dollar_jax.importing import resolve
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder of {prompt:05d}-{video}.mp4.")
 _FEATURES = flags.DEFINE_string("features", "pixels", "Features of a frame.")
@@ -31,14 +29,13 @@ _OUT = flags.DEFINE_string("out", None, "JSON file for the numbers, including ea
 
 def main() -> None:
     required(_VIDEOS)
-    embed = resolve(_FEATURES.value, "dollar_jax.evaluate.features")
-    if _WEIGHTS.value:
-        embed = partial(embed, weights=_WEIGHTS.value)
 
     import numpy as np
 
+    from dollar_jax.evaluate.embedding import embedder
     from dollar_jax.evaluate.vendi import diversity_of_folder
 
+    embed = embedder(_FEATURES.value, _WEIGHTS.value or "")
     prompts, videos, key_frames = diversity_of_folder(Path(_VIDEOS.value), _SPACING.value, embed)
     mean, std = (float(of(list(prompts.values()))) for of in (np.mean, np.std))
     print(
