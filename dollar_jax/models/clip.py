@@ -24,19 +24,16 @@ from jaxtyping import Array, Float
 from dollar_jax.errors import UserError
 from dollar_jax.models.attention import attention
 from dollar_jax.models.network import Network, from_module, make_config, stacked
+from dollar_jax.models.stack import Norm, Sequence
 from dollar_jax.types import Tokens
 
 Images = Float[Array, "b h w 3"]  # normalised by CLIP's mean and standard deviation
-Sequence = Float[Array, "b n d"]
 Embedding = Float[Array, "b e"]
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
-
-# The mean of activations can be large beside their standard deviation: E[x^2] - E[x]^2 would lose all digits.
-Norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ stacked along a leading axis of every parameter under `blocks`, and one scan run
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -26,14 +26,10 @@ from dollar_jax.models.attention import attention
 from dollar_jax.models.linear import Linear
 from dollar_jax.models.network import Network, from_module, make_config, stacked
 from dollar_jax.models.positions import Turn, time_features, tokens, turn
-from dollar_jax.models.stack import Sequence
+from dollar_jax.models.stack import Norm, Sequence, near_zero
 from dollar_jax.types import Condition, Latent, Times
 
 TimeEmbedding = Float[Array, "b t"]
-
-near_zero = nnx.initializers.normal(0.02)
-# The mean of activations can be much larger than their deviation: E[x^2] - E[x]^2 would lose all digits.
-Norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,13 +228,7 @@ class CogVideoXDiT(nnx.Module):
         prediction = rearrange(x, "b (f h w) (k r p q) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
         return prediction.astype(jnp.float32)
 
-    def features(
-        self, latents: Latent, times: Times, condition: Condition, depths: Iterable[float]
-    ) -> list[Float[Array, "b m d"]]:
-        """The video's tokens after some of the blocks, see `stack.features`."""
-        x, call, video, _ = self._prepared(latents, times, condition)
-        found = stack.features(self.blocks, call, x, self.dtype, self.remat, depths)
-        return [x[:, video] for x in found]
+    features = stack.video_features
 
     def _prepared(
         self, latents: Latent, times: Times, condition: Condition, targets: Times | None = None

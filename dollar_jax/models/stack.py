@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,16 @@ from dollar_jax.errors import UserError
 from dollar_jax.models.attention import SAVED
 from dollar_jax.models.linear import MATRICES
 from dollar_jax.sharding import BATCH, CONTEXT, constrain, context_size
+from dollar_jax.types import Condition, Latent, Times
 
 Sequence = Float[Array, "b n d"]
 
 BLOCK = "block"  # checkpoint name of a block's input
 ALIGNED = 128  # multiple of tokens per device under context parallelism; else a TPU reduces whole gradients, not shards
+
+near_zero = nnx.initializers.normal(0.02)
+# The mean of activations can be much larger than their deviation: E[x^2] - E[x]^2 would lose all digits.
+Norm = partial(nnx.LayerNorm, use_fast_variance=False)
 
 # Rematerialisation policies: the activations of a block, beside its input, that are kept for the gradient; the others
 # are recomputed. Names are those of `jax.checkpoint_policies`, but for two: `attention_saveable` keeps the results of
@@ -76,6 +82,14 @@ def run(
     step = jax.checkpoint(step, prevent_cse=False, policy=REMAT[remat])
     x, _ = jax.lax.scan(step, constrain(x, BATCH, CONTEXT), (matrices, others))
     return x
+
+
+def video_features(
+    self, latents: Latent, times: Times, condition: Condition, depths: Iterable[float]
+) -> list[Float[Array, "b m d"]]:
+    """The video's tokens after some of the blocks, see `features`: the method `features` of the transformers."""
+    x, call, video, _ = self._prepared(latents, times, condition)
+    return [x[:, video] for x in features(self.blocks, call, x, self.dtype, self.remat, depths)]
 
 
 def features(

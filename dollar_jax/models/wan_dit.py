@@ -12,7 +12,7 @@ blocks and layers, arrays have the dtype of the computation. Blocks are a `stack
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from functools import partial
 
@@ -30,14 +30,12 @@ from dollar_jax.models.attention import attention
 from dollar_jax.models.linear import Linear
 from dollar_jax.models.network import Network, from_module, make_config, stacked
 from dollar_jax.models.positions import Turn, time_features, turn
-from dollar_jax.models.stack import Sequence
+from dollar_jax.models.stack import Sequence, near_zero
 from dollar_jax.types import Condition, Latent, Text, Times
 
 Vector = Float[Array, "b 1 d"]  # shift, scale or gate of the tokens of an example
 
-near_zero = nnx.initializers.normal(0.02)
-# The mean of activations can be much larger than their deviation: E[x^2] - E[x]^2 would lose all digits.
-Norm = partial(nnx.LayerNorm, use_fast_variance=False, dtype=jnp.float32)
+Norm = partial(stack.Norm, dtype=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,13 +217,7 @@ class WanDiT(nnx.Module):
         prediction = rearrange(x, "b (f h w) (r p q k) -> b (f r) (h p) (w q) k", f=f, h=h, w=w, r=r, p=p, q=q)
         return prediction.astype(jnp.float32)
 
-    def features(
-        self, latents: Latent, times: Times, condition: Condition, depths: Iterable[float]
-    ) -> list[Float[Array, "b m d"]]:
-        """The video's tokens after some of the blocks, see `stack.features`."""
-        x, call, video, _ = self._prepared(latents, times, condition)
-        found = stack.features(self.blocks, call, x, self.dtype, self.remat, depths)
-        return [x[:, video] for x in found]
+    features = stack.video_features
 
     def _prepared(
         self, latents: Latent, times: Times, condition: Condition, targets: Times | None = None
