@@ -118,11 +118,11 @@ def batch(key: Key[Array, ""], size: int) -> dict:
     return {"latents": WORLD.sample(jax.random.split(key, size)), "condition": no_caption(size)}
 
 
-def pretrain(network: Network, iterations: int, seed: int = 0) -> Params:
+def pretrain(network: Network, iterations: int) -> Params:
     """Trains a teacher by Eq. 4. Returns the average of its parameters."""
     size = 2 * BATCH_SIZE
     config = stage(iterations, size, ema=0.999, caption_dropout=0.0, optimizer=optimizer(2e-3))
-    step, key = pretraining.make_step(network, PREDICTION_TYPE, SCHEDULE, config), jax.random.key(seed)
+    step, key = pretraining.make_step(network, PREDICTION_TYPE, SCHEDULE, config), jax.random.key(0)
 
     def update(number, state):
         return step(state, {"empty": NO_CAPTION}, batch(jax.random.fold_in(key, number), size), key)[0]
@@ -142,11 +142,7 @@ def recipe(network: Network, objectives: Mapping[str, Fields], steps: int, itera
 
 
 def distill(
-    setup: Distillation,
-    teacher: Params,
-    start: DollarState | None = None,
-    snapshots: int = 1,
-    seed: int = 0,
+    setup: Distillation, teacher: Params, start: DollarState | None = None, snapshots: int = 1
 ) -> list[DollarState]:
     """Trains a student by the parts of an iteration, as `dollar_jax.stages.distill` does.
 
@@ -155,7 +151,8 @@ def distill(
       snapshots: number of states to return, at equal distances, the last one at the end.
     """
     frozen = {"teacher": teacher, "negative": NO_CAPTION, "empty": NO_CAPTION}
-    key, state, iteration = jax.random.key(seed), setup.init(teacher, jax.random.key(seed)), parts(setup)
+    key, iteration = jax.random.key(0), parts(setup)
+    state = setup.init(teacher, key)
     if start is not None:
         state = state.replace(student=start.student, ema=start.ema, fake_score=start.fake_score)
 

@@ -64,10 +64,10 @@ class Logger:
     All processes must call `log`; process 0 writes.
     """
 
-    def __init__(self, folder: str | os.PathLike, stage: str, total: int, start: int = 0, every: int = 20):
+    def __init__(self, folder: str | os.PathLike, stage: str, total: int, start: int, every: int):
         self._stage, self._total, self._every = stage, total, every
         self._averages: dict[str, Average] = {}
-        self._start, self._began = start, time.perf_counter()
+        self._began = time.perf_counter()
         self._first = self._window = None  # (step, clock) of the first step done and of the last write
         self._printed = -math.inf
         self._writes = is_main()

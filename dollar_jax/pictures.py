@@ -8,6 +8,7 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+FRAMES, HEIGHT = 4, 80  # of a montage: frames of a video, and about how many pixels high they are
 INK, PAPER = (24, 28, 27), (255, 255, 255)
 
 
@@ -56,21 +57,17 @@ def shrink(frames: UInt8[np.ndarray, "f h w 3"], height: int) -> UInt8[np.ndarra
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames])
 
 
-def montage(
-    clips: Mapping[str, UInt8[np.ndarray, "n f h w 3"]], captions: Sequence[str], frames: int = 4, height: int = 80
-) -> bytes:
-    """A labelled PNG with a row for each model and a column for each prompt; each cell has a few frames of a video.
+def montage(clips: Mapping[str, UInt8[np.ndarray, "n f h w 3"]], captions: Sequence[str]) -> bytes:
+    """A labelled PNG with a row for each model and a column for each prompt; each cell has `FRAMES` of a video.
 
     Args:
       clips: model -> n videos, one for each prompt.
       captions: the n prompts.
-      frames: number of frames of each video, including the first and the last.
-      height: approximate height of a frame in the picture, in pixels.
     """
     font = ImageFont.load_default(20)
     gap, margin, head = 3, 20, 44  # between frames, between videos, above the first row
     rows = {
-        model: [shrink(enlarge(video[evenly(len(video), frames)], height), 2 * height) for video in videos]
+        model: [shrink(enlarge(video[evenly(len(video), FRAMES)], HEIGHT), 2 * HEIGHT) for video in videos]
         for model, videos in clips.items()
     }
     count, tall, wide, _ = next(iter(rows.values()))[0].shape

@@ -45,7 +45,7 @@ def test_the_last_step_is_written_though_the_window_is_not_full(tmp_path):
 
 
 def test_a_metric_of_some_steps_is_averaged_over_those(tmp_path):
-    with metrics.Logger(tmp_path, "student", 4, every=4) as logger:
+    with metrics.Logger(tmp_path, "student", 4, 0, 4) as logger:
         for step in range(4):
             logger.log(step, {"fake": 1.0} if step % 2 else {"fake": 3.0, "generator": float(step)})
     (line,) = metrics.read(tmp_path)
@@ -78,7 +78,7 @@ def test_a_line_cut_short_is_dropped(tmp_path):
 
 
 def test_what_is_not_finite_is_null_and_the_file_stays_json(tmp_path):
-    with metrics.Logger(tmp_path, "teacher", 1) as logger:
+    with metrics.Logger(tmp_path, "teacher", 1, 0, 20) as logger:
         logger.log(0, {"loss": jnp.nan, "rate": 1.0})
     text = (tmp_path / "metrics.jsonl").read_text()
     line = json.loads(text, parse_constant=pytest.fail)
@@ -135,7 +135,7 @@ def test_videos_are_animated_with_their_captions(tmp_path):
     frames[0, :, :, :, 0] = 255
     frames[0, 3] = 255
     frames[1, range(9), range(9)] = 255
-    with metrics.Logger(tmp_path, "student", 10) as logger:
+    with metrics.Logger(tmp_path, "student", 10, 0, 20) as logger:
         logger.videos(4, "samples", frames, ["a red ring", "a blue cross"])
     values = {value.tag: (event.step, value) for event in events(tmp_path) for value in event.summary.value}
     step, value = values["samples"]
@@ -171,7 +171,7 @@ def test_what_was_measured_is_a_short_line(tmp_path, capsys):
     values = {
         f"held_out/{name}": 1.0 for name in ("colour", "clean_db", "frechet", "alignment", "vendi", "hf", "spread")
     }
-    with metrics.Logger(tmp_path, "student", 10) as log:
+    with metrics.Logger(tmp_path, "student", 10, 0, 20) as log:
         shown = [f"held_out/{name}" for name in ("reward", "alignment", "frechet", "hf")]
         log.measured(4, values | {"collapse/sharpness": 1.0}, 0.1, shown)
     (line,) = capsys.readouterr().out.splitlines()

@@ -57,9 +57,9 @@ def test_montage_has_a_row_for_each_model_and_the_frames_of_each_prompt():
         "student": np.zeros((2, 9, 32, 32, 3), np.uint8),
     }
     clips["student"][1, 8, :, :, 0] = 255  # the last frame is shown
-    picture = decode(pictures.montage(clips, ["a red ring", "a blue cross"], frames=3, height=64))
+    picture = decode(pictures.montage(clips, ["a red ring", "a blue cross"]))
     grey, red = (picture == 200).all(-1), (picture == [255, 0, 0]).all(-1)
-    assert grey.sum() == 2 * 3 * 64 * 64
+    assert grey.sum() == 2 * 4 * 64 * 64
     assert red.sum() == 64 * 64
     assert np.argwhere(grey)[:, 0].max() < np.argwhere(red)[:, 0].min()
     assert np.argwhere(red)[:, 1].max() == np.argwhere(grey)[:, 1].max()

@@ -158,11 +158,6 @@ def _join(shape: tuple[int, ...], dtype: np.dtype, rows: Mapping[int | EllipsisT
     return joined
 
 
-def restore(table: Sequence[Rule], params: Params) -> dict[str, np.ndarray]:
-    """`restore_lazily` at once."""
-    return {key: tensor.read() for key, tensor in restore_lazily(table, params).items()}
-
-
 def restore_lazily(table: Sequence[Rule], params: Params) -> dict[str, Lazy]:
     """The state dict of our parameters, arrays or `Lazy`: the inverse of `convert_lazily`.
 

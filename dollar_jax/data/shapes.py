@@ -162,18 +162,17 @@ class ShapesWorld(World):
         seed: int,
         frames: int = 9,
         size: int = RESOLUTION,
-        jitter: float | int = JITTER,
         long_captions: bool = False,
     ):
         super().__init__(clips, seed, frames, size, CAPTIONS)
-        self.jitter, self.long_captions = jitter, long_captions
+        self.long_captions = long_captions
 
     def draw(self, random: np.random.Generator, caption: str) -> tuple[Float[np.ndarray, "f h w 3"], str]:
         """A clip of this caption, and the caption, lengthened if captions are long."""
         colour, shape, motion = ATTRIBUTES[caption]
         unit = self.size / RESOLUTION
         speed = random.uniform(*TRAVEL) * unit / max(self.frames - 1, 1)
-        position = self.size / 2 + random.uniform(-self.jitter, self.jitter, 2) * unit
+        position = self.size / 2 + random.uniform(-JITTER, JITTER, 2) * unit
         velocity = speed * np.array(list(MOTIONS.values())[motion])
         size, background = random.uniform(*SIZE) * unit, random.uniform(*BACKGROUND)
         centres = path(position, velocity, self.frames)

@@ -13,22 +13,23 @@ from dollar_jax.objectives.context import Context
 from dollar_jax.sampling import fold, normal, solve
 from dollar_jax.types import Latent, PerExample, Times
 
+SHARPNESS, DEVIATION = 10.0, 0.5  # of LCM's boundary
+DELTA = 1e-3  # of pseudo-Huber: LCM's
 
-def boundary(
-    schedule: Schedule, times: Times, sharpness: float = 10.0, deviation: float = 0.5
-) -> tuple[Coefficient, Coefficient]:
+
+def boundary(schedule: Schedule, times: Times) -> tuple[Coefficient, Coefficient]:
     """LCM's boundary coefficients c_skip and c_out of f = c_skip x_t + c_out x0. Each [b 1 1 1 1].
 
-    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), d = deviation, s = 1000 sharpness (t - clean) / T for T
+    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), d = `DEVIATION`, s = 1000 `SHARPNESS` (t - clean) / T for T
     training times. So f(x, clean) = x exactly, and f is nearly x0 soon above the clean time.
     """
-    scaled = sharpness * 1000 / len(schedule.times) * (times[:, None, None, None, None] - schedule.clean)
-    square = scaled**2 + deviation**2
-    return deviation**2 / square, scaled / jnp.sqrt(square)
+    scaled = SHARPNESS * 1000 / len(schedule.times) * (times[:, None, None, None, None] - schedule.clean)
+    square = scaled**2 + DEVIATION**2
+    return DEVIATION**2 / square, scaled / jnp.sqrt(square)
 
 
-def distance(f: Latent, target: Latent, metric: Literal["mse", "huber"] = "mse", delta: float = 1e-3) -> PerExample:
-    """Distance d of Eq. 6, a mean over elements: squared error, or pseudo-Huber sqrt(x^2 + delta^2) - delta. [b]
+def distance(f: Latent, target: Latent, metric: Literal["mse", "huber"]) -> PerExample:
+    """Distance d of Eq. 6, a mean over elements: squared error, or pseudo-Huber sqrt(x^2 + d^2) - d, d = `DELTA`. [b]
 
     Raises:
       UserError: unknown metric.
@@ -38,7 +39,7 @@ def distance(f: Latent, target: Latent, metric: Literal["mse", "huber"] = "mse",
         case "mse":
             values = square
         case "huber":
-            values = jnp.sqrt(square + delta**2) - delta
+            values = jnp.sqrt(square + DELTA**2) - DELTA
         case _:
             raise UserError(f"consistency: metric is mse or huber, not {metric!r}")
     return jnp.mean(values, axis=(1, 2, 3, 4))

@@ -66,18 +66,9 @@ class Judge:
         Raises:
           UserError: the reward raised, took longer than `timeout`, or returned anything but b finite numbers.
         """
-        return self.values(frames, captions)["reward"]
-
-    def values(self, frames: Frames, captions: Sequence[str]) -> dict[str, Scores]:
-        """{"reward": [b]}; for a weighted sum also label -> [b], the unweighted value of each term.
-
-        Raises:
-          UserError: as in `__call__`.
-        """
         frames = self._thin(frames)
         frames = frames / np.float32(255) if frames.dtype == np.uint8 else frames.astype(np.float32, copy=False)
-        found = self._alone(partial(self._evaluate, frames, list(captions)), self._timeout)
-        return {label: self._checked(values, captions) for label, values in found.items()}
+        return self._checked(self._alone(partial(self._evaluate, frames, list(captions)), self._timeout), captions)
 
     def require_gradient(self) -> None:
         """Raises UserError if the reward is not differentiable."""
@@ -113,15 +104,13 @@ class Judge:
         if hasattr(self._reward, "stop"):
             self._reward.stop()
 
-    def _evaluate(self, frames: Float32[np.ndarray, "b f h w 3"], captions: list[str]) -> dict[str, Any]:
-        if hasattr(self._reward, "values"):
-            return self._reward.values(frames, captions)
+    def _evaluate(self, frames: Float32[np.ndarray, "b f h w 3"], captions: list[str]) -> Any:
         if not self.differentiable:
-            return {"reward": self._reward(frames, captions)}
+            return self._reward(frames, captions)
         prepared, weights = self._reward.prepare(captions), (self.params,) if self.params else ()
         # One video at a time: one shape to compile, and the memory of one video.
         rows = [jax.tree.map(lambda x, i=i: x[i : i + 1], (frames, prepared)) for i in range(len(frames))]
-        return {"reward": np.concatenate([self._jitted(*row, *weights) for row in rows])}
+        return np.concatenate([self._jitted(*row, *weights) for row in rows])
 
     def _thin(self, frames):
         return frames[:, evenly(frames.shape[1], self._frames)] if self._frames else frames

@@ -22,8 +22,8 @@ class WeightedSum:
     """
 
     def __init__(self, terms: Mapping[str, Mapping[str, Any]]):
-        if not terms or "reward" in terms:
-            raise UserError("a weighted sum has at least one term, and no term is called 'reward', the name of the sum")
+        if not terms:
+            raise UserError("a weighted sum has at least one term: set options.terms")
         for label, term in terms.items():
             if unknown := term.keys() - {"name", "weight", *DEFAULTS}:
                 raise UserError(f"the term {label} has no field {min(unknown)!r}")
@@ -40,14 +40,7 @@ class WeightedSum:
 
     def __call__(self, frames: Float[np.ndarray, "b f h w 3"], captions: Sequence[str]) -> Float32[np.ndarray, " b"]:
         """The weighted sum [b]."""
-        return self.values(frames, captions)["reward"]
-
-    def values(
-        self, frames: Float[np.ndarray, "b f h w 3"], captions: Sequence[str]
-    ) -> dict[str, Float32[np.ndarray, " b"]]:
-        """label -> [b], the unweighted value of each term, and "reward" -> [b], the weighted sum."""
-        terms = {label: judge(frames, captions) for label, judge in self._judges.items()}
-        return terms | {"reward": self._sum(terms)}
+        return self._sum({label: judge(frames, captions) for label, judge in self._judges.items()})
 
     def stop(self) -> None:
         """Stops the rewards of all terms."""

@@ -11,12 +11,12 @@ import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from restored import restore
 from safetensors.numpy import load_file, save_file
 
 from dollar_jax import checkpoint
 from dollar_jax.convert import import_lora, wan_dit
 from dollar_jax.convert.from_torch import from_torch
-from dollar_jax.convert.tables import restore
 from dollar_jax.convert.tensors import Tensors, open_folder
 from dollar_jax.errors import UserError
 from dollar_jax.lazy import lazy

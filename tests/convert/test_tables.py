@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from restored import restore
 
 from dollar_jax.convert.tables import (
     Rule,
@@ -14,7 +15,6 @@ from dollar_jax.convert.tables import (
     linear_rules,
     norm_rules,
     pointwise,
-    restore,
     same,
 )
 from dollar_jax.errors import UserError

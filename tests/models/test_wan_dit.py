@@ -15,9 +15,10 @@ import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from restored import restore
 
 from dollar_jax.convert import wan_dit as keys
-from dollar_jax.convert.tables import convert, restore
+from dollar_jax.convert.tables import convert
 from dollar_jax.convert.tensors import Tensors, open_folder, write_folder
 from dollar_jax.errors import UserError
 from dollar_jax.lazy import lazy

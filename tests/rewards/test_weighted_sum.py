@@ -20,15 +20,10 @@ def make(convert=dict, **terms):
 
 
 @pytest.mark.parametrize("convert", [dict, ConfigDict])
-def test_the_sum_and_its_terms(convert):
+def test_the_sum_of_terms(convert):
     judge = make(convert, bright=BRIGHT, border=BORDER)
     bright, border = brightness(FRAMES[:, :1], CAPTIONS), FRAMES.mean((1, 2, 3, 4))  # a border that leaves no middle
-    values = judge.values(FRAMES, CAPTIONS)
-    assert values.keys() == {"bright", "border", "reward"}
-    np.testing.assert_allclose(values["bright"], bright, rtol=1e-5)
-    np.testing.assert_allclose(values["border"], border, rtol=1e-5)
-    np.testing.assert_allclose(values["reward"], 2 * bright - 0.5 * border, rtol=1e-5)
-    np.testing.assert_allclose(judge(FRAMES, CAPTIONS), values["reward"])
+    np.testing.assert_allclose(judge(FRAMES, CAPTIONS), 2 * bright - 0.5 * border, rtol=1e-5)
     assert not judge.differentiable
 
 
@@ -48,11 +43,8 @@ def test_the_gradient_when_all_terms_have_one():
 
 
 def test_user_errors():
-    for terms in ({}, {"reward": BRIGHT}):
-        with pytest.raises(
-            UserError, match="reward weighted_sum: a weighted sum has at least one term, and no term is called"
-        ):
-            make(**terms)
+    with pytest.raises(UserError, match="reward weighted_sum: a weighted sum has at least one term"):
+        make()
     with pytest.raises(UserError, match="the term bright has no field 'wight'"):
         make(bright={"name": "brightness", "wight": 1})
     with pytest.raises(UserError, match="the term bright lacks its weight"):
