@@ -206,7 +206,7 @@ def rollout(
     schedule: Schedule,
     sampler: Sampler,
     keys: Keys,
-    shared_time: bool = False,
+    shared_time: bool,
 ) -> tuple[Latent, Times]:
     """Draws the generator's input: x_t at a random time of the student for each example.
 

@@ -94,7 +94,8 @@ def test_denoiser_guides_in_one_doubled_call():
 def test_rollouts_give_inputs_of_the_students_times(kind):
     count, times = 4000, (249, 999)
     latents = WORLD.mean + WORLD.deviation * sampling.normal(keys(count, 5), (1, 1, 1, 1))
-    x_t, drawn = sampling.rollout(kind, WORLD, latents, toy.condition(count), times, SCHEDULE, "renoise", keys(count))
+    walk = WORLD, latents, toy.condition(count), times, SCHEDULE, "renoise", keys(count)
+    x_t, drawn = sampling.rollout(kind, *walk, shared_time=False)
     assert set(np.unique(drawn)) == set(times)
     assert np.mean(drawn == 249) == pytest.approx(0.5, abs=0.04)
     at_noise = x_t[drawn == 999]

@@ -27,7 +27,7 @@ class Subspace(NamedTuple):
     residual: float  # mean squared distance of data from the subspace
 
 
-def fit(latents: Float[np.ndarray, "n ..."], components: int = 32) -> Subspace:
+def fit(latents: Float[np.ndarray, "n ..."], components: int) -> Subspace:
     """Fits the principal subspace to the first half of the data, and its statistics to the other half.
 
     A principal subspace explains more of the data it was fitted to than of new data; with statistics of the same half,

@@ -26,7 +26,7 @@ PAGE = "human.html.jinja"
 EMPTY_BOX = 8  # bytes of the smallest box of an MP4 file: its size and its type
 
 
-def create_app(study: Study, hosts: Set[str] = frozenset()) -> Flask:
+def create_app(study: Study, hosts: Set[str]) -> Flask:
     """The application for any WSGI server; requests may run in threads.
 
     GET /?rater=NAME    the first pair that NAME has not answered, or thanks after the last; without NAME the start page

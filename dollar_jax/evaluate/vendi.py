@@ -10,7 +10,6 @@ from jaxtyping import Float, Real, UInt8
 from dollar_jax.data.video import read_video
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate.embedding import Embed
-from dollar_jax.evaluate.features.pixels import pixels
 from dollar_jax.evaluate.samples import find_samples
 from dollar_jax.progress import counted
 
@@ -28,7 +27,7 @@ def vendi(features: Float[np.ndarray, "n d"]) -> float:
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
-def diversity(frames: Real[np.ndarray, "p n f h w 3"], spacing: int, embed: Embed = pixels) -> Float[np.ndarray, " p"]:
+def diversity(frames: Real[np.ndarray, "p n f h w 3"], spacing: int, embed: Embed) -> Float[np.ndarray, " p"]:
     """Eq. 17 for each of p prompts: the Vendi score of the n videos at a key frame, averaged over the key frames.
 
     Args:
@@ -43,7 +42,7 @@ def diversity(frames: Real[np.ndarray, "p n f h w 3"], spacing: int, embed: Embe
     return np.array([np.mean([vendi(embed(frame)) for frame in prompt]) for prompt in key_frames])
 
 
-def diversity_of_folder(folder: Path, spacing: int, embed: Embed = pixels) -> tuple[dict[int, float], int, int]:
+def diversity_of_folder(folder: Path, spacing: int, embed: Embed) -> tuple[dict[int, float], int, int]:
     """Eq. 17 for a folder written by `python -m dollar_jax.sample`, with the videos of one prompt in memory at a time.
 
     Args:

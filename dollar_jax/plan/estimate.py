@@ -82,7 +82,7 @@ class Cost:
         return vars(self) | {"flops": rows, "cycles": costs}
 
 
-def compile_program(program: Program, platform: str, chip: Chip, predict: bool = False) -> tuple[Traced, Compiled]:
+def compile_program(program: Program, platform: str, chip: Chip, predict: bool) -> tuple[Traced, Compiled]:
     """The traced and the compiled program, with `predict` compiled as for a run. Call it under `jax.set_mesh`.
 
     Args:

@@ -24,7 +24,7 @@ def study(tmp_path):
 
 @pytest.fixture
 def client(study):
-    return create_app(study).test_client()
+    return create_app(study, frozenset()).test_client()
 
 
 def load(client, source, **options):

@@ -205,7 +205,7 @@ def test_a_name_of_several_addresses_has_one_port(study, monkeypatch):
 
     getaddrinfo = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", find)
-    server = listen(create_app(study), "localhost", 0)
+    server = listen(create_app(study, frozenset()), "localhost", 0)
     assert server.effective_port
     server.task_dispatcher.shutdown()
     wasyncore.close_all(server._map)

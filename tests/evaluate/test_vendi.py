@@ -40,7 +40,7 @@ def test_diversity_averages_over_key_frames():
         frames[1, i, 4] = 0
         frames[1, i, 4, i] = 1
     frames[1, :, 5] = np.random.default_rng(0).random((3, 4, 4, 3))  # not a key frame
-    assert diversity(frames, spacing=4) == pytest.approx([1, (1 + 3 + 1) / 3])
+    assert diversity(frames, 4, pixels) == pytest.approx([1, (1 + 3 + 1) / 3])
 
 
 def test_diversity_uses_the_features_it_is_given():
@@ -81,7 +81,7 @@ def write(folder, names, frames=9, height=16, width=16):
 
 def test_a_folder_by_hand(tmp_path):
     folder = write(tmp_path / "v", ["00000-0", "00000-2", "00001-0", "00001-1"])
-    result, videos, key_frames = diversity_of_folder(folder, spacing=4)
+    result, videos, key_frames = diversity_of_folder(folder, 4, pixels)
     # Frames 0, 4 and 8: alike, then twice a grey square and its half, whose cosine is 1 / sqrt 2.
     shares = np.array([1 + np.sqrt(0.5), 1 - np.sqrt(0.5)]) / 2
     halves = np.exp(-np.sum(shares * np.log(shares)))
@@ -101,14 +101,14 @@ def test_a_folder_by_hand(tmp_path):
 )
 def test_prompts_with_too_few_videos_are_refused(tmp_path, names, line):
     with pytest.raises(UserError, match=line):
-        diversity_of_folder(write(tmp_path / "v", names), spacing=4)
+        diversity_of_folder(write(tmp_path / "v", names), 4, pixels)
 
 
 def test_videos_of_one_prompt_that_differ_in_size_are_refused(tmp_path):
     folder = write(tmp_path / "v", ["00000-0"])
     write(folder, ["00000-1"], width=32)
     with pytest.raises(UserError, match=r"00000-0.mp4 and 00000-1.mp4 differ .*: 9 x 16 x 16 and 9 x 16 x 32"):
-        diversity_of_folder(folder, spacing=4)
+        diversity_of_folder(folder, 4, pixels)
 
 
 def test_the_command_prints_and_writes(tmp_path):
