@@ -43,12 +43,9 @@ def score(history: Sequence[Line], config: ConfigDict) -> float:
     Args:
       history, config: see `assess`.
     Raises:
-      UserError: the guard's metric is not measured, or has no value before the first update.
+      UserError: the guard's metric has no value before the first update.
     """
     name = PREFIX + config.metric.removeprefix("-")
-    if name not in history[0]:
-        measured = sorted(line.removeprefix(PREFIX) for line in history[0] if line.startswith(PREFIX))
-        raise UserError(f"guard.metric={config.metric} is not measured; choose one of {', '.join(measured)}")
     values, reward = [line[name] for line in history], history[-1][REWARD]
     if not _finite(values[0]):  # it would not accept a single checkpoint
         raise UserError(

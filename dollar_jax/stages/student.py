@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax import diffusion
 from dollar_jax.card import Card
-from dollar_jax.checkpoint import SHARED, bring, digest, read_card
+from dollar_jax.checkpoint import NUMBERED, SHARED, bring, digest, read_card
 from dollar_jax.config import set_named
 from dollar_jax.errors import UserError
 from dollar_jax.models.flow_map import is_flow_map, told_of_targets
@@ -79,7 +79,7 @@ def student_card(config: ConfigDict, teacher: Card, source: Path, folder: Path) 
     card = at_size(teacher | bring(teacher, source, folder, shared), config.video.to_dict()) | {
         "role": "student",
         "objectives": {objective.name: objective.weight for objective in used(generator)},
-        "transformer": teacher["transformer"] | {"path": "checkpoints", "item": "ema"} | adapters,
+        "transformer": teacher["transformer"] | {"path": NUMBERED, "item": "ema"} | adapters,
         "prediction_type": "x0" if generator.heterogeneous else teacher["prediction_type"],
         "schedule": student_schedule(config, teacher["schedule"]),
         "times": list(generator.times),

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax import diffusion
-from dollar_jax.checkpoint import bring, read_card, write_card
+from dollar_jax.checkpoint import NUMBERED, bring, read_card, write_card
 from dollar_jax.models import build
 from dollar_jax.sharding import compile_step
 from dollar_jax.stages.common import encoded_source, host_batches, network_options, open_view
@@ -32,7 +32,7 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         "transformer": {
             "architecture": stage.architecture,
             "config": stage.network.to_dict(),
-            "path": "checkpoints",
+            "path": NUMBERED,
             "item": "ema",
         },
         "prediction_type": stage.prediction_type,

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dollar_jax.checkpoint import read_card, save_params, write_card
+from dollar_jax.checkpoint import NUMBERED, read_card, save_params, write_card
 from dollar_jax.models import build
 from dollar_jax.pipeline import Latents, at_size, load, to_uint8
 from dollar_jax.sharding import compile_step
@@ -36,7 +36,7 @@ def vae(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             "config": stage.network.to_dict(),
             "scaling_factor": None,  # this and the shift are measured after training
             "shift_factor": 0.0,
-            "path": "checkpoints",
+            "path": NUMBERED,
             "item": "ema",
         },
     }

@@ -29,7 +29,7 @@ def make_step(network: Network, prediction_type: PredictionType, schedule: Sched
         time_key, drop_key, noise_key = jax.random.split(key, 3)
         # Stratified draws: each example has its own slice of the times, which lowers the variance of the loss.
         slices = jnp.arange(size) + jax.random.uniform(time_key, (size,))
-        dropped = jax.random.bernoulli(drop_key, config.caption_dropout, (size, 1, 1))[:, 0, 0]
+        dropped = jax.random.bernoulli(drop_key, config.caption_dropout, (size,))
         examples = {
             "latents": batch["latents"],
             "times": schedule.training_time(jnp.minimum((slices / size * count).astype(jnp.int32), count - 1)),
