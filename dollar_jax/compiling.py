@@ -50,7 +50,7 @@ def _processor() -> str:
 
 
 @contextmanager
-def progress(text: str) -> Iterator[None]:
+def announced(text: str) -> Iterator[None]:
     """Prints a task to stderr: its start, a message every `PATIENCE` seconds, and its duration."""
     start, done = time.perf_counter(), threading.Event()
 

@@ -9,9 +9,9 @@ import time
 from dollar_jax import compiling
 
 
-def test_progress(capsys, monkeypatch):
+def test_a_task_is_announced(capsys, monkeypatch):
     monkeypatch.setattr(compiling, "PATIENCE", 0.05)
-    with compiling.progress("generator: compiling"):
+    with compiling.announced("generator: compiling"):
         time.sleep(1)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "generator: compiling ..."

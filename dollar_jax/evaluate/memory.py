@@ -23,7 +23,8 @@ from jax.stages import Compiled
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from dollar_jax.compiling import OPTIONS, progress
+from dollar_jax.columns import aligned
+from dollar_jax.compiling import OPTIONS, announced
 from dollar_jax.models import clip, cogvideox_vae, independent_chunks, latent_reward
 from dollar_jax.models.network import Network, count_parameters, parameter_shapes
 from dollar_jax.rewards.clip import letterboxed
@@ -155,7 +156,7 @@ def measure(reward: Reward, device: jax.Device) -> dict[str, Any]:
         arguments = jax.tree.map(lambda x: x.update(sharding=replicated(mesh)), reward.arguments)
         options = OPTIONS[device.platform]
         for direction, step in (("forward", reward.score), ("backward", backward)):
-            with progress(f"{reward.name}, {reward.frames} frames, {reward.activations}, {direction}"):
+            with announced(f"{reward.name}, {reward.frames} frames, {reward.activations}, {direction}"):
                 row[direction] = needed(jax.jit(step).lower(*arguments).compile(compiler_options=options))
     printed = PAPER.get((reward.name, reward.frames), {}) if reward.activations == KEPT else {}
     return row | {"paper": printed}
@@ -177,13 +178,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         numbers |= {direction: _bytes(row[direction]) for direction in ("forward", "backward")}
         pairs = [cell for name, number in numbers.items() for cell in (number, paper.get(name, ""))]
         lines.append((row["name"], row["activations"], str(row["frames"]), *pairs))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = ["<"] * 2 + [">"] * (len(widths) - 2)
-    text = [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, aligned, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+    return aligned(lines)
 
 
 def _bytes(size: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 from jax.stages import Compiled, Traced
 
-from dollar_jax.compiling import LOW_EFFORT, OPTIONS, progress
+from dollar_jax.compiling import LOW_EFFORT, OPTIONS, announced
 from dollar_jax.errors import UserError, first_line
 from dollar_jax.plan import cycles, flops, hlo
 from dollar_jax.plan.chips import Chip
@@ -93,7 +93,7 @@ def compile_program(program: Program, platform: str, chip: Chip, predict: bool) 
       UserError: the compiler refuses the program.
     """
     options = OPTIONS[platform] | (LOW_EFFORT if platform == "tpu" and not predict else {})
-    with progress(f"{program.name}: tracing and compiling"):
+    with announced(f"{program.name}: tracing and compiling"):
         traced = program.step.trace(*program.arguments)
         try:
             return traced, traced.lower().compile(compiler_options=options)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from dollar_jax.columns import aligned
 from dollar_jax.plan.chips import Chip
 from dollar_jax.plan.estimate import Cost, resident_bytes
 from dollar_jax.plan.programs import Iteration
@@ -125,7 +126,7 @@ def _memory(plan: dict[str, Any], advice: list[str]) -> str:
         rows.append((name, _gb(size["device"]), _gb(size["host"]) if size["host"] else ""))
     rows += [(f"temporary, {name}", _gb(size), "") for name, size in memory["temporary"].items()]
     rows.append((f"needed, while {memory['largest']} runs", _gb(memory["needed"]), _gb(memory["host"])))
-    lines = [_table(rows)]
+    lines = [aligned(rows)]
     if memory["available"] is not None:
         verdict = f"does not fit: {_gb(memory['missing'])} GB missing" if memory["missing"] else "fits"
         lines.append(f"{verdict} ({_gb(memory['needed'])} of {_gb(memory['available'])} GB)")
@@ -143,7 +144,7 @@ def _flops(plan: dict[str, Any]) -> str:
             rows.append((label, row["objective"], row["part"], f"{flops / 1e12:.4g}", f"{flops / total:.1%}"))
     parts = sorted(plan["flops"]["parts"].items(), key=lambda item: -item[1])
     text = ", ".join(f"{part} {value / total:.1%}" for part, value in parts)
-    lines = [_table(rows), f"{total:.4g} FLOP over all devices: {text}"]
+    lines = [aligned(rows), f"{total:.4g} FLOP over all devices: {text}"]
     if unknown := sum(program["unbounded"] for program in plan["programs"]):
         lines.append(f"{unknown} loops of unknown length are counted once")
     return "\n".join(lines)
@@ -160,7 +161,7 @@ def _links(plan: dict[str, Any]) -> str:
     gathers = ", ".join(
         f"{program['name']} {program['largest_gather'] / plan['network']:.1%}" for program in plan["programs"]
     )
-    return f"{_table(rows)}\nlargest all-gather, relative to the whole teacher of {_gb(plan['network'])} GB: {gathers}"
+    return f"{aligned(rows)}\nlargest all-gather, relative to the whole teacher of {_gb(plan['network'])} GB: {gathers}"
 
 
 def _time(plan: dict[str, Any]) -> str:
@@ -174,7 +175,7 @@ def _time(plan: dict[str, Any]) -> str:
         rows.append(
             (program["name"], *bounds, str(program["times"]), f"{seconds:.3g}", f"{seconds / plan['seconds']:.1%}")
         )
-    return f"{_table(rows)}\nan iteration takes at least {plan['seconds']:.3g} s; {compiling}"
+    return f"{aligned(rows)}\nan iteration takes at least {plan['seconds']:.3g} s; {compiling}"
 
 
 def _predicted(plan: dict[str, Any]) -> str:
@@ -193,22 +194,8 @@ def _predicted(plan: dict[str, Any]) -> str:
     largest += [(*names, f"{seconds:.3g}", f"{seconds / whole:.1%}") for names, seconds in costs.most_common(LARGEST)]
     use, use_once = plan["use"]
     total = f"an iteration takes {whole:.3g} s, {use:.1%} of peak, {use_once:.1%} without recomputation"
-    return f"{_table(rows)}\n{total}; transfers are added as if nothing overlapped\n\n{_table(largest)}"
+    return f"{aligned(rows)}\n{total}; transfers are added as if nothing overlapped\n\n{aligned(largest)}"
 
 
 def _gb(size: int | float) -> str:
     return f"{size / 1e9:.2f}"
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Aligned columns, with numbers at the right and a rule under the first row."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    numeric = [all(row[i][:1].isdigit() or not row[i] for row in rows[1:]) and i > 0 for i in range(len(widths))]
-    columns = list(zip(widths, numeric, strict=True))
-
-    def line(row):
-        cells = (x.rjust(w) if right else x.ljust(w) for x, (w, right) in zip(row, columns, strict=True))
-        return "  ".join(cells).rstrip()
-
-    lines = [line(row) for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
