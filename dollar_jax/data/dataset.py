@@ -9,11 +9,13 @@ the metadata is checked first: only the content that `write_dataset` writes is a
 """
 
 import bisect
+import errno
 import itertools
 import operator
 import os
+import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +25,8 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder
 from dollar_jax.reading import inside, object_schema, read_json, read_lines, require_schema
 
-SHARD_BYTES, BLOCK_BYTES = 2**28, 2**26  # bytes of a file, bytes collected in memory before writing
+SHARD_BYTES = 2**32  # bytes of a file: all files of a dataset stay open while it is read
+BLOCK_BYTES = 2**26  # bytes collected in memory before writing
 NAME, VERSION = "captioned_videos", "1.0.0"
 SPLITS = "videos", "images", "prompts"
 FILES = "files.txt"  # the name of each example's file, a line each, in the order of the dataset
@@ -123,6 +126,7 @@ def open_dataset(folder: str | os.PathLike) -> Dataset:
     """
     import tensorflow_datasets as tfds
 
+    _allow_open_files()
     folder = Path(folder)
     if not (folder / "dataset_info.json").is_file():
         raise UserError(f"{folder}: no dataset here; write one with python -m dollar_jax.data")
@@ -216,6 +220,13 @@ def _require_records(path: Path, count: int) -> None:
         raise RuntimeError(f"{path.name} has {found} of {count} examples")
 
 
+def _allow_open_files() -> None:
+    """Raises the number of files that this process may have open to what the system allows it; often it is 1,024."""
+    with suppress(ValueError, OSError):  # macOS refuses its own limit
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
+
+
 @contextmanager
 def _reading(place: str | os.PathLike) -> Iterator[None]:
     """Turns errors of reading into a UserError of one line."""
@@ -224,6 +235,11 @@ def _reading(place: str | os.PathLike) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # TFDS, protobuf and ArrayRecord raise various exceptions
+        if os.strerror(errno.EMFILE) in str(error):
+            allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            raise UserError(
+                f"{place}: too many open files, this process may have {allowed:,}: raise the limit, ulimit -n 65536"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{place}: damaged, copy the dataset again ({reason})") from error
 

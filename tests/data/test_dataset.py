@@ -88,6 +88,28 @@ def test_other_readers_open_it(tmp_path):
     np.testing.assert_array_equal(element["latents"], encoded(1)["latents"])
 
 
+@pytest.fixture
+def open_files():
+    """Sets the limits (soft, hard) of open files; the soft one is set back."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda soft: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_more_files_than_are_allowed_at_first(tmp_path, monkeypatch, open_files):
+    """A low limit is raised; where that is not possible, the message has the reason, and no damage."""
+    monkeypatch.setattr(dataset, "SHARD_BYTES", 1)
+    write_dataset(tmp_path / "data", map(encoded, range(40)), {})
+    few = len(os.listdir("/dev/fd")) + 20
+    open_files(few)
+    source = open_dataset(tmp_path / "data")
+    assert all(same(source[i], encoded(i)) for i in range(40))
+    source = open_dataset(tmp_path / "data")
+    open_files(few)
+    with pytest.raises(UserError, match=r"too many open files, this process may have \d+: raise the limit, ulimit -n"):
+        list(map(source.__getitem__, range(40)))
+
+
 def test_interruption_leaves_nothing(tmp_path):
     def examples():
         yield from map(encoded, range(3))
