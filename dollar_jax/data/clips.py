@@ -84,7 +84,7 @@ class Clips:
             return {"video": read_clip(file, **self._size), "caption": caption, "file": name}
         except UserError as error:
             if not self._skip_bad:
-                raise
+                raise UserError(f"{error}; --skip_bad leaves out all such files") from error
             tqdm.write(f"left out {error}", file=sys.stderr)
             return None
 
