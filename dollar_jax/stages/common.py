@@ -28,6 +28,7 @@ from dollar_jax.sharding import check_batch, data_share, shard
 from dollar_jax.types import Condition
 
 HELD_OUT = 2**31 - 1  # a seed that no run has
+FITTED, MEASURED = slice(0, None, 2), slice(1, None, 2)
 PROMPTS, DONE = "encoded_prompts", "done.json"  # folder of encoded prompts; its file once all are encoded
 
 
@@ -100,10 +101,14 @@ def report_metrics(config: ConfigDict) -> Metrics:
     return Metrics({name: options for name, options in named.items() if not least[name]})
 
 
-def real_clips(config: ConfigDict) -> list[dict]:
-    """Reference clips of one size from `held_out_source`, at most twice `config.report.reference_clips`."""
+def real_clips(config: ConfigDict, part: slice = slice(None)) -> list[dict]:
+    """Reference clips of one size from `held_out_source`, at most twice `config.report.reference_clips`.
+
+    Args:
+      part: which of them; others are not read. Metrics are fitted to `FITTED`, and measured on the others, `MEASURED`.
+    """
     source = held_out_source(config)
-    clips = [source[i] for i in range(min(2 * config.report.reference_clips, len(source)))]
+    clips = [source[i] for i in range(min(2 * config.report.reference_clips, len(source)))[part]]
     return [clip for clip in clips if _shape(clip) == _shape(clips[0])]  # a user's dataset may also hold images
 
 

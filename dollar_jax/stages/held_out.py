@@ -14,7 +14,16 @@ from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.pipeline import draw_noise, padded_rows
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import BATCH, constrain, shard
-from dollar_jax.stages.common import HELD_OUT, View, encode_clips, has_clips, in_blocks, real_clips, report_metrics
+from dollar_jax.stages.common import (
+    FITTED,
+    HELD_OUT,
+    View,
+    encode_clips,
+    has_clips,
+    in_blocks,
+    real_clips,
+    report_metrics,
+)
 from dollar_jax.steps.distillation import Distillation, DollarState
 from dollar_jax.steps.reward import correlation
 
@@ -46,7 +55,7 @@ def make_measure(
     pipeline, metrics, real, data_sharpness = view.pipeline, report_metrics(config), None, None
     size = config.report.batch_size
     if has_clips(config):
-        real = Clips(*encode_clips(pipeline, real_clips(config)[::2], size))
+        real = Clips(*encode_clips(pipeline, real_clips(config, FITTED), size))
         data_sharpness = collapse.sharpness(real.pixels)
     measure = metrics.fit(real)
     noise, keys = draw_noise(pipeline.card, HELD_OUT, len(captions), 1)

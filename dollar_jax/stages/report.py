@@ -34,7 +34,9 @@ from dollar_jax.pipeline import Pipeline, at_size, draw_noise, load, padded_rows
 from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.stages.common import (
+    FITTED,
     HELD_OUT,
+    MEASURED,
     encode_clips,
     has_clips,
     in_blocks,
@@ -73,15 +75,16 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
             "reward_standard_error": float(np.std(rewards) / len(rewards) ** 0.5),
         }
 
-    if has_clips(config):
-        real = real_clips(config)
-        measure = measures.fit(Clips(*encode_clips(teacher, real[::2], settings.batch_size)))
-        frames, latents, words = encode_clips(
-            teacher, _balanced(real[1::2], settings.videos_per_caption), settings.batch_size
-        )
-        rows = [row(DATA, frames, latents, words)]
+    def rows_of_data() -> Iterator[dict]:  # a function, so that the clips are freed before models are sampled
+        real = _balanced(real_clips(config, MEASURED), settings.videos_per_caption)
+        frames, latents, words = encode_clips(teacher, real, settings.batch_size)
+        yield row(DATA, frames, latents, words)
         if "video" in real[0]:  # frames of encoded clips have been through the VAE
-            rows.append(row(DECODED, in_blocks(teacher.decode, settings.batch_size, latents), latents, words))
+            yield row(DECODED, in_blocks(teacher.decode, settings.batch_size, latents), latents, words)
+
+    if has_clips(config):
+        measure = measures.fit(Clips(*encode_clips(teacher, real_clips(config, FITTED), settings.batch_size)))
+        rows = list(rows_of_data())
     else:
         measure, rows = measures.fit(None), []
     clips = {}

@@ -10,6 +10,7 @@ from configs import shapes
 from dollar_jax.data.dataset import open_dataset, write_dataset
 from dollar_jax.data.held_out import is_held_out, split
 from dollar_jax.errors import UserError
+from dollar_jax.stages import common
 from dollar_jax.stages.common import encoded_source, held_out_source, prompts, real_clips, video_source
 
 NAMES = [f"folder/{i}.mp4" for i in range(24)]
@@ -98,6 +99,29 @@ def test_training_reads_what_is_not_held_out(config, example, tmp_path):
         assert set(names(training)) == set(NAMES) - held_out
     assert prompts(config) == [f"caption of {name}" for name in NAMES if name in held_out]
     assert {clip["caption"] for clip in real_clips(config)} == set(prompts(config))
+
+
+class Seen:
+    """A source that notes which examples are read."""
+
+    def __init__(self):
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return video(NAMES[index])
+
+    def __len__(self):
+        return len(NAMES)
+
+
+def test_clips_of_the_other_half_are_not_read(config, monkeypatch):
+    """A video can be 0.4 GB."""
+    config.report.reference_clips = 4
+    seen = Seen()
+    monkeypatch.setattr(common, "held_out_source", lambda _: seen)
+    assert len(real_clips(config, common.FITTED)) == len(real_clips(config, common.MEASURED)) == 4
+    assert seen.read == [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def test_data_of_before_are_refused_or_not_split(config, tmp_path):
