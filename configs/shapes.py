@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     # `path` names a dataset of `python -m dollar_jax.data`, `prompts` a file of prompts without videos; without both,
     # clips of a world are rendered, `shapes` or `pairs`. Long captions of `shapes` also say whether the background is
     # dark or light.
-    config.data = data(clips=8192, world="shapes", long_captions=False)
+    config.data = data(clips=8192, world="shapes", long_captions=False, encode_batch_size=32)
     config.show_captions = ("a red ring moving left", "a green square moving up", "a blue cross standing still")
 
     config.vae = stage(

@@ -14,9 +14,17 @@ from dollar_jax.importing import trust
 
 Fields = Mapping[str, Any] | ConfigDict | float | int  # fields of a named function; a number is its weight
 
+# Fields that say how a machine computes, not what: a resumed run may change them.
+MACHINE = ("mesh", "remat", "attention", "offload", "data.encode_batch_size")
+
 # --config.PLACE.NAME.FIELD=VALUE; PLACE is a dictionary of functions by import path.
 NAMED = re.compile(r"--?config\.((?:\w+\.)*(?:objectives|metrics))\.([\w.]+)(:\w+)?((?:\.\w+)*)(=.*)?", re.S)
 REWARD = re.compile(r"--?config\.(reward)\.(name|options\.\w+)(=.*)?", re.S)
+
+
+def of_machine(name: str) -> bool:
+    """Whether a field, named with dots, is in `MACHINE`."""
+    return f"{name}.".startswith(tuple(f"{field}." for field in MACHINE))
 
 
 def trust_networks(config: ConfigDict) -> None:
@@ -146,7 +154,8 @@ def stage(iterations: int, batch_size: int, **fields) -> ConfigDict:
 
 def data(**more) -> ConfigDict:
     """Fields of the data; 5 % of a dataset's files are held out (`dollar_jax.data.held_out`)."""
-    return ConfigDict({"path": "", "prompts": "", "held_out": 0.05, "held_out_files": (), **more})
+    fields = {"path": "", "prompts": "", "held_out": 0.05, "held_out_files": (), "encode_batch_size": 1}
+    return ConfigDict(fields | more)
 
 
 def reward(name: str, channels: int, batch_size: int, **changes) -> ConfigDict:

@@ -141,6 +141,9 @@ SCHEMA = _fields(
             " the log, the guard and the report measure by these."
         ),
         held_out_files=_list("Names of files, as in captions.jsonl, that are held out too.", items={"type": "string"}),
+        encode_batch_size=_size(
+            "Videos that each device encodes at a time; devices that share the tokens of a video count as one."
+        ),
         clips=_size("Number of rendered clips."),
         world=_choice("The rendered world.", "shapes", "pairs"),
         long_captions=_flag("Whether captions of the world of shapes also name the background."),

@@ -13,12 +13,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from dollar_jax.cli import required, run
+from dollar_jax.config import of_machine
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
 from dollar_jax.reading import read_json
-
-MACHINE = ("mesh", "remat", "attention", "offload")  # a resumed run may change these: they leave the result as it is
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the report; the same folder resumes.")
@@ -91,7 +90,7 @@ def claim(workdir: Path, config: dict) -> None:
         except UserError as error:
             raise UserError(f"{path} is damaged ({error}): remove it if this is the run's own config") from error
         before, now = (
-            flatten({name: value for name, value in fields.items() if name not in MACHINE})
+            {name: value for name, value in flatten(fields).items() if not of_machine(name)}
             for fields in (noted, config)
         )
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))

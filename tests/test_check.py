@@ -206,6 +206,17 @@ def test_a_damaged_note_of_the_config_is_one_line(content, tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_run_goes_on_with_what_another_machine_needs(tmp_path):
+    """Also where the field is new; another field is refused."""
+    config = json.loads(shapes.get_config().to_json())
+    old = {**config, "mesh": {"data": 8}, "data": {k: v for k, v in config["data"].items() if k != "encode_batch_size"}}
+    claim(tmp_path, old)
+    claim(tmp_path, config)
+    config["data"]["held_out"] = 0.5
+    with pytest.raises(UserError, match=r"data\.held_out is 0\.05 there, 0\.5 here \(1 in all\)"):
+        claim(tmp_path, config)
+
+
 def test_a_run_does_not_write_through_links(tmp_path):
     """A workdir may be a stranger's, too."""
     own = tmp_path / "own"

@@ -13,6 +13,7 @@ from configs import dollar, shapes
 from dollar_jax import checkpoint, metrics
 from dollar_jax.check import check
 from dollar_jax.config import named
+from dollar_jax.data import encoding
 from dollar_jax.data.dataset import open_dataset
 from dollar_jax.data.pipeline import batches
 from dollar_jax.data.text import write_word_tokenizer
@@ -155,7 +156,7 @@ def test_encoding_resumes(config, tmp_path, monkeypatch):
         return SimpleNamespace(encode_text=encode_text)
 
     monkeypatch.setattr(encode, "load", load_spy)
-    monkeypatch.setattr(encode, "BATCH_SIZE", 4)
+    monkeypatch.setattr(encoding, "CAPTIONS", 4)
     with pytest.raises(Killed):
         run(config, tmp_path, "encode")
     folder = tmp_path / "encoded_prompts"

@@ -12,10 +12,11 @@ at --fps are kept, scaled to cover --height x --width and cropped around the mid
 of the files are kept: config.data.held_out chooses by them what training never reads.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from dollar_jax.cli import required, run
@@ -36,7 +37,7 @@ _SIZE = {
 _SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Leave out, and name, files that cannot be decoded or are too short.")
 _ENCODE = flags.DEFINE_bool("encode", False, "Store latents and text embeddings.")
 _TEACHER = flags.DEFINE_string("teacher", None, "Checkpoint whose networks encode.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos encoded at a time.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Videos that each device encodes at a time.", lower_bound=1)
 
 
 def main() -> None:
@@ -56,11 +57,12 @@ def main() -> None:
     from dollar_jax.data.pipeline import in_order
 
     examples = in_order(open_clips(records, _VIDEOS.value, size, _SKIP_BAD.value))
-    if _ENCODE.value:
-        examples = _encode(examples)
-    # disable=None: no progress bar without a terminal, where it would fill the log.
-    progress = tqdm(examples, desc="videos", total=len(records), unit="video", disable=None, dynamic_ncols=True)
-    count = write_dataset(out, progress, size | {"encoded_by": _TEACHER.value} if _ENCODE.value else size)
+    with _mesh() if _ENCODE.value else nullcontext():
+        if _ENCODE.value:
+            examples = _encode(examples)
+        # disable=None: no progress bar without a terminal, where it would fill the log.
+        progress = tqdm(examples, desc="videos", total=len(records), unit="video", disable=None, dynamic_ncols=True)
+        count = write_dataset(out, progress, size | {"encoded_by": _TEACHER.value} if _ENCODE.value else size)
     print(f"{out}: {count} of {len(records)} files written")
 
 
@@ -73,12 +75,23 @@ def _size() -> dict[str, float | int]:
     return size
 
 
+def _mesh():
+    """The context in which all devices of this machine share the work; the text encoder is split over them."""
+    import jax
+
+    from dollar_jax.sharding import make_mesh
+
+    return jax.set_mesh(make_mesh(ConfigDict({"data": 1, "fsdp": -1, "context": 1})))
+
+
 def _encode(examples):
+    import jax
+
     from dollar_jax.data.encoding import encode
     from dollar_jax.pipeline import load
 
     model = load(_TEACHER.value, parts=("vae", "text_encoder"))
-    return encode(examples, model.encode_video, model.encode_text, _BATCH_SIZE.value)
+    return encode(examples, model.encode_video, model.encode_text, _BATCH_SIZE.value * jax.device_count())
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from dollar_jax.data.dataset import Example
 from dollar_jax.types import Condition
 
+CAPTIONS = 32  # a text encoder that is split over devices is gathered for every batch of captions
 EXTRA = "text_extra_"  # in front of the name of a column with one of `Condition.extra`
 
 
@@ -25,18 +27,23 @@ def encode(
       examples: {'video': uint8 [f H W 3], 'caption': str}, and perhaps 'file', which stays.
       encode_video: uint8 [b f H W 3] -> latents [b f h w c].
       encode_text: captions -> their condition.
-      batch_size: the b of every call; a short batch is filled up with repetitions.
+      batch_size: the b of every call of `encode_video`; `encode_text` gets `caption_batch(batch_size)`. A short batch
+        is filled up with repetitions.
 
     Yields:
       {'latents': float32 [f h w c], 'caption': str} and the columns of `to_columns`, floats in float16
     """
     for _, alike in itertools.groupby(examples, key=lambda example: example["video"].shape):
-        while block := list(itertools.islice(alike, batch_size)):
-            videos, captions = ([example[name] for example in block] for name in ("video", "caption"))
-            latents = np.asarray(encode_video(np.stack(_filled(videos, batch_size))), np.float32)
-            told = _told(captions, encode_text, batch_size)
-            for row, example, source in zip(latents, told, block, strict=False):
+        while block := list(itertools.islice(alike, caption_batch(batch_size))):
+            latents = _latents([example["video"] for example in block], encode_video, batch_size)
+            told = _told([example["caption"] for example in block], encode_text, caption_batch(batch_size))
+            for row, example, source in zip(latents, told, block, strict=True):
                 yield {"latents": row, **example} | ({"file": source["file"]} if "file" in source else {})
+
+
+def caption_batch(unit: int) -> int:
+    """The number of captions in a batch: the first multiple of `unit` from `CAPTIONS` on."""
+    return -(-CAPTIONS // unit) * unit
 
 
 def encode_captions(captions: Iterable[str], encode_text: Callable, batch_size: int) -> Iterator[Example]:
@@ -44,6 +51,14 @@ def encode_captions(captions: Iterable[str], encode_text: Callable, batch_size: 
     captions = iter(captions)
     while block := list(itertools.islice(captions, batch_size)):
         yield from _told(block, encode_text, batch_size)
+
+
+def _latents(
+    videos: Sequence[UInt8[np.ndarray, "f H W 3"]], encode_video: Callable, size: int
+) -> Iterator[Float32[np.ndarray, "f h w c"]]:
+    for start in range(0, len(videos), size):
+        batch = videos[start : start + size]
+        yield from np.asarray(encode_video(np.stack(_filled(batch, size))), np.float32)[: len(batch)]
 
 
 def _told(captions: Sequence[str], encode_text: Callable, batch_size: int) -> Iterator[Example]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from dollar_jax import metrics
+from dollar_jax.config import of_machine
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate import report_format
 from dollar_jax.evaluate.measure import Column
@@ -18,7 +19,6 @@ from dollar_jax.evaluate.report_text import plain
 from dollar_jax.reading import inside, read_json
 
 SEEDS = ("seed", "teacher.path")  # fields in which seeds of one experiment may differ: each may have its own teacher
-MACHINE = ("mesh", "remat", "attention", "offload")  # fields that do not change the result
 
 
 class Run(NamedTuple):
@@ -28,7 +28,7 @@ class Run(NamedTuple):
       variant: name of its variant.
       workdir: folder of the run.
       report: content of report.json.
-      fields: fields of the config by dotted name, without those in `MACHINE`.
+      fields: fields of the config by dotted name, without those in `config.MACHINE`.
     """
 
     variant: str
@@ -78,9 +78,9 @@ def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> Non
 def _read(variant: str, workdir: Path) -> Run:
     report, config = (_read_json(workdir, name) for name in ("report/report.json", "config.json"))
     report_format.check(report, workdir / "report" / "report.json")
-    config = {name: value for name, value in config.items() if name not in MACHINE}
     leaves = jax.tree.leaves_with_path(config, is_leaf=lambda value: isinstance(value, list))
-    return Run(variant, workdir, report, {jax.tree_util.keystr(p, simple=True, separator="."): v for p, v in leaves})
+    fields = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
+    return Run(variant, workdir, report, {name: value for name, value in fields.items() if not of_machine(name)})
 
 
 def _read_json(workdir: Path, name: str) -> dict:

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from dollar_jax.card import Card
 from dollar_jax.checkpoint import bring, read_card, save_params, write_card
 from dollar_jax.data.dataset import open_dataset, write_dataset
+from dollar_jax.data.encoding import caption_batch, encode_captions
 from dollar_jax.data.encoding import encode as encode_examples
-from dollar_jax.data.encoding import encode_captions
 from dollar_jax.data.pipeline import in_order
 from dollar_jax.data.prompts import count_prompts, stream_prompts
 from dollar_jax.data.text import load_tokenizer, write_word_tokenizer
@@ -29,9 +29,9 @@ from dollar_jax.files import write_atomically
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size, load
 from dollar_jax.progress import counted
+from dollar_jax.sharding import batch_shares
 from dollar_jax.stages.common import DONE, PROMPTS, piece_of, prompts_alone, video_source
 
-BATCH_SIZE = 32
 PIECE = 8192  # prompts; a stopped run loses the work on one piece at most
 
 
@@ -41,9 +41,9 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     The networks are those of the teacher at `config.teacher.path`; without it, the VAE of this run and a random text
     encoder for the words in the captions.
     """
-    del mesh  # the current one: all devices share every batch
+    shares = batch_shares(mesh)  # all devices share every batch
     if prompts_alone(config):
-        _encode_prompts(config, workdir / PROMPTS)
+        _encode_prompts(config, workdir / PROMPTS, caption_batch(shares))
         return
     folder = workdir / "encoded"
     if (folder / "data").exists():
@@ -59,7 +59,8 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     card = at_size({"role": "vae"} | card, config.video.to_dict())
     write_card(folder, card)
     model = load(folder, parts=("vae", "text_encoder"))
-    examples = encode_examples(in_order(source), model.encode_video, model.encode_text, BATCH_SIZE)
+    size = config.data.get("encode_batch_size", 1) * shares
+    examples = encode_examples(in_order(source), model.encode_video, model.encode_text, size)
     if is_main():
         write_dataset(folder / "data", counted(examples, "encode", "video", len(source)), config.video.to_dict())
     else:
@@ -67,7 +68,7 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     multihost_utils.sync_global_devices("encoded")
 
 
-def _encode_prompts(config: ConfigDict, folder: Path) -> None:
+def _encode_prompts(config: ConfigDict, folder: Path, batch_size: int) -> None:
     """Writes the text embeddings of the prompts in a file, each piece as a dataset of its own.
 
     Raises:
@@ -89,7 +90,7 @@ def _encode_prompts(config: ConfigDict, folder: Path) -> None:
             if open_dataset(place).info.get("captions") != digest:
                 raise UserError(f"{file} has changed since {place} was encoded from it: take another --workdir")
             continue
-        examples = encode_captions(captions, model.encode_text, BATCH_SIZE)
+        examples = encode_captions(captions, model.encode_text, batch_size)
         if is_main():
             write_dataset(place, examples, {"captions": digest})
             encoded += len(captions)

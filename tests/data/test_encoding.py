@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from dollar_jax.data.encoding import encode, from_columns, to_columns
+from dollar_jax.data.encoding import caption_batch, encode, from_columns, to_columns
 from dollar_jax.types import Condition
 
 
@@ -49,10 +49,12 @@ def test_the_name_of_a_file_stays():
 
 
 def test_networks_see_one_batch_size():
+    """Captions come in larger batches than videos, which need more memory."""
     networks = Networks()
-    list(encode(examples(7), networks.encode_video, networks.encode_text, 3))
-    assert networks.videos == [(3, 5, 2, 2, 3)] * 3
-    assert networks.captions == [3, 3, 3]
+    list(encode(examples(40), networks.encode_video, networks.encode_text, 3))
+    assert networks.videos == [(3, 5, 2, 2, 3)] * 14
+    assert networks.captions == [33, 33]
+    assert [caption_batch(unit) for unit in (1, 8, 12, 32, 40)] == [32, 32, 36, 32, 40]
 
 
 def test_videos_and_images_are_not_mixed():
