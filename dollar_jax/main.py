@@ -58,8 +58,8 @@ def main() -> None:
             raise SystemExit(_STOP_STATUS.value) from None
         except UserError:
             # Nothing is trained yet: the workdir is released, so that it takes the corrected config.
-            made = [*workdir.glob("*/checkpoints/*"), *workdir.glob("encoded/data"), *workdir.glob("encoded_prompts/*")]
-            if distributed.is_main() and not made:
+            made = "*/checkpoints/*", "encoded/data*", "encoded_prompts/*"
+            if distributed.is_main() and not any(list(workdir.glob(pattern)) for pattern in made):
                 (workdir / "config.json").unlink()
             raise
 

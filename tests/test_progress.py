@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dollar_jax import progress
-from dollar_jax.progress import counted
+from dollar_jax.progress import Progress, counted
 
 
 @pytest.fixture
@@ -27,6 +27,14 @@ def test_a_log_gets_a_line_every_half_minute(capsys):
 def test_a_short_task_is_quiet(capsys):
     assert list(counted([1, 2, 3], "encode", "video", 3)) == [1, 2, 3]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("clock")
+def test_items_of_several_iterables_are_counted_together(capsys):
+    """The time that is left does not depend on those that were done before."""
+    both = Progress("encode", "video", 1200, done=1000)
+    assert [*both.over("ab"), *both.over("cd")] == list("abcd")
+    assert capsys.readouterr().err == "encode: 1,003 of 1,200 videos, 33 min left\n"
 
 
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):

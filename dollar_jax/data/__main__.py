@@ -9,15 +9,16 @@ file, in the folder --videos. Videos are mp4, mov, webm, mkv, avi, gif, mpg, ts,
 png, jpg, webp and bmp images become videos of one frame. The first --frames frames of each video
 at --fps are kept, scaled to cover --height x --width and cropped around the middle. With
 --encode, the teacher's VAE and text encoder turn them into latents and text embeddings. The names
-of the files are kept: config.data.held_out chooses by them what training never reads.
+of the files are kept: config.data.held_out chooses by them what training never reads. A command
+that was stopped goes on from OUT.unfinished, whose pieces have 1,024 files each.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from tqdm import tqdm
 
 from dollar_jax.cli import required, run
 from dollar_jax.errors import UserError
@@ -52,17 +53,18 @@ def main() -> None:
     from dollar_jax.data.clips import open_clips, read_captions
 
     records = read_captions(_CAPTIONS.value, _VIDEOS.value)
+    source = open_clips(records, _VIDEOS.value, size, _SKIP_BAD.value)
 
-    from dollar_jax.data.dataset import write_dataset  # takes seconds to import, so wrong input is refused first
+    # These take seconds to import, so wrong input is refused first.
+    from dollar_jax.data.pieces import open_pieces, write_pieces
     from dollar_jax.data.pipeline import in_order
 
-    examples = in_order(open_clips(records, _VIDEOS.value, size, _SKIP_BAD.value))
+    info = size | {"encoded_by": _TEACHER.value} if _ENCODE.value else size
     with _mesh() if _ENCODE.value else nullcontext():
-        if _ENCODE.value:
-            examples = _encode(examples)
-        # disable=None: no progress bar without a terminal, where it would fill the log.
-        progress = tqdm(examples, desc="videos", total=len(records), unit="video", disable=None, dynamic_ncols=True)
-        count = write_dataset(out, progress, size | {"encoded_by": _TEACHER.value} if _ENCODE.value else size)
+        make, networks = _encoding() if _ENCODE.value else (in_order, "")
+        clips = [part.origin(index) for part in source.parts for index in range(len(part))]
+        pieces = open_pieces(out, source, [f"{clip} {info} {networks}" for clip in clips])
+        count = write_pieces(out, pieces, make, info, "data")
     print(f"{out}: {count} of {len(records)} files written")
 
 
@@ -84,14 +86,22 @@ def _mesh():
     return jax.set_mesh(make_mesh(ConfigDict({"data": 1, "fsdp": -1, "context": 1})))
 
 
-def _encode(examples):
+def _encoding() -> tuple[Callable, str]:
+    """The function that encodes some rows of a source, and the digests of its networks."""
     import jax
 
+    from dollar_jax.checkpoint import digest
     from dollar_jax.data.encoding import encode
+    from dollar_jax.data.pipeline import in_order
     from dollar_jax.pipeline import load
 
-    model = load(_TEACHER.value, parts=("vae", "text_encoder"))
-    return encode(examples, model.encode_video, model.encode_text, _BATCH_SIZE.value * jax.device_count())
+    parts, size = ("vae", "text_encoder"), _BATCH_SIZE.value * jax.device_count()
+    model = load(_TEACHER.value, parts=parts)
+
+    def make(rows):
+        return encode(in_order(rows), model.encode_video, model.encode_text, size)
+
+    return make, " ".join(digest(_TEACHER.value, model.card[part]) for part in parts)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,11 @@ class Clips:
     def __len__(self) -> int:
         return len(self._records)
 
+    def origin(self, index: int) -> str:
+        """What an example is made from: the name and the bytes of its file, and its caption."""
+        file, caption = self._records[index]
+        return f"{file} {file.stat().st_size} {caption}"
+
     def __getitem__(self, index: int) -> Example | None:
         file, caption = self._records[index]
         try:

@@ -60,12 +60,12 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
     """
     import tensorflow_datasets as tfds
 
-    blocks = _blocks(examples)
+    blocks = in_blocks(examples)
     with new_folder(folder) as temporary:
         begin = next(blocks, None)
         if begin is None:
             raise UserError(f"{folder}: nothing to write")
-        first, size = begin[0], sum(map(_bytes, begin)) / len(begin)
+        first, size = begin[0], sum(map(bytes_of, begin)) / len(begin)
         identity = tfds.core.dataset_info.DatasetIdentity(
             name=NAME, version=tfds.core.Version(VERSION), data_dir=str(temporary), module_name=__name__
         )
@@ -253,12 +253,12 @@ def _writing(folder: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{folder} cannot be written: {str(error).partition('; writing')[0]}") from error
 
 
-def _blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def in_blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
     """Groups examples into blocks of about `BLOCK_BYTES`, because each call of TFDS's writer is slow."""
     block, size = [], 0
     for example in examples:
         block.append(example)
-        size += _bytes(example)
+        size += bytes_of(example)
         if size >= BLOCK_BYTES:
             yield block
             block, size = [], 0
@@ -266,7 +266,8 @@ def _blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield block
 
 
-def _bytes(example: Example) -> int:
+def bytes_of(example: Example) -> int:
+    """Bytes of the values of an example, before compression."""
     return sum(len(value.encode()) if isinstance(value, str) else value.nbytes for value in example.values())
 
 

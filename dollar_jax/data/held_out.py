@@ -4,9 +4,10 @@ The name of a file decides, not its place: when files are added to the data, tho
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
-from dollar_jax.data.dataset import Dataset, Example, Source
+from dollar_jax.data.dataset import Dataset
+from dollar_jax.data.pipeline import Rows
 from dollar_jax.errors import UserError
 
 LEAST = 2  # held-out videos: one to fit metrics to, one to measure
@@ -47,19 +48,6 @@ def split(dataset: Dataset, share: float, files: Collection[str], place: str) ->
             )
         for chosen, wanted in zip(parts, (False, True), strict=True):
             if rows := [row for row, held in enumerate(out) if held == wanted]:
-                chosen.append(_Rows(part, rows))
+                chosen.append(Rows(part, rows))
     training, held_out = (Dataset(chosen, dataset.info) for chosen in parts)
     return training, held_out
-
-
-class _Rows:
-    """The examples of a source at these indices."""
-
-    def __init__(self, source: Source, rows: Sequence[int]):
-        self._source, self._rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Example | None:
-        return self._source[self._rows[index]]

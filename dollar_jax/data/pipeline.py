@@ -37,7 +37,7 @@ def batches(
     if batch_size % shares:
         raise UserError(f"batch_size {batch_size} does not divide over the {shares} processes that read data")
     rows = slice(share * batch_size // shares, (share + 1) * batch_size // shares)
-    parts = _parts(source)
+    parts = parts_of(source)
     kinds = []
     for part in parts:
         if len(part) < batch_size:
@@ -55,9 +55,23 @@ def _read(source: Source, rows: slice, indices: np.ndarray) -> dict[str, Any]:
 
 def in_order(source: Source) -> Iterator[Example]:
     """All examples once, read ahead by threads; examples that are None are left out."""
-    for part in _parts(source):
+    for part in parts_of(source):
         yield from grain.MapDataset.source(part).to_iter_dataset(EXAMPLES_AHEAD)
 
 
-def _parts(source: Source) -> Sequence[Source]:
+class Rows:
+    """The examples of a source at these indices."""
+
+    def __init__(self, source: Source, rows: Sequence[int]):
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example | None:
+        return self._source[self._rows[index]]
+
+
+def parts_of(source: Source) -> Sequence[Source]:
+    """The parts of a dataset, or the source itself."""
     return source.parts if isinstance(source, Dataset) else [source]

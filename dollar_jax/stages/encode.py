@@ -1,6 +1,7 @@
 """Encodes the videos and captions once, into `workdir/encoded`: training runs neither VAE nor text encoder.
 
-Prompts alone go to `workdir/encoded_prompts`, in pieces: a run that is stopped goes on with the piece that it was at.
+Prompts alone go to `workdir/encoded_prompts`. Both are written in pieces: a run that is stopped goes on with the piece
+that it was at.
 """
 
 import hashlib
@@ -8,6 +9,7 @@ import itertools
 import json
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,11 +18,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dollar_jax.card import Card
-from dollar_jax.checkpoint import bring, read_card, save_params, write_card
-from dollar_jax.data.dataset import open_dataset, write_dataset
+from dollar_jax.checkpoint import bring, digest, read_card, save_params, write_card
+from dollar_jax.data.dataset import Example, open_dataset, write_dataset
 from dollar_jax.data.encoding import caption_batch, encode_captions
 from dollar_jax.data.encoding import encode as encode_examples
-from dollar_jax.data.pipeline import in_order
+from dollar_jax.data.pieces import open_pieces, origin_of, write_pieces
+from dollar_jax.data.pipeline import Rows, in_order
 from dollar_jax.data.prompts import count_prompts, stream_prompts
 from dollar_jax.data.text import load_tokenizer, write_word_tokenizer
 from dollar_jax.distributed import is_main
@@ -28,7 +31,6 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size, load
-from dollar_jax.progress import counted
 from dollar_jax.sharding import batch_shares
 from dollar_jax.stages.common import DONE, PROMPTS, piece_of, prompts_alone, video_source
 
@@ -51,6 +53,8 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     source = video_source(config)
     if "latents" in source[0]:  # already encoded by `python -m dollar_jax.data --encode`
         return
+    pieces = open_pieces(folder / "data", source, [_origin(config, workdir)] * len(source))
+    multihost_utils.sync_global_devices("pieces")  # every process has looked before one writes
     if config.teacher.path:
         card = bring(read_card(config.teacher.path), config.teacher.path, folder)
     else:
@@ -60,12 +64,22 @@ def encode(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     write_card(folder, card)
     model = load(folder, parts=("vae", "text_encoder"))
     size = config.data.get("encode_batch_size", 1) * shares
-    examples = encode_examples(in_order(source), model.encode_video, model.encode_text, size)
-    if is_main():
-        write_dataset(folder / "data", counted(examples, "encode", "video", len(source)), config.video.to_dict())
-    else:
-        deque(examples, maxlen=0)  # the devices of this process are needed for the encoding
+
+    def make(rows: Rows) -> Iterator[Example]:
+        return encode_examples(in_order(rows), model.encode_video, model.encode_text, size)
+
+    write_pieces(folder / "data", pieces, make, config.video.to_dict(), "encode", writes=is_main())
     multihost_utils.sync_global_devices("encoded")
+
+
+def _origin(config: ConfigDict, workdir: Path) -> str:
+    """What the encoded videos are made from, beside the config: the dataset and the networks at their paths."""
+    place, parts = config.teacher.path, ("vae", "text_encoder")
+    if not place:
+        place, parts = workdir / "vae", ("vae",)
+    card = read_card(place)
+    dataset = origin_of(config.data.path) if config.data.path else ""
+    return " ".join([dataset, *(digest(place, card[part]) for part in parts)])
 
 
 def _encode_prompts(config: ConfigDict, folder: Path, batch_size: int) -> None:
@@ -85,14 +99,14 @@ def _encode_prompts(config: ConfigDict, folder: Path, batch_size: int) -> None:
     begun, encoded = time.monotonic(), 0
     for number in range(pieces):
         captions, place = list(itertools.islice(prompts, PIECE)), piece_of(folder, number)
-        digest = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+        told = hashlib.sha256("\n".join(captions).encode()).hexdigest()
         if number in there:
-            if open_dataset(place).info.get("captions") != digest:
+            if open_dataset(place).info.get("captions") != told:
                 raise UserError(f"{file} has changed since {place} was encoded from it: take another --workdir")
             continue
         examples = encode_captions(captions, model.encode_text, batch_size)
         if is_main():
-            write_dataset(place, examples, {"captions": digest})
+            write_dataset(place, examples, {"captions": told})
             encoded += len(captions)
             done = min((number + 1) * PIECE, total)
             left = (time.monotonic() - begun) / encoded * (total - done) / 60

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ROOT, program, run
+from commands import ROOT, program, refused, run
 from PIL import Image
 
 from dollar_jax.data.dataset import open_dataset
@@ -83,6 +83,24 @@ def test_faults_are_one_line_and_leave_nothing(folder, tmp_path, changes, fault)
     assert fault in done.stderr
     assert done.stderr.count("\n") == 1
     assert not os.listdir(tmp_path)
+
+
+def test_a_command_that_was_stopped_goes_on(folder, tmp_path):
+    """Images are in another piece than the 12 videos: one that cannot be decoded does not end the work on these."""
+    lines = (folder / "captions.jsonl").read_text()
+    (tmp_path / "captions.jsonl").write_text(lines + '\n{"file": "bomb.png", "caption": "none"}')
+    flags = ["data", f"--videos={folder}", f"--captions={tmp_path}/captions.jsonl", f"--out={tmp_path}/data", *SIZES]
+    done = run(flags)
+    assert done.returncode == 2
+    assert "bomb.png: cannot be decoded" in done.stderr
+    assert "--skip_bad" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["captions.jsonl", "data.unfinished"]
+    refused(run([*flags, "--fps=9"]), "data.unfinished was begun from other videos, captions or settings", "remove it")
+    done = run([*flags, "--skip_bad"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"data: 12 of 13 videos were there already\n{tmp_path}/data: 12 of 13 files written\n"
+    assert open_dataset(tmp_path / "data").files == [f"{index}.mp4" for index in range(12)]
+    assert sorted(os.listdir(tmp_path)) == ["captions.jsonl", "data"]
 
 
 def test_a_folder_that_exists_is_left_alone(folder, tmp_path):
