@@ -100,25 +100,24 @@ def write_pieces(
     Raises:
       UserError: the disk has too little space, the folder cannot be written, or there are no examples.
     """
+    missing = [piece for piece in pieces if not piece.there]
+    if not writes:
+        for piece in missing:
+            deque(make(piece.rows), maxlen=0)
+        return 0
     unfinished = _unfinished(folder)
-    if writes:
-        try:
-            unfinished.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error}") from error
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}") from error
     total = sum(len(piece.rows) for piece in pieces)
     done = sum(len(piece.rows) for piece in pieces if piece.there)
-    if done and writes:
+    if done:
         print(f"{task}: {done:,} of {total:,} videos were there already", flush=True)
     progress = Progress(task, "video", total, done)
-    missing = [piece for piece in pieces if not piece.there]
     try:
         for number, piece in enumerate(missing):
-            examples = progress.over(make(piece.rows))
-            if not writes:
-                deque(examples, maxlen=0)
-                continue
-            blocks = in_blocks(examples)
+            blocks = in_blocks(progress.over(make(piece.rows)))
             if (block := next(blocks, None)) is None:
                 continue  # all were left out
             left = sum(len(other.rows) for other in missing[number + 1 :] if other.part == piece.part)
@@ -128,10 +127,9 @@ def write_pieces(
             used = sum(file.stat().st_size for file in piece.place.iterdir())
             require_space(unfinished, int(used / len(piece.rows) * left))
     finally:
-        if writes:
-            with suppress(OSError):
-                unfinished.rmdir()  # if it is empty
-    return _join([piece.place for piece in pieces if piece.place.exists()], Path(folder)) if writes else 0
+        with suppress(OSError):
+            unfinished.rmdir()  # if it is empty
+    return _join([piece.place for piece in pieces if piece.place.exists()], Path(folder))
 
 
 def _unfinished(folder: str | os.PathLike) -> Path:
