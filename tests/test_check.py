@@ -113,12 +113,6 @@ def test_a_guard_counts_where_it_guards():
     refused(config, "student vsd_cd_lrm: generator.guard.metric=-fid")
 
 
-def test_a_students_own_changes_are_looked_at():
-    config = shapes.get_config()
-    config.students.vsd_cd_lrm.generator.save_every = 0
-    refused(config, r"student vsd_cd_lrm: generator.save_every: 0")
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -139,6 +133,12 @@ def test_fields_that_do_not_fit_each_other_are_refused_before_the_teacher_is_tra
     config = shapes.get_config()
     config.students.vsd_cd_lrm = ConfigDict({"start_from": "vsd_cd", **changes}, convert_dict=True)
     refused(config, f"student vsd_cd_lrm: .*{words}")
+
+
+def test_a_students_own_changes_are_looked_at():
+    config = shapes.get_config()
+    config.students.vsd_cd_lrm.generator.save_every = 0
+    refused(config, r"student vsd_cd_lrm: generator.save_every: 0")
 
 
 def test_the_papers_recipe_asks_for_data():

@@ -212,21 +212,6 @@ def test_a_flow_map_is_trained_and_sampled_in_any_number_of_steps(workdir, tmp_p
     assert "delta_expand" not in work.resident["fake_score"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"lora": {"rank": 2}}, "set lora.rank=0"),
-        ({"generator": {"matched_times": "trajectory"}}, "take segment or all"),
-    ],
-)
-def test_a_flow_map_that_cannot_be_trained_is_refused(workdir, tmp_path, changes, words):
-    borrow(workdir, tmp_path)
-    config = flow_map_config()
-    config.update(changes)
-    with pytest.raises(UserError, match=words):
-        run(config, tmp_path, ("distill",))
-
-
 def test_a_flow_map_is_no_teacher(workdir):
     card = checkpoint.read_card(workdir / "teacher")
     card["transformer"]["config"]["gate_value"] = 0.25
