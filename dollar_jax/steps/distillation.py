@@ -40,6 +40,8 @@ from dollar_jax.steps.common import make_optimizer
 from dollar_jax.steps.reward import PromptMeans, Replay, RewardStatistics
 from dollar_jax.types import Condition, Key, Latent, Leaf, Params, PerExample, Times, Video
 
+TUNING = "latent_reward"  # the objective that has its own step if reward.step is separate
+
 
 @struct.dataclass
 class DollarState:
@@ -137,6 +139,11 @@ class Distillation:
         return group_of(self.objectives)
 
     @property
+    def separate(self) -> bool:
+        """Whether an iteration has a second update of the student, on the latent reward alone (Alg. 1, line 19)."""
+        return self.config.reward.step == "separate" and any(one.name == TUNING for one in self.objectives)
+
+    @property
     def student_prediction_type(self) -> PredictionType:
         """Prediction type of the student: the teacher's (homogeneous) or x0 (heterogeneous)."""
         return "x0" if self.config.generator.heterogeneous else self.prediction_type
@@ -144,7 +151,7 @@ class Distillation:
     def optimizer(self, name: str) -> optax.GradientTransformation:
         """AdamW of 'generator', 'fake_score' or 'reward', for the number of its updates in the run."""
         updates = {
-            "generator": 2 if self.config.reward.step == "separate" else 1,
+            "generator": 2 if self.separate else 1,
             "fake_score": self.config.fake_score.updates,
             "reward": 1,
         }

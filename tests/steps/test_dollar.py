@@ -243,6 +243,45 @@ def test_only_one_objective_takes_the_step_of_its_own():
     assert {name for name in metrics if name.startswith("loss/")} == {"loss/latent_reward"}
 
 
+def custom_reward(context):
+    """A loss by the latent reward model that is not `latent_reward`."""
+    return -context.reward_model(context.generated, context.condition), {}
+
+
+custom_reward.needs = ("reward_model",)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "names"),
+    [
+        ({}, ["generator", "fake_score", "reward", "finetune"]),
+        ({"latent_reward": 0.0}, ["generator", "fake_score"]),
+        ({"latent_reward": 0.0, "test_dollar:custom_reward": 1.0}, ["generator", "fake_score", "reward"]),
+    ],
+)
+def test_a_step_of_the_latent_reward_alone_is_there_only_with_it(objectives, names):
+    """The learning rate of the student then falls half as fast for each of its updates, which are twice as many."""
+    this = setup(objectives)
+    this.config.reward.step = "separate"
+    this.config.generator.optimizer.decay_from = 0.0
+    found = parts(this)
+    assert [part.name for part in found] == names
+    updates = 2 if "finetune" in names else 1
+    assert rates(this, "generator", 10 * updates)[-2:] == pytest.approx(
+        [1e-4 * (1 + np.cos(np.pi * (1 - 1 / (10 * updates)))) / 2, 0], abs=1e-9
+    )
+
+
+def rates(this, name, updates):
+    """The learning rate of each update, and of the one after them: AdamW's steps with a gradient that stays the same."""
+    optimizer, params, sizes = this.optimizer(name), {"x": jnp.zeros(())}, []
+    state = optimizer.init(params)
+    for _ in range(updates + 1):
+        change, state = optimizer.update({"x": jnp.ones(())}, state, params)
+        sizes.append(-float(change["x"]))
+    return sizes
+
+
 @pytest.mark.parametrize(("objective", "options"), [("refl", {}), ("draft", {"steps": 1}), ("draft", {"steps": 4})])
 def test_pixel_rewards_reach_the_student_through_the_decoder(objective, options):
     """The reward of the decoded videos rises along the step, which neither decoder nor reward changes."""
