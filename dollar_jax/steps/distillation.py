@@ -150,12 +150,13 @@ class Distillation:
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
         """AdamW of 'generator', 'fake_score' or 'reward', for the number of its updates in the run."""
+        iterations, reward = self.config.generator.iterations, self.config.reward
         updates = {
-            "generator": 2 if self.separate else 1,
-            "fake_score": self.config.fake_score.updates,
-            "reward": 1,
+            "generator": iterations * (2 if self.separate else 1),
+            "fake_score": iterations * self.config.fake_score.updates,
+            "reward": reward.pretrain + (iterations if reward.concurrent else 0),
         }
-        return make_optimizer(self.config[name].optimizer, self.config.generator.iterations * updates[name])
+        return make_optimizer(self.config[name].optimizer, updates[name])
 
     def own_optimizer(self, objective: Objective) -> optax.GradientTransformation:
         """AdamW of an objective's own network; by default with the settings of the fake score's."""

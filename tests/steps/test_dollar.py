@@ -272,8 +272,19 @@ def test_a_step_of_the_latent_reward_alone_is_there_only_with_it(objectives, nam
     )
 
 
+@pytest.mark.parametrize(("pretrain", "concurrent", "updates"), [(0, True, 10), (5, True, 15), (5, False, 5)])
+def test_the_reward_models_rate_falls_over_all_its_updates(pretrain, concurrent, updates):
+    """Those before the student's first update count."""
+    this = setup()
+    this.config.reward.update({"pretrain": pretrain, "concurrent": concurrent})
+    this.config.reward.optimizer.decay_from = 0.0
+    fallen = [1e-3 * (1 + np.cos(np.pi * share)) / 2 for share in (0, 1 - 1 / updates, 1)]
+    found = rates(this, "reward", updates)
+    assert [found[0], *found[-2:]] == pytest.approx(fallen, abs=1e-8)
+
+
 def rates(this, name, updates):
-    """The learning rate of each update, and of the one after them: AdamW's steps with a gradient that stays the same."""
+    """The learning rate of each update, and of the one after: AdamW's steps with a gradient that stays the same."""
     optimizer, params, sizes = this.optimizer(name), {"x": jnp.zeros(())}, []
     state = optimizer.init(params)
     for _ in range(updates + 1):
