@@ -316,12 +316,13 @@ class Distillation:
 
         keys = part["keys"]
         sample = self.generate(student, part, fold(keys, 0))
+        average = jax.device_put(state.ema, jax.memory.Space.Device)  # `offload` keeps it in the host's memory
         return Context(
             schedule=self.schedule,
             student=self.denoiser(student),
             differentiable_student=self.denoiser(lax.stop_gradient(student), network=self.forward_mode),
             start=self.denoiser(self.whole(frozen["start"], frozen), "start") if "start" in frozen else None,
-            ema=self.denoiser(self.whole(state.ema, frozen), "ema"),
+            ema=self.denoiser(self.whole(average, frozen), "ema"),
             teacher=partial(network, "teacher", frozen["teacher"]),
             fake_score=network("fake_score", self.whole(state.fake_score, frozen)),
             features=partial(self.features, self.whole(state.fake_score, frozen)),

@@ -11,11 +11,13 @@ from dollar_jax import diffusion
 from dollar_jax.config import set_named
 from dollar_jax.errors import UserError
 from dollar_jax.sampling import fold, normal, path_of, solve
+from dollar_jax.sharding import make_mesh
 from dollar_jax.steps import dollar
 from dollar_jax.steps.common import example_keys
 from dollar_jax.steps.distillation import Distillation
-from dollar_jax.steps.iteration import parts
+from dollar_jax.steps.iteration import compiled, parts
 from dollar_jax.steps.reward import MEMORY, RewardStatistics, make_reward_step
+from dollar_jax.train import initialize
 
 TEACHER = toy.TRANSFORMER.init(jax.random.key(5))
 FROZEN = {"teacher": TEACHER, "negative": toy.condition(1, 3, 2), "empty": toy.condition(1, 3, 2)}
@@ -229,6 +231,21 @@ def test_only_a_simulated_chain_of_few_steps_is_shared(change):
     this.config.fake_score.updates_per_rollout = 2
     with pytest.raises(UserError, match="updates_per_rollout=2 needs generator"):
         parts(this)
+
+
+def test_what_is_kept_in_the_hosts_memory_changes_nothing():
+    """Adam's moments, and the average, which is also a target, in every piece of a batch."""
+    this = setup({"consistency": {"target": "ema"}}, accumulate=2)
+    mesh = make_mesh(this.config.mesh, jax.devices()[:1])
+    ends = []
+    for offload in (False, True):
+        state = initialize(this.init, mesh, TEACHER, jax.random.key(0), offload=offload)
+        assert state.ema["mix"].sharding.memory_kind == ("pinned_host" if offload else "device")
+        for part in compiled(parts(this), state, mesh):
+            if part.name in ("generator", "fake_score"):
+                state, _ = part.step(state, FROZEN, toy.batch(), jax.random.key(1))
+        ends.append(jax.device_get(state))
+    assert same(*map(vars, ends))
 
 
 def alone(objective, **options):
