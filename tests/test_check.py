@@ -146,6 +146,32 @@ def test_a_teacher_and_data_of_ones_own(tmp_path):
     refused(config, "3 examples are too few: an iteration takes 48")
 
 
+def test_a_reward_must_take_the_images_of_the_data(tmp_path):
+    """A replay does not, nor one that compares frames; without images they do."""
+    config = shapes.get_config()
+    config.stages, config.report.metrics = ("vae", "encode", "teacher", "distill"), named(vendi={})
+    config.data.held_out, config.generator.guard.metric = 0.0, ""
+    sizes = {"frames": 9, "height": 32, "width": 32, "fps": 8.0}
+    for name, lengths in {"videos": (9,), "both": (9, 1)}.items():
+        examples = [
+            {"video": np.zeros((length, 32, 32, 3), np.uint8), "caption": CAPTIONS[0]}
+            for length in lengths
+            for _ in range(48)
+        ]
+        write_dataset(tmp_path / name, iter(examples), sizes)
+    config.data.path = str(tmp_path / "both")
+    run(config)
+    for field, value, words in (
+        ("replay", 16, r"student vsd_cd_lrm: reward\.replay=16 keeps videos of one length, and the data have images"),
+        ("name", "dollar_jax.rewards.motion:motion_smoothness", "vsd_cd_lrm: leave images out .*at least 3 frames"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.reward[field] = value
+        refused(changed, words)
+        changed.data.path = str(tmp_path / "videos")
+        run(changed)
+
+
 def test_what_is_measured_beside_the_training_is_said(tmp_path, capsys):
     """Of a dataset whose videos are held out in part, nothing is."""
     config = shapes.get_config()
