@@ -64,6 +64,7 @@ def test_the_config_of_the_shapes_world_passes():
         ("fake_score.updates", 0, "the config: fake_score.updates: 0"),
         ("fake_score.updates_per_rollout", 3, "updates_per_rollout=3 does not divide fake_score.updates=2"),
         ("reward.step", "never", "the config: reward.step: 'never'"),
+        ("dtype", "float16", "the config: dtype: 'float16' is not one of"),  # its gradients vanish
         ("remat", "some", "the config: remat: 'some' is not one of .*nothing_saveable"),
         ("attention", "flash", "the config: attention: 'flash' is not one of .*splash"),
         ("teacher.prediction_type", "noise", "the config: teacher.prediction_type: 'noise'"),
