@@ -146,7 +146,7 @@ def _check_metrics(config: ConfigDict, guards: Mapping[str, ConfigDict]) -> None
 
 
 def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge], images: bool) -> None:
-    """Checks times and reward of a student. Students may share a reward: it is constructed once, it may be large.
+    """Checks times, form and reward of a student. Students may share a reward: it is constructed once, it may be large.
 
     Args:
       images: whether it learns from images beside videos, for which a reward is tried.
@@ -156,7 +156,14 @@ def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge], ima
     else:
         schedule = config.teacher.get("schedule", ConfigDict()).to_dict()
     make_schedule(**student_schedule(config, schedule)).require(config.generator.times, f"{place}: generator.times")
-    needs = needs_of(used(config.generator))
+    generator, needs = config.generator, needs_of(used(config.generator))
+    if generator.flow_map and generator.heterogeneous:
+        raise UserError(f"{place}: a flow map that predicts x0 has no velocity where b = 0: set heterogeneous=False")
+    if generator.guidance and generator.rollout == "simulate":
+        raise UserError(
+            f"{place}: generator.guidance={generator.guidance:g} guides samples, but not the simulated rollout: set it"
+            " to 0, or rollout=data"
+        )
     scored = images and bool(needs & {"reward_model", "pixel_reward"})
     if scored and config.reward.replay:
         raise UserError(

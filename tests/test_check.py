@@ -58,6 +58,7 @@ def test_the_config_of_the_shapes_world_passes():
         ("generator.sampler", "euler", "the config: generator.sampler: 'euler' is not one of"),
         ("generator.rollout", "guess", "the config: generator.rollout: 'guess'"),
         ("generator.matched_times", "some", "the config: generator.matched_times: 'some'"),
+        ("generator.guidance", 1.5, "student vsd_cd: generator.guidance=1.5 guides samples, but not the simulated"),
         ("generator.times", (249, 5000), "generator.times: 5000 is no time of the schedule, above -1 and up to 999"),
         ("generator.times", (), "the config: generator.times"),
         ("generator.times", (999, 999), "the config: generator.times"),
@@ -118,6 +119,13 @@ def test_a_students_own_changes_are_looked_at():
     config = shapes.get_config()
     config.students.vsd_cd_lrm.generator.save_every = 0
     refused(config, r"student vsd_cd_lrm: generator.save_every: 0")
+
+
+def test_a_flow_map_does_not_predict_x0():
+    """At the clean time, where the derivative may be taken, eps would be divided by 0."""
+    config = shapes.get_config()
+    config.generator.flow_map = config.generator.heterogeneous = True
+    refused(config, "a flow map that predicts x0 has no velocity where b = 0: set heterogeneous=False")
 
 
 def test_the_papers_recipe_asks_for_data():
