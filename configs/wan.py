@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from configs import dollar
 from dollar_jax.config import optimizer
-from dollar_jax.diffusion import flow_schedule
+from dollar_jax.diffusion import flow_schedule, shifted
 
 # Shift 5: SF, FastGen, LightX2V. `stretched` are the times that diffusers' Euler can be made to follow, so that stock
 # WanPipeline samples the student: .625, .833, .9373 and 1. For a deterministic student: sampler=ddim, spacing=unipc.
@@ -56,6 +56,8 @@ def get_config(size: str = "") -> ConfigDict:
     config.fake_score = ConfigDict({"updates": 5, "updates_per_rollout": 1, "optimizer": adamw(4e-7)})
     score, consistency = (generator.objectives[name] for name in ("variational_score", "consistency"))
     score.guidance = 3.0  # SF; LightX2V 2, FastGen and rCM 4
+    # SF, LightX2V: noise levels .02 to .98 after the shift; rCM has no bounds.
+    score.low, score.high = (shifted(level, 1 / SCHEDULE["shift"]) for level in (0.02, 0.98))
     # CD is of the paper; rCM balances another form of it. Wan's own guidance scale is 5.
     consistency.guidance = 4.0
     # As in configs/dollar.py, 7 pieces of a batch of 56 (64 is not divisible by 7: 8 pieces).

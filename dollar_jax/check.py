@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -45,10 +46,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     sizes = [stage.batch_size for stage in trained]
     if "distill" in config.stages:
         sizes += [_drawn(student) for student in students.values()]
+    images = False
     if prompts_alone(config):
         _check_prompts(config, students if "distill" in config.stages else {}, max(sizes, default=1))
     else:
-        _check_videos(config, max(sizes, default=1))
+        images = _check_videos(config, max(sizes, default=1))
     watched = "distill" in config.stages and config.held_out.videos_per_caption
     if watched or "report" in config.stages:
         tuned = {place: student for place, student in students.items() if watched and _rewarded(student)}
@@ -60,7 +62,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     if {"distill", "report"} & set(config.stages):
         judges = {}
         for place, student in students.items():
-            _check_student(student, place, judges)
+            _check_student(student, place, judges, images and "distill" in config.stages)
 
 
 def _check_ranges(config: ConfigDict, place: str) -> None:
@@ -128,7 +130,8 @@ def _check_prompts(config: ConfigDict, students: Mapping[str, ConfigDict], batch
         raise UserError(f"{file} has {there} prompts, too few: an iteration takes {batch_size}")
 
 
-def _check_videos(config: ConfigDict, batch_size: int) -> None:
+def _check_videos(config: ConfigDict, batch_size: int) -> bool:
+    """Whether the data have images beside videos. Raises UserError if there are no data, or too few."""
     if not config.data.path and "clips" not in config.data:
         raise UserError("there is no data: set --config.data.path=FOLDER to a dataset of python -m dollar_jax.data")
     source = video_source(config)
@@ -137,6 +140,7 @@ def _check_videos(config: ConfigDict, batch_size: int) -> None:
         raise UserError(
             f"{least} examples are too few: an iteration takes {batch_size}; give more data or smaller batches"
         )
+    return len(parts) > 1
 
 
 def _check_metrics(config: ConfigDict, guards: Mapping[str, ConfigDict]) -> None:
@@ -168,18 +172,45 @@ def _check_metrics(config: ConfigDict, guards: Mapping[str, ConfigDict]) -> None
             )
 
 
-def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge]) -> None:
-    """Checks times and reward of a student. Students may share a reward: it is constructed once, it may be large."""
+def _check_student(config: ConfigDict, place: str, judges: dict[str, Judge], images: bool) -> None:
+    """Checks times, form and reward of a student. Students may share a reward: it is constructed once, it may be large.
+
+    Args:
+      images: whether it learns from images beside videos, for which a reward is tried.
+    """
     if config.teacher.path:
         schedule = read_card(config.teacher.path).get("schedule", {})
     else:
         schedule = config.teacher.get("schedule", ConfigDict()).to_dict()
     make_schedule(**student_schedule(config, schedule)).require(config.generator.times, f"{place}: generator.times")
-    needs = needs_of(used(config.generator))
+    generator, needs = config.generator, needs_of(used(config.generator))
+    if generator.flow_map and generator.heterogeneous:
+        raise UserError(f"{place}: a flow map that predicts x0 has no velocity where b = 0: set heterogeneous=False")
+    if generator.guidance and generator.rollout == "simulate":
+        raise UserError(
+            f"{place}: generator.guidance={generator.guidance:g} guides samples, but not the simulated rollout: set it"
+            " to 0, or rollout=data"
+        )
+    scored = images and bool(needs & {"reward_model", "pixel_reward"})
+    if scored and config.reward.replay:
+        raise UserError(
+            f"{place}: reward.replay={config.reward.replay} keeps videos of one length, and the data have images too:"
+            " set it to 0, or leave the images out"
+        )
     if needs & REWARDED or "report" in config.stages:
-        reward = str([config.reward[field] for field in ("name", *DEFAULTS)])
+        reward = str([scored, *(config.reward[field] for field in ("name", *DEFAULTS))])
         if reward not in judges:
             judges[reward] = Judge(config.reward)
+            if scored:
+                _try_image(judges[reward], config, place)
             judges[reward].stop()
         if "pixel_reward" in needs:
             judges[reward].require_gradient()
+
+
+def _try_image(judge: Judge, config: ConfigDict, place: str) -> None:
+    """Raises UserError if the reward does not take a video of one frame."""
+    try:
+        judge(np.zeros((1, 1, config.video.height, config.video.width, 3), np.uint8), config.show_captions[:1])
+    except UserError as error:
+        raise UserError(f"{place}: leave images out of the data, or take another reward: {error}") from error

@@ -111,9 +111,7 @@ SCHEMA = _fields(
         items={"type": "string"},
         minItems=1,
     ),
-    dtype=_choice(
-        "Dtype of computation in networks; trained parameters are float32.", "float32", "bfloat16", "float16"
-    ),
+    dtype=_choice("Dtype of computation in networks; trained parameters are float32.", "float32", "bfloat16"),
     remat=_choice("Which activations a block keeps for its gradient; the others are computed again.", *REMAT),
     attention=_choice("Kernel of attention; '' takes the one for the backend.", "", *KERNELS),
     offload=_flag("Whether the average and Adam's moments are kept in the host's memory."),

@@ -58,12 +58,14 @@ def test_the_config_of_the_shapes_world_passes():
         ("generator.sampler", "euler", "the config: generator.sampler: 'euler' is not one of"),
         ("generator.rollout", "guess", "the config: generator.rollout: 'guess'"),
         ("generator.matched_times", "some", "the config: generator.matched_times: 'some'"),
+        ("generator.guidance", 1.5, "student vsd_cd: generator.guidance=1.5 guides samples, but not the simulated"),
         ("generator.times", (249, 5000), "generator.times: 5000 is no time of the schedule, above -1 and up to 999"),
         ("generator.times", (), "the config: generator.times"),
         ("generator.times", (999, 999), "the config: generator.times"),
         ("fake_score.updates", 0, "the config: fake_score.updates: 0"),
         ("fake_score.updates_per_rollout", 3, "updates_per_rollout=3 does not divide fake_score.updates=2"),
         ("reward.step", "never", "the config: reward.step: 'never'"),
+        ("dtype", "float16", "the config: dtype: 'float16' is not one of"),  # its gradients vanish
         ("remat", "some", "the config: remat: 'some' is not one of .*nothing_saveable"),
         ("attention", "flash", "the config: attention: 'flash' is not one of .*splash"),
         ("teacher.prediction_type", "noise", "the config: teacher.prediction_type: 'noise'"),
@@ -141,6 +143,13 @@ def test_a_students_own_changes_are_looked_at():
     refused(config, r"student vsd_cd_lrm: generator.save_every: 0")
 
 
+def test_a_flow_map_does_not_predict_x0():
+    """At the clean time, where the derivative may be taken, eps would be divided by 0."""
+    config = shapes.get_config()
+    config.generator.flow_map = config.generator.heterogeneous = True
+    refused(config, "a flow map that predicts x0 has no velocity where b = 0: set heterogeneous=False")
+
+
 def test_the_papers_recipe_asks_for_data():
     config = dollar.get_config()
     refused(config, r"there is no data: set --config.data.path")
@@ -166,6 +175,32 @@ def test_a_teacher_and_data_of_ones_own(tmp_path):
     refused(config, "data was written without the names of its files")
     config.data.held_out = 0.0
     refused(config, "3 examples are too few: an iteration takes 48")
+
+
+def test_a_reward_must_take_the_images_of_the_data(tmp_path):
+    """A replay does not, nor one that compares frames; without images they do."""
+    config = shapes.get_config()
+    config.stages, config.report.metrics = ("vae", "encode", "teacher", "distill"), named(vendi={})
+    config.data.held_out, config.generator.guard.metric = 0.0, ""
+    sizes = {"frames": 9, "height": 32, "width": 32, "fps": 8.0}
+    for name, lengths in {"videos": (9,), "both": (9, 1)}.items():
+        examples = [
+            {"video": np.zeros((length, 32, 32, 3), np.uint8), "caption": CAPTIONS[0]}
+            for length in lengths
+            for _ in range(48)
+        ]
+        write_dataset(tmp_path / name, iter(examples), sizes)
+    config.data.path = str(tmp_path / "both")
+    run(config)
+    for field, value, words in (
+        ("replay", 16, r"student vsd_cd_lrm: reward\.replay=16 keeps videos of one length, and the data have images"),
+        ("name", "dollar_jax.rewards.motion:motion_smoothness", "vsd_cd_lrm: leave images out .*at least 3 frames"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.reward[field] = value
+        refused(changed, words)
+        changed.data.path = str(tmp_path / "videos")
+        run(changed)
 
 
 def test_what_is_measured_beside_the_training_is_said(tmp_path, capsys):

@@ -101,7 +101,12 @@ def test_wans_recipe():
         generator = student_config(config, name).generator
         np.testing.assert_allclose(generator.times, [625, 2500 / 3, 937.5, 1000], atol=0.5)
         assert (generator.optimizer.learning_rate, generator.batch_size) == (2e-6, 64)
-        assert student_schedule(student_config(config, name), {"kind": "flow", "shift": 3.0})["shift"] == 5
+        fields = student_schedule(student_config(config, name), {"kind": "flow", "shift": 3.0})
+        schedule = diffusion.make_schedule(**fields)
+        assert schedule.shift == 5
+        score = generator.objectives.variational_score  # at .02 to .98 of the noise, as in Self-Forcing
+        times = schedule.times[round(1000 * score.low) : round(1000 * score.high)]
+        np.testing.assert_allclose([times[0], times[-1]], [20, 980], atol=5)  # of this distance are the first times
     with pytest.raises(UserError, match=r"generator\.schedule does not fit the teacher's"):
         student_schedule(config, {"kind": "ddpm"})
     quarter = importlib.import_module("configs.wan").get_config("quarter").video

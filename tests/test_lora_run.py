@@ -147,6 +147,25 @@ def test_a_student_starts_from_an_earlier_one(student, work):
     assert equal(later, {"student": first["ema"], "ema": first["ema"], "fake_score": first["fake_score"]})
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora": {"rank": 4}}, r"student has lora\.rank 2, this one 4: give both the same"),
+        ({"lora": {"rank": 0}}, r"student has lora\.rank 2, this one 0"),
+        ({"lora": {"alpha": 1.0}}, r"student has lora\.alpha 5\.0, this one 1\.0"),
+        ({"generator": {"heterogeneous": True}}, "student has prediction_type v, this one x0"),
+    ],
+)
+def test_a_student_starts_only_from_one_of_its_form(student, work, tmp_path, changes, words):
+    """Else its parameters would mean something else."""
+    workdir = tmp_path / "W"
+    shutil.copytree(student.parent, workdir, ignore=shutil.ignore_patterns("later"))
+    config = make_config(work)
+    config.students.later = {"start_from": "student", **changes}
+    with pytest.raises(UserError, match=words):
+        run(config, workdir)
+
+
 def test_another_base_or_another_form_is_refused(student, work, tmp_path):
     copy = tmp_path / "W"
     shutil.copytree(work / "W", copy)

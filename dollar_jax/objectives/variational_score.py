@@ -52,7 +52,8 @@ def variational_score(
       guidance: w of the real score, the teacher; the fake score has no guidance.
       normalize: whether to normalise the gradient, see `normalized`.
       low, high: fractions of all training times; the time is uniform in `matched_times` between them, see
-        `sampling.draw_times`.
+        `sampling.draw_times`. They come before the shift of a flow, S: noise levels are S(low) to S(high). Bounds of
+        the levels themselves, as in Self-Forcing, are given through its inverse, as in `configs/wan.py`.
       decoupled: whether guidance is a term of its own, w (x0_caption - x0_negative), with its own noise and a time up
         to that of the student's input: it then sharpens only what the student still has to decide (decoupled DMD, arXiv
         2511.22677). It is meant for `generator.matched_times` "all".

@@ -38,7 +38,14 @@ from dollar_jax.stages.common import (
     real_clips,
 )
 from dollar_jax.stages.held_out import make_measure
-from dollar_jax.stages.student import flow_map_part, student_card, student_config, student_schedule, teacher_folder
+from dollar_jax.stages.student import (
+    flow_map_part,
+    require_same_form,
+    student_card,
+    student_config,
+    student_schedule,
+    teacher_folder,
+)
 from dollar_jax.steps.distillation import Distillation, DollarState
 from dollar_jax.steps.dollar import split_batch
 from dollar_jax.steps.iteration import PROPOSALS, Part, batches_drawn, compiled, describe, due, parts
@@ -155,7 +162,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     state = initialize(setup.init, mesh, teacher, jax.random.fold_in(key, 0), offload=config.offload)
     if start := config.students[name].start_from:
-        state = _start_from(workdir / start, state)
+        state = _start_from(workdir / start, state, card)
     if "start" in needs:
         frozen["start"] = jax.tree.map(jnp.copy, state.student)  # the state's own arrays are donated
     # The frozen copy is stored in the dtype of the computation, which saves a cast at every use.
@@ -264,9 +271,11 @@ def merged(metrics: dict, new: dict) -> dict:
     return metrics | new
 
 
-def _start_from(folder: Path, state: DollarState) -> DollarState:
-    """The state with student, average and fake score from the folder of another student."""
-    part = read_card(folder)["transformer"]
+def _start_from(folder: Path, state: DollarState, card: Card) -> DollarState:
+    """The state, of the student with this card, with student, average and fake score from another student's folder."""
+    theirs = read_card(folder)
+    require_same_form(folder, theirs, card)
+    part = theirs["transformer"]
     student = load_stored(folder, part | {"item": "ema"})
     fake_score = load_stored(folder, part | {"item": "fake_score", "config": without_targets(part["config"])})
     place_like = partial(jax.tree.map, lambda old, new: jax.device_put(jnp.array(new), old.sharding))

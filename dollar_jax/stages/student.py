@@ -97,6 +97,31 @@ def flow_map_part(transformer: Card) -> Card:
     return transformer | {"config": told_of_targets(transformer["config"])}
 
 
+def require_same_form(folder: Path, theirs: Card, card: Card) -> None:
+    """Raises UserError if the student in `folder` (its card) has parameters that mean something else than those of the
+    student with the other card, which starts from it.
+    """
+    for (name, there), here in zip(_form(theirs).items(), _form(card).values(), strict=True):
+        if there != here:
+            raise UserError(
+                f"start_from: the student in {folder} has {name} {there}, this one {here}: give both the same, or start"
+                " from another student"
+            )
+
+
+def _form(card: Card) -> dict[str, Any]:
+    """What the meaning of a student's parameters depends on, by the names of messages."""
+    part = card["transformer"]
+    adapter = part.get("lora", {})
+    return {
+        "prediction_type": card["prediction_type"],
+        "flow_map": is_flow_map(part["config"]),
+        "lora.rank": adapter.get("rank", 0),
+        "lora.alpha": adapter.get("alpha", 0),
+        "a base with the digest": adapter.get("sha256", ""),
+    }
+
+
 def _adapters(options: ConfigDict, source: Path, part: Card) -> Card:
     """The field `lora` of a student's transformer whose base is the teacher in `source`; {} for full weights.
 

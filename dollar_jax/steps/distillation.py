@@ -40,6 +40,8 @@ from dollar_jax.steps.common import make_optimizer
 from dollar_jax.steps.reward import PromptMeans, Replay, RewardStatistics
 from dollar_jax.types import Condition, Key, Latent, Leaf, Params, PerExample, Times, Video
 
+TUNING = "latent_reward"  # the objective that has its own step if reward.step is separate
+
 
 @struct.dataclass
 class DollarState:
@@ -137,18 +139,24 @@ class Distillation:
         return group_of(self.objectives)
 
     @property
+    def separate(self) -> bool:
+        """Whether an iteration has a second update of the student, on the latent reward alone (Alg. 1, line 19)."""
+        return self.config.reward.step == "separate" and any(one.name == TUNING for one in self.objectives)
+
+    @property
     def student_prediction_type(self) -> PredictionType:
         """Prediction type of the student: the teacher's (homogeneous) or x0 (heterogeneous)."""
         return "x0" if self.config.generator.heterogeneous else self.prediction_type
 
     def optimizer(self, name: str) -> optax.GradientTransformation:
         """AdamW of 'generator', 'fake_score' or 'reward', for the number of its updates in the run."""
+        iterations, reward = self.config.generator.iterations, self.config.reward
         updates = {
-            "generator": 2 if self.config.reward.step == "separate" else 1,
-            "fake_score": self.config.fake_score.updates,
-            "reward": 1,
+            "generator": iterations * (2 if self.separate else 1),
+            "fake_score": iterations * self.config.fake_score.updates,
+            "reward": reward.pretrain + (iterations if reward.concurrent else 0),
         }
-        return make_optimizer(self.config[name].optimizer, self.config.generator.iterations * updates[name])
+        return make_optimizer(self.config[name].optimizer, updates[name])
 
     def own_optimizer(self, objective: Objective) -> optax.GradientTransformation:
         """AdamW of an objective's own network; by default with the settings of the fake score's."""
@@ -308,12 +316,13 @@ class Distillation:
 
         keys = part["keys"]
         sample = self.generate(student, part, fold(keys, 0))
+        average = jax.device_put(state.ema, jax.memory.Space.Device)  # `offload` keeps it in the host's memory
         return Context(
             schedule=self.schedule,
             student=self.denoiser(student),
             differentiable_student=self.denoiser(lax.stop_gradient(student), network=self.forward_mode),
             start=self.denoiser(self.whole(frozen["start"], frozen), "start") if "start" in frozen else None,
-            ema=self.denoiser(self.whole(state.ema, frozen), "ema"),
+            ema=self.denoiser(self.whole(average, frozen), "ema"),
             teacher=partial(network, "teacher", frozen["teacher"]),
             fake_score=network("fake_score", self.whole(state.fake_score, frozen)),
             features=partial(self.features, self.whole(state.fake_score, frozen)),

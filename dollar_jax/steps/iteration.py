@@ -20,11 +20,10 @@ from ml_collections import ConfigDict
 from dollar_jax.errors import UserError
 from dollar_jax.sharding import batch_sharding, compile_step
 from dollar_jax.steps import dollar
-from dollar_jax.steps.distillation import Distillation, DollarState, own_name
+from dollar_jax.steps.distillation import TUNING, Distillation, DollarState, own_name
 from dollar_jax.steps.reward import make_reward_step
 from dollar_jax.types import Key
 
-TUNING = "latent_reward"  # the objective that has its own step if reward.step is separate
 REWARD = "reward"  # the part that trains the latent reward model
 PROPOSALS = 2  # number of the key stream of every `Part.propose`
 
@@ -68,8 +67,8 @@ class Part:
 def parts(setup: Distillation) -> list[Part]:
     """The parts of an iteration in their order, not compiled."""
     config, needs = setup.config, setup.needs
-    learns, separate = "reward_model" in needs, config.reward.step == "separate"
-    names = [objective.name for objective in setup.objectives if not (separate and objective.name == TUNING)]
+    learns = "reward_model" in needs
+    names = [objective.name for objective in setup.objectives if not (setup.separate and objective.name == TUNING)]
     found = [
         Part(
             "generator",
@@ -89,7 +88,7 @@ def parts(setup: Distillation) -> list[Part]:
     if learns and (config.reward.concurrent or config.reward.pretrain):
         step = make_reward_step(setup.reward_network, setup.optimizer("reward"), setup.videos)
         found.append(Part(REWARD, step, stream=PROPOSALS, batch="few", propose=dollar.make_proposal(setup)))
-    if learns and separate:
+    if setup.separate:
         found.append(Part("finetune", dollar.make_generator_step(setup, [TUNING]), stream=1))
     return found
 

@@ -11,11 +11,13 @@ from dollar_jax import diffusion
 from dollar_jax.config import set_named
 from dollar_jax.errors import UserError
 from dollar_jax.sampling import fold, normal, path_of, solve
+from dollar_jax.sharding import make_mesh
 from dollar_jax.steps import dollar
 from dollar_jax.steps.common import example_keys
 from dollar_jax.steps.distillation import Distillation
-from dollar_jax.steps.iteration import parts
+from dollar_jax.steps.iteration import compiled, parts
 from dollar_jax.steps.reward import MEMORY, RewardStatistics, make_reward_step
+from dollar_jax.train import initialize
 
 TEACHER = toy.TRANSFORMER.init(jax.random.key(5))
 FROZEN = {"teacher": TEACHER, "negative": toy.condition(1, 3, 2), "empty": toy.condition(1, 3, 2)}
@@ -231,6 +233,21 @@ def test_only_a_simulated_chain_of_few_steps_is_shared(change):
         parts(this)
 
 
+def test_what_is_kept_in_the_hosts_memory_changes_nothing():
+    """Adam's moments, and the average, which is also a target, in every piece of a batch."""
+    this = setup({"consistency": {"target": "ema"}}, accumulate=2)
+    mesh = make_mesh(this.config.mesh, jax.devices()[:1])
+    ends = []
+    for offload in (False, True):
+        state = initialize(this.init, mesh, TEACHER, jax.random.key(0), offload=offload)
+        assert state.ema["mix"].sharding.memory_kind == ("pinned_host" if offload else "device")
+        for part in compiled(parts(this), state, mesh):
+            if part.name in ("generator", "fake_score"):
+                state, _ = part.step(state, FROZEN, toy.batch(), jax.random.key(1))
+        ends.append(jax.device_get(state))
+    assert same(*map(vars, ends))
+
+
 def alone(objective, **options):
     objectives = {"variational_score": 0.0, "consistency": 0.0, "latent_reward": 0.0}
     return setup(objectives | {objective: {"weight": 1.0, **options}})
@@ -241,6 +258,56 @@ def test_only_one_objective_takes_the_step_of_its_own():
     state = this.init(TEACHER, jax.random.key(0))
     _, metrics = dollar.make_generator_step(this, ["latent_reward"])(state, FROZEN, toy.batch(), jax.random.key(1))
     assert {name for name in metrics if name.startswith("loss/")} == {"loss/latent_reward"}
+
+
+def custom_reward(context):
+    """A loss by the latent reward model that is not `latent_reward`."""
+    return -context.reward_model(context.generated, context.condition), {}
+
+
+custom_reward.needs = ("reward_model",)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "names"),
+    [
+        ({}, ["generator", "fake_score", "reward", "finetune"]),
+        ({"latent_reward": 0.0}, ["generator", "fake_score"]),
+        ({"latent_reward": 0.0, "test_dollar:custom_reward": 1.0}, ["generator", "fake_score", "reward"]),
+    ],
+)
+def test_a_step_of_the_latent_reward_alone_is_there_only_with_it(objectives, names):
+    """The learning rate of the student then falls half as fast for each of its updates, which are twice as many."""
+    this = setup(objectives)
+    this.config.reward.step = "separate"
+    this.config.generator.optimizer.decay_from = 0.0
+    found = parts(this)
+    assert [part.name for part in found] == names
+    updates = 2 if "finetune" in names else 1
+    assert rates(this, "generator", 10 * updates)[-2:] == pytest.approx(
+        [1e-4 * (1 + np.cos(np.pi * (1 - 1 / (10 * updates)))) / 2, 0], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize(("pretrain", "concurrent", "updates"), [(0, True, 10), (5, True, 15), (5, False, 5)])
+def test_the_reward_models_rate_falls_over_all_its_updates(pretrain, concurrent, updates):
+    """Those before the student's first update count."""
+    this = setup()
+    this.config.reward.update({"pretrain": pretrain, "concurrent": concurrent})
+    this.config.reward.optimizer.decay_from = 0.0
+    fallen = [1e-3 * (1 + np.cos(np.pi * share)) / 2 for share in (0, 1 - 1 / updates, 1)]
+    found = rates(this, "reward", updates)
+    assert [found[0], *found[-2:]] == pytest.approx(fallen, abs=1e-8)
+
+
+def rates(this, name, updates):
+    """The learning rate of each update, and of the one after: AdamW's steps with a gradient that stays the same."""
+    optimizer, params, sizes = this.optimizer(name), {"x": jnp.zeros(())}, []
+    state = optimizer.init(params)
+    for _ in range(updates + 1):
+        change, state = optimizer.update({"x": jnp.ones(())}, state, params)
+        sizes.append(-float(change["x"]))
+    return sizes
 
 
 @pytest.mark.parametrize(("objective", "options"), [("refl", {}), ("draft", {"steps": 1}), ("draft", {"steps": 4})])
