@@ -1,6 +1,6 @@
 """Samples teacher and students from the same prompts and noise, measures them, and writes `workdir/report`.
 
-Each model is kept when it is measured, so that a report that was stopped goes on with the next one.
+Each model is kept when it is measured and timed, so that a report that was stopped goes on with the next one.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -28,11 +29,12 @@ from dollar_jax.distributed import is_main
 from dollar_jax.evaluate.measure import Clips
 from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_rows import DATA, DECODED, REWARD, SECONDS, TEACHER
-from dollar_jax.evaluate.timing import Sampling, time_in_turns
+from dollar_jax.evaluate.timing import Sampling, time_warm
 from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline, at_size, draw_noise, load, padded_rows
 from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
+from dollar_jax.sharding import evenly
 from dollar_jax.stages.common import (
     HELD_OUT,
     encode_clips,
@@ -52,7 +54,7 @@ VARIETY = 5  # videos of one prompt on the page, as in Fig. 4 and 18
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Writes the report with the metrics of `config.report.metrics`, if `report.json` is not there yet."""
     del mesh  # the current one: all devices share every batch
-    folder, settings = workdir / "report", config.report
+    folder, settings, size = workdir / "report", config.report, evenly(config.report.batch_size)
     if (folder / "report.json").exists():
         return
     measures = report_metrics(config)
@@ -82,23 +84,27 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         )
         rows = [row(DATA, frames, latents, words)]
         if "video" in real[0]:  # frames of encoded clips have been through the VAE
-            rows.append(row(DECODED, in_blocks(teacher.decode, settings.batch_size, latents), latents, words))
+            rows.append(row(DECODED, in_blocks(teacher.decode, size, latents), latents, words))
     else:
         measure, rows = measures.fit(None), []
     clips = {}
-    told, x_t, row_keys = padded_rows((condition, noise, keys), 0, settings.batch_size)
-    inputs = told, negative, x_t, row_keys
-    timed = {name: entry.diffusion(*inputs) for name, entry in entries.items()}
-    seconds = time_in_turns(timed, settings.batch_size, settings.repeats)
+    told, x_t, row_keys = padded_rows((condition, noise, keys), 0, size)
     spread = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
     siblings = range(1, min(VARIETY, settings.videos_per_caption))  # of the first video of the first prompt
     shown = np.array([*spread, *siblings])
 
     def measured(name: str, entry: Sampling) -> tuple[dict, np.ndarray]:
         options = {"steps": entry.steps, "guidance": entry.guidance, "negative": negative}
-        made = entry.pipeline.videos(condition, noise, keys, batch_size=settings.batch_size, **options)
-        latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
-        return row(name, frames, latents, captions), frames[shown]
+        made = entry.pipeline.videos(condition, noise, keys, batch_size=size, **options)
+        videos = counted(chain.from_iterable(zip(*batch, strict=True) for batch in made), name, "video", len(captions))
+        latents, frames = (np.stack(part) for part in zip(*videos, strict=True))
+        # The program is the one that has just made the videos.
+        seconds = time_warm(entry.diffusion(told, negative, x_t, row_keys), size, settings.repeats)
+        values = row(name, frames, latents, captions) | {
+            "diffusion_seconds_per_video": seconds.median,
+            "diffusion_seconds_per_video_std": seconds.std,
+        }
+        return values, frames[shown]
 
     kept = folder / f".measured-{_identity(config, workdir)}"
     for number, (name, entry) in enumerate(counted(entries.items(), "report", "model", len(entries))):
@@ -109,8 +115,6 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
                 "objectives": sorted(entry.pipeline.card.get("objectives", {})),
                 "steps": entry.steps,
                 "calls": entry.calls,
-                "diffusion_seconds_per_video": seconds[name].median,
-                "diffusion_seconds_per_video_std": seconds[name].std,
             }
         )
     if not is_main():
