@@ -273,7 +273,7 @@ SCHEMA = _fields(
         ),
         teacher_guidance=_list("More rows of the teacher: its guidance w.", items={"type": "number", "minimum": 0}),
         clips=_size("Number of prompts whose videos are on the page."),
-        batch_size=_size("Videos sampled at a time."),
-        repeats=_size("Repeats of each timing."),
+        batch_size=_size("Videos sampled at a time, rounded up to a multiple of the devices that share a batch."),
+        repeats=_size("Repeats of each timing, if they fit into a minute."),
     ),
 )

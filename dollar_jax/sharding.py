@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from dollar_jax.errors import UserError
@@ -51,9 +51,24 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def batch_shares(mesh: Mesh) -> int:
+def local_mesh() -> Mesh:
+    """The mesh of this process's devices, which share batches and parameters."""
+    return make_mesh(ConfigDict({"data": 1, "fsdp": -1, "context": 1}), jax.local_devices())
+
+
+def batch_shares(mesh: Mesh | AbstractMesh) -> int:
     """Number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def evenly(size: int) -> int:
+    """The smallest batch of at least `size` examples that the devices of the current mesh can share; elsewhere `size`.
+
+    A batch that does not divide over them is made by each device as a whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shares = 1 if mesh.empty else batch_shares(mesh)
+    return math.ceil(size / shares) * shares
 
 
 def check_batch(size: int, mesh: Mesh, pieces: int = 1, group: int = 1) -> None:

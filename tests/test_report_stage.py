@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from configs import shapes
 from dollar_jax import checkpoint
 from dollar_jax.config import named
+from dollar_jax.evaluate.timing import Timing
+from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages import report as stage
@@ -94,6 +96,25 @@ def test_the_teacher_makes_videos_of_the_runs_size(config, tmp_path):
             assert entry.pipeline.card["latent_shape"] == [4, 3, 4, 4], name
 
 
+def test_networks_compute_as_in_training(config, tmp_path, monkeypatch):
+    """In the config's dtype and with its attention, not in float32, for which GPUs have no fast attention."""
+    asked = []
+
+    def transformer(**options) -> Network:
+        asked.append(options)
+        return toy_pipeline.transformer(**options)
+
+    monkeypatch.setattr(toy_pipeline, "recorded", transformer, raising=False)
+    for folder in (tmp_path / "from_elsewhere", tmp_path / "student"):
+        card = checkpoint.read_card(folder)
+        own = card["transformer"] | {"architecture": "toy_pipeline:recorded"}
+        checkpoint.write_card(folder, card | {"transformer": own})
+    config.update({"dtype": "bfloat16", "attention": "xla"})
+    entries_of(config, tmp_path)
+    assert asked
+    assert all((given["dtype"], given["attention"]) == ("bfloat16", "xla") for given in asked)
+
+
 def test_networks_are_in_memory_once(config, tmp_path):
     """A text encoder is larger than the rest of a model, and is not needed once prompts are encoded."""
     entries = entries_of(config, tmp_path)
@@ -104,13 +125,13 @@ def test_networks_are_in_memory_once(config, tmp_path):
 
 
 def test_a_report_that_was_stopped_goes_on(config, tmp_path, monkeypatch):
-    """Models that were measured are not sampled again."""
+    """Models that were measured are not sampled or timed again."""
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     config.data = ConfigDict({"path": "", "prompts": str(tmp_path / "prompts.txt")})
     config.report.update({"captions": 2, "videos_per_caption": 2, "clips": 2, "repeats": 1, "batch_size": 4})
     config.report.update({"fewer_steps": (2,), "teacher_samplers": (), "teacher_guidance": (2.5,)})
     config.report.metrics = named(vendi={})
-    sampled, sample = [], Pipeline.videos
+    sampled, seconds, sample = [], [], Pipeline.videos
 
     def videos(model, *inputs, steps, guidance, **options):
         if len(sampled) == stop:
@@ -118,26 +139,35 @@ def test_a_report_that_was_stopped_goes_on(config, tmp_path, monkeypatch):
         sampled.append((steps, guidance))
         return sample(model, *inputs, steps=steps, guidance=guidance, **options)
 
+    def time_warm(call, videos, repeats):
+        assert (call().shape[0], videos, repeats) == (4, 4, 1)
+        return Timing(float(len(sampled)), 0.0, 0.5)
+
     def report():
         sampled.clear()
+        seconds.clear()
         stage.report(config, tmp_path, make_mesh(config.mesh, jax.devices()[:1]))
         rows = json.loads((tmp_path / "report/report.json").read_text())["rows"]
         (tmp_path / "report/report.json").unlink()
-        return [{key: row[key] for key in row if not key.startswith("diffusion_seconds")} for row in rows]
+        seconds.extend(row.pop("diffusion_seconds_per_video") for row in rows)
+        return rows
 
     def clips():
         return {path: path.read_bytes() for path in (tmp_path / "report/clips").rglob("*") if path.is_file()}
 
     monkeypatch.setattr(Pipeline, "videos", videos)
+    monkeypatch.setattr(stage, "time_warm", time_warm)
     stop = None
     whole, shown = report(), clips()
     assert sampled == [(50, 0.0), (4, 0.0), (50, 2.5), (4, 0.0), (2, 0.0)]
+    assert seconds == [1, 2, 3, 4, 5]
     stop = 4
     with pytest.raises(KeyboardInterrupt):
         report()
     stop = None
     assert report() == whole
     assert sampled == [(2, 0.0)]
+    assert seconds == [1, 2, 3, 4, 1]
     assert clips() == shown
     assert not list((tmp_path / "report").glob(".measured*"))
 

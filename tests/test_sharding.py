@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import one_iteration
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -121,6 +121,12 @@ def test_a_batch_that_does_not_divide():
         sharding.check_batch(20, mesh_of(2, 4, 2))
     with pytest.raises(UserError, match="and accumulate = 3: give a multiple of 24"):
         sharding.check_batch(32, mesh_of(2, 4, 2), pieces=3)
+
+
+def test_a_batch_for_all_devices():
+    assert sharding.evenly(4) == 4
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 4, 2), sharding.AXES)):
+        assert [sharding.evenly(size) for size in (1, 4, 8, 9)] == [8, 8, 8, 16]
 
 
 def test_parameters_and_what_follows_them_are_split():

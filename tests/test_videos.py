@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import toy_pipeline
 
+from dollar_jax import pipeline
 from dollar_jax.pipeline import draw_noise
 from dollar_jax.videos import Sample, draw, noise_of
 
@@ -38,6 +39,24 @@ def test_batches_change_nothing(model, wanted):
     assert list(samples) == SAMPLES
     np.testing.assert_allclose(latents, wanted[0], atol=1e-5)
     assert np.abs(np.stack(frames).astype(int) - wanted[1]).max() <= 1
+
+
+def test_a_batch_is_large_enough_for_all_devices(model, wanted, monkeypatch):
+    """In threes for four devices: each batch has four rows, the last one a repeated row for each that is missing."""
+    sizes, sample = [], model.sampler
+
+    def sampler(params, noise, *rest):
+        sizes.append(len(noise))
+        return sample(params, noise, *rest)
+
+    monkeypatch.setitem(vars(model), "sampler", sampler)
+    monkeypatch.setattr(pipeline, "evenly", lambda size: -(-size // 4) * 4)
+    noise, keys = noise_of(model.card, 7, SAMPLES)
+    condition = model.encode_text([sample.caption for sample in SAMPLES])
+    made = list(model.videos(condition, noise, keys, batch_size=3))
+    assert sizes == [4, 4]
+    assert [len(frames) for _, frames in made] == [4, 2]
+    np.testing.assert_allclose(np.concatenate([latents for latents, _ in made]), wanted[0], atol=1e-5)
 
 
 def test_fewer_are_drawn_alike(model, wanted):

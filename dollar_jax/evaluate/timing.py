@@ -5,11 +5,12 @@ student looks faster than its network calls allow (Tab. 4 of the paper).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dollar_jax.pipeline import Latents, Pipeline, draw_noise
 from dollar_jax.sampling import Guidance
@@ -35,10 +36,29 @@ def time_in_turns(calls: Mapping[str, Callable[[], object]], videos: int, repeat
     seconds = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
-            begun = time.perf_counter()
-            jax.block_until_ready(call())
-            seconds[name].append((time.perf_counter() - begun) / videos)
-    return {name: Timing(*(float(of(times)) for of in (np.median, np.mean, np.std))) for name, times in seconds.items()}
+            seconds[name].append(_seconds(call))
+    return {name: _timing(times, videos) for name, times in seconds.items()}
+
+
+def time_warm(call: Callable[[], object], videos: int, repeats: int, budget: float = 60.0) -> Timing:
+    """Times a function that has been compiled and processes `videos` videos per call.
+
+    Once, and then as often as fits into `budget` seconds, `repeats` times at most: a large teacher takes an hour.
+    """
+    first = _seconds(call)
+    more = min(repeats - 1, int(budget / max(first, 1e-9)))
+    more = int(multihost_utils.broadcast_one_to_all(np.int32(more)))  # processes that disagree would wait for ever
+    return _timing([first, *(_seconds(call) for _ in range(more))], videos)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - begun
+
+
+def _timing(seconds: Sequence[float], videos: int) -> Timing:
+    return Timing(*(float(of(np.array(seconds) / videos)) for of in (np.median, np.mean, np.std)))
 
 
 class Sampling(NamedTuple):

@@ -1,6 +1,6 @@
 """Samples teacher and students from the same prompts and noise, measures them, and writes `workdir/report`.
 
-Each model is kept when it is measured, so that a report that was stopped goes on with the next one.
+Each model is kept when it is measured and timed, so that a report that was stopped goes on with the next one.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -28,11 +29,12 @@ from dollar_jax.distributed import is_main
 from dollar_jax.evaluate.measure import Clips
 from dollar_jax.evaluate.report import write_report
 from dollar_jax.evaluate.report_rows import DATA, DECODED, REWARD, SECONDS, TEACHER
-from dollar_jax.evaluate.timing import Sampling, time_in_turns
+from dollar_jax.evaluate.timing import Sampling, time_warm
 from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline, at_size, draw_noise, load, padded_rows
 from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
+from dollar_jax.sharding import evenly
 from dollar_jax.stages.common import (
     FITTED,
     HELD_OUT,
@@ -40,6 +42,7 @@ from dollar_jax.stages.common import (
     encode_clips,
     has_clips,
     in_blocks,
+    network_options,
     prompts,
     real_clips,
     report_metrics,
@@ -53,7 +56,7 @@ VARIETY = 5  # videos of one prompt on the page, as in Fig. 4 and 18
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Writes the report with the metrics of `config.report.metrics`, if `report.json` is not there yet."""
     del mesh  # the current one: all devices share every batch
-    folder, settings = workdir / "report", config.report
+    folder, settings, size = workdir / "report", config.report, evenly(config.report.batch_size)
     if (folder / "report.json").exists():
         return
     measures = report_metrics(config)
@@ -80,7 +83,7 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         frames, latents, words = encode_clips(teacher, real, settings.batch_size)
         yield row(DATA, frames, latents, words)
         if "video" in real[0]:  # frames of encoded clips have been through the VAE
-            yield row(DECODED, in_blocks(teacher.decode, settings.batch_size, latents), latents, words)
+            yield row(DECODED, in_blocks(teacher.decode, size, latents), latents, words)
 
     if has_clips(config):
         measure = measures.fit(Clips(*encode_clips(teacher, real_clips(config, FITTED), settings.batch_size)))
@@ -88,19 +91,23 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     else:
         measure, rows = measures.fit(None), []
     clips = {}
-    told, x_t, row_keys = padded_rows((condition, noise, keys), 0, settings.batch_size)
-    inputs = told, negative, x_t, row_keys
-    timed = {name: entry.diffusion(*inputs) for name, entry in entries.items()}
-    seconds = time_in_turns(timed, settings.batch_size, settings.repeats)
+    told, x_t, row_keys = padded_rows((condition, noise, keys), 0, size)
     spread = np.linspace(0, len(captions) - 1, settings.clips).astype(int)
     siblings = range(1, min(VARIETY, settings.videos_per_caption))  # of the first video of the first prompt
     shown = np.array([*spread, *siblings])
 
     def measured(name: str, entry: Sampling) -> tuple[dict, np.ndarray]:
         options = {"steps": entry.steps, "guidance": entry.guidance, "negative": negative}
-        made = entry.pipeline.videos(condition, noise, keys, batch_size=settings.batch_size, **options)
-        latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
-        return row(name, frames, latents, captions), frames[shown]
+        made = entry.pipeline.videos(condition, noise, keys, batch_size=size, **options)
+        videos = counted(chain.from_iterable(zip(*batch, strict=True) for batch in made), name, "video", len(captions))
+        latents, frames = (np.stack(part) for part in zip(*videos, strict=True))
+        # The program is the one that has just made the videos.
+        seconds = time_warm(entry.diffusion(told, negative, x_t, row_keys), size, settings.repeats)
+        values = row(name, frames, latents, captions) | {
+            "diffusion_seconds_per_video": seconds.median,
+            "diffusion_seconds_per_video_std": seconds.std,
+        }
+        return values, frames[shown]
 
     kept = folder / f".measured-{_identity(config, workdir)}"
     for number, (name, entry) in enumerate(counted(entries.items(), "report", "model", len(entries))):
@@ -111,8 +118,6 @@ def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
                 "objectives": sorted(entry.pipeline.card.get("objectives", {})),
                 "steps": entry.steps,
                 "calls": entry.calls,
-                "diffusion_seconds_per_video": seconds[name].median,
-                "diffusion_seconds_per_video_std": seconds[name].std,
             }
         )
     if not is_main():
@@ -169,12 +174,15 @@ def _kept(file: Path, measured: Callable[[], tuple[dict, np.ndarray]]) -> tuple[
 def _teacher(config: ConfigDict, workdir: Path, captions: Sequence[str]) -> tuple[Pipeline, Condition, Condition]:
     """The teacher, for videos of the run's size, and the conditions of the captions and of its negative prompt.
 
-    It has no text encoder, which is the largest network and has done its work.
+    The text encoder, the largest network, does its work and is freed before the others are loaded. It computes in
+    float32, as for the prompts of training.
     """
-    model = load(teacher_folder(config, workdir))
-    conditions = model.encode_text(captions), model.negative
-    networks = {part: model.networks[part] for part in ("transformer", "vae")}
-    return replace(model, card=at_size(model.card, config.video.to_dict()), networks=networks), *conditions
+    folder = teacher_folder(config, workdir)
+    encoder = load(folder, ("text_encoder",))
+    conditions = encoder.encode_text(captions), encoder.negative
+    del encoder
+    model = load(folder, ("transformer", "vae"), **network_options(config))
+    return replace(model, card=at_size(model.card, config.video.to_dict())), *conditions
 
 
 def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[tuple[str, Sampling]]:
@@ -185,7 +193,7 @@ def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[t
     _, params = teacher.networks["transformer"]
     students, bases = {}, {digest(teacher_folder(config, workdir), teacher.card["transformer"]): params}
     for name in config.students:
-        model = load(workdir / name, ("transformer",), bases=bases)
+        model = load(workdir / name, ("transformer",), bases=bases, **network_options(config))
         students[name] = replace(model, networks=teacher.networks | model.networks)
     yield TEACHER, _sampling(teacher, len(teacher.card["times"]))
     first = next(iter(students))

@@ -34,6 +34,15 @@ def test_samplers_take_turns_after_a_warm_up_and_seconds_are_for_one_video(monke
     assert times["student"].median == 1
 
 
+@pytest.mark.parametrize(("seconds", "counted"), [(1, 5), (20, 4), (90, 1)])
+def test_what_takes_long_is_repeated_less(monkeypatch, seconds, counted):
+    """At most five times; at least once, and then for a minute."""
+    clock, log = Clock(monkeypatch), []
+    timed = timing.time_warm(clock.sampler(log, "teacher", [seconds] * counted), videos=2, repeats=5)
+    assert len(log) == counted
+    assert timed == timing.Timing(median=seconds / 2, mean=seconds / 2, std=0)
+
+
 def test_the_work_is_waited_for():
     # Without a barrier the call returns at once: it is launched from another thread here.
     matrix = jnp.ones((1000, 1000))
