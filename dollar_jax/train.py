@@ -125,7 +125,7 @@ def train(
             log.alarm(done - 1, words)
         return values
 
-    skips, averages = Skips(folder.name), {}
+    skips, averages, before = Skips(folder.name), {}, {}
     with (
         checkpoints.finished_on_error(),
         Logger(folder, folder.name, config.iterations, start, config.log_every) as log,
@@ -147,6 +147,9 @@ def train(
             batch = dict(next(batches))
             captions = [str(caption) for caption in batch.pop("caption")]
             state, metrics = update(state, place(batch, mesh), captions, step)
+            # At most one update is in flight: a signal or a checkpoint waits for no longer queue.
+            jax.block_until_ready(before)
+            before = metrics
             skips.add(step, metrics)
             if written := log.log(step, metrics):
                 averages = written

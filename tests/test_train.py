@@ -22,22 +22,22 @@ class State:
     ema: dict
 
 
-def loop(folder, iterations=3, show=None, measure=None, metric=""):
-    """Runs a stage that counts, and says at which updates it was."""
+def loop(folder, iterations=3, show=None, measure=None, metric="", log_every=1, update=None):
+    """Runs a stage that counts, or makes this update, and says at which updates it was."""
     source = [{"x": np.float32(i), "caption": "a cat"} for i in range(8)]
     batches = iter(grain.MapDataset.source(source).repeat().batch(2).to_iter_dataset())
     guard = ConfigDict({"metric": metric, "tolerance": 0.05, "patience": 2})
-    config = stage(iterations, 2, guard=guard, save_every=2, log_every=1, show_every=1)
+    config = stage(iterations, 2, guard=guard, save_every=2, log_every=log_every, show_every=1)
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "context": 1}), jax.devices()[:1])
     done = []
 
-    def update(state, batch, captions, number):
+    def count(state, batch, captions, number):
         done.append(number)
         return state.replace(step=state.step + 1, ema={"w": state.ema["w"] + 1}), {"loss": 1.0}
 
     with jax.set_mesh(mesh):
         state = jax.tree.map(jax.device_put, State(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}))
-        train(folder, state, update, batches, config, mesh, show, measure)
+        train(folder, state, update or count, batches, config, mesh, show, measure)
     return done
 
 
@@ -73,6 +73,23 @@ def test_what_was_stopped_at_its_last_update_is_measured_later(tmp_path):
     assert loop(tmp_path, show=show, measure=measure, metric="alignment") == []
     steps = [line["step"] for line in read(tmp_path) if "held_out/reward" in line]
     assert steps == [-1, 1, 2]
+
+
+def test_one_update_at_most_is_in_flight(tmp_path):
+    """Or a signal would wait for all that are queued."""
+    matrix, losses, waiting = jnp.eye(500), [], []
+
+    @jax.jit
+    def slow(x):
+        return jax.lax.fori_loop(0, 30, lambda _, x: x @ matrix, x).sum()
+
+    def update(state, batch, captions, number):
+        waiting.append(sum(not loss.is_ready() for loss in losses))
+        losses.append(slow(matrix))
+        return state, {"loss": losses[-1]}
+
+    loop(tmp_path, iterations=6, log_every=6, update=update)
+    assert max(waiting) <= 1
 
 
 def take(skips, start, values):
