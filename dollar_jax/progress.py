@@ -19,7 +19,8 @@ def counted(items: Iterable[Item], task: str, unit: str, total: int) -> Iterator
       total: number of items.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=task, unit=unit, total=total, dynamic_ncols=True)
+        # leave=None: below the bar of a stage it is removed at its end.
+        yield from tqdm(items, desc=task, unit=unit, total=total, dynamic_ncols=True, leave=None)
         return
     begun = said = time.monotonic()
     for done, item in enumerate(items, 1):
