@@ -1,5 +1,7 @@
 import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import flax.struct
 import grain
@@ -73,6 +75,27 @@ def test_what_was_stopped_at_its_last_update_is_measured_later(tmp_path):
     assert loop(tmp_path, show=show, measure=measure, metric="alignment") == []
     steps = [line["step"] for line in read(tmp_path) if "held_out/reward" in line]
     assert steps == [-1, 1, 2]
+
+
+@pytest.mark.parametrize(("iterations", "metric", "checkpoints"), [(3, "", 2), (20, "", 3), (20, "alignment", 4)])
+def test_a_disk_too_small_is_refused_before_the_first_update(iterations, metric, checkpoints, tmp_path, monkeypatch):
+    """Two are kept, one is being written, and of a guard there is the best; a short run has fewer."""
+    size = 12  # bytes: two weights and the step
+
+    def measure(state):
+        return {"held_out/reward": float(state.step), "held_out/alignment": 1.0}
+
+    def run():
+        return loop(tmp_path, iterations, measure=measure if metric else None, metric=metric)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=checkpoints * size - 1))
+    with pytest.raises(UserError, match=f"the disk is full: .* MB for {checkpoints} checkpoints at a time"):
+        run()
+    assert not list((tmp_path / "checkpoints").iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=checkpoints * size))
+    assert len(run()) == iterations
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    assert run() == []  # nothing is left to save
 
 
 def test_one_update_at_most_is_in_flight(tmp_path):
