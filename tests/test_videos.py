@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 import toy_pipeline
 
+from dollar_jax import pipeline
+from dollar_jax.models.network import Network
 from dollar_jax.pipeline import draw_noise
 from dollar_jax.videos import Sample, draw, noise_of
 
@@ -38,6 +40,22 @@ def test_batches_change_nothing(model, wanted):
     assert list(samples) == SAMPLES
     np.testing.assert_allclose(latents, wanted[0], atol=1e-5)
     assert np.abs(np.stack(frames).astype(int) - wanted[1]).max() <= 1
+
+
+def test_large_videos_are_decoded_one_by_one(wanted, monkeypatch):
+    """A batch of them in float32, with the decoder's activations, fills a device."""
+    seen = []
+
+    def apply(params, x, method):
+        seen.append(len(x))
+        return toy_pipeline.NETWORKS["vae"].apply(params, x, method)
+
+    model = toy_pipeline.make()
+    model.networks["vae"] = Network(None, apply), model.networks["vae"][1]
+    latents, frames = wanted
+    monkeypatch.setattr(pipeline, "SMALL", 0)
+    np.testing.assert_array_equal(model.decode(latents), frames)
+    assert set(seen) == {1}
 
 
 def test_fewer_are_drawn_alike(model, wanted):

@@ -135,7 +135,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         raise UserError(f"reward.step=separate needs an objective beside {TUNING}: give one a weight")
     check_batch(generator.batch_size, mesh, generator.accumulate, group_of(objectives))
     if "reward_model" in needs:
-        check_batch(reward.batch_size, mesh)
+        check_batch(reward.batch_size, mesh, name="reward.batch_size")
     else:
         reward.pretrain = 0
     if not needs & REWARDED or not config.held_out.videos_per_caption:
