@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
 
 from dollar_jax import card as cards
 from dollar_jax import checksums, lazy
@@ -27,7 +28,7 @@ from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.files import new_folder, write_atomically
 from dollar_jax.models import build, lora
-from dollar_jax.models.network import Network, parameter_shapes
+from dollar_jax.models.network import Network, narrowed, parameter_shapes
 from dollar_jax.reading import inside
 from dollar_jax.sharding import with_shardings
 from dollar_jax.types import Params
@@ -103,9 +104,10 @@ def load_component(
     part: Card,
     lora_scale: float = 1.0,
     bases: Mapping[str, Params] = MappingProxyType({}),
+    keep: DTypeLike | None = None,
     **options,
 ) -> tuple[Network, Params]:
-    """Loads one component of a card. Returns (network, parameters); parameters keep the dtype in which they are stored.
+    """Loads one component of a card. Returns (network, parameters).
 
     Under a mesh, each device reads only its own part of the parameters. Those of a component with `lora` are the base's
     with the adapter, see `models.lora.attach`.
@@ -115,6 +117,7 @@ def load_component(
       part: the component's entry in the card.
       lora_scale: strength of the adapter.
       bases: digest -> parameters that are in memory already, which are taken where they are the base of an adapter.
+      keep: dtype of the large matrices, see `models.network.narrowed`; None: all parameters keep that of the files.
       **options: options of the network: dtype, remat, attention.
     Raises:
       UserError: the checkpoint is missing or damaged, its shapes differ from the card, or the base of its adapter is
@@ -122,11 +125,11 @@ def load_component(
     """
     network = network_of(part, **options)
     if "lora" not in part:
-        return network, load_stored(folder, part, **options)
+        return network, load_stored(folder, part, keep, **options)
     _require_base(folder, part)
     base = bases.get(part["lora"]["sha256"])
     if base is None:
-        base = load_stored(folder, base_of(part), **options)
+        base = load_stored(folder, base_of(part), keep, **options)
     return network, lora.attach(base, load_stored(folder, part, **options), part["lora"]["alpha"], lora_scale)
 
 
@@ -139,13 +142,14 @@ def _require_base(folder: str | os.PathLike, part: Card) -> None:
         )
 
 
-def load_stored(folder: str | os.PathLike, part: Card, **options) -> Params:
+def load_stored(folder: str | os.PathLike, part: Card, keep: DTypeLike | None = None, **options) -> Params:
     """Loads the parameters of one component as they are stored: with `lora` those of the adapter alone.
 
     Arguments, errors: `load_component`.
     """
     place, stored = _stored(folder, part, **options)
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), stored)
+    wanted = wanted if keep is None else narrowed(wanted, keep)
     if not (mesh := jax.sharding.get_mesh()).empty:
         wanted = with_shardings(wanted, mesh)
     arguments = ocp.checkpoint_utils.construct_restore_args(wanted)

@@ -314,12 +314,15 @@ def load(
     tiled: bool = False,
     lora_scale: float | None = None,
     bases: Mapping[str, Params] = MappingProxyType({}),
+    **options,
 ) -> Pipeline:
     """Reads a model's folder, or one numbered checkpoint in it.
 
     Args:
       lora_scale: strength of the transformer's adapter: 0 is its base alone; None: 1, also for one without adapter.
       bases: see `checkpoint.load_component`.
+      **options: options of the transformer: dtype, remat, attention. A text encoder of this package gets the dtype too;
+        both keep their large matrices in it (`models.network.narrowed`). The VAE computes in float32.
     Raises:
       UserError: a part of the model is missing, damaged or does not fit its card; there is no adapter to scale.
     """
@@ -330,12 +333,28 @@ def load(
     if lora_scale is not None and "lora" not in card["transformer"]:
         raise UserError(f"--lora_scale={lora_scale:g}: {folder} has all weights of its own, no adapter")
     strength = 1.0 if lora_scale is None else lora_scale
-    networks = {part: checkpoint.load_component(folder, card[part], strength, bases) for part in parts}
+    networks = {}
+    for part in parts:
+        own = _options(part, card[part], options)
+        networks[part] = checkpoint.load_component(folder, card[part], strength, bases, own.get("dtype"), **own)
     _require_roles(card, networks)
     tokenizer = None
     if "text_encoder" in parts:
         tokenizer = load_tokenizer(inside(checkpoint.root(folder), card["tokenizer"]["path"]))
     return Pipeline(card, networks, tokenizer, tiled)
+
+
+def usual_dtype() -> str:
+    """The dtype for sampling: bfloat16 on GPUs and TPUs, whose fast attention needs it, float32 on CPUs."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _options(name: str, part: Card, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the transformer's options that this component takes: its role has them, see `models.roles`."""
+    if name == "transformer":
+        return dict(options)
+    takes = name == "text_encoder" and ":" not in part["architecture"] and "dtype" in options
+    return {"dtype": options["dtype"]} if takes else {}
 
 
 def _require_roles(card: Card, networks: Mapping[str, tuple[Network, Params]]) -> None:

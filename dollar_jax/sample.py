@@ -36,6 +36,12 @@ _SIZE = flags.DEFINE_string("size", None, "FRAMESxHEIGHTxWIDTH of the videos, 81
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 _NOISE = flags.DEFINE_string("noise", None, "Initial noise, a float32 .npy file [prompts * videos, f, h, w, c].")
 _SAVE_LATENTS = flags.DEFINE_bool("save_latents", False, "Write the latents beside each video.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["bfloat16", "float32"],
+    "dtype of transformer and text encoder, computation and large weights; default: bfloat16, on CPUs float32.",
+)
 _TILED = flags.DEFINE_bool("tiled", False, "Decode in overlapping tiles, which needs the memory of one tile.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Number of videos in a batch.", lower_bound=1)
 
@@ -50,7 +56,8 @@ def main() -> None:
     from dollar_jax.videos import Sample, draw, read_noise
 
     keep_programs()
-    model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value, lora_scale=_LORA_SCALE.value)
+    dtype = _DTYPE.value or pipeline.usual_dtype()
+    model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value, lora_scale=_LORA_SCALE.value, dtype=dtype)
     card = pipeline.with_solver(model.card, _SAMPLER.value, _SHIFT.value)
     if _SIZE.value:
         card = pipeline.at_size(card, card["video"] | _size(_SIZE.value))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import shapes
 from dollar_jax import checkpoint
 from dollar_jax.config import named
+from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline
 from dollar_jax.sharding import make_mesh
 from dollar_jax.stages import report as stage
@@ -82,6 +83,25 @@ def test_the_teacher_makes_videos_of_the_runs_size(config, tmp_path):
     for name, entry in entries_of(config, tmp_path).items():
         if name.startswith("teacher"):
             assert entry.pipeline.card["latent_shape"] == [4, 3, 4, 4], name
+
+
+def test_networks_compute_as_in_training(config, tmp_path, monkeypatch):
+    """In the config's dtype and with its attention, not in float32, for which GPUs have no fast attention."""
+    asked = []
+
+    def transformer(**options) -> Network:
+        asked.append(options)
+        return toy_pipeline.transformer(**options)
+
+    monkeypatch.setattr(toy_pipeline, "recorded", transformer, raising=False)
+    for folder in (tmp_path / "from_elsewhere", tmp_path / "student"):
+        card = checkpoint.read_card(folder)
+        own = card["transformer"] | {"architecture": "toy_pipeline:recorded"}
+        checkpoint.write_card(folder, card | {"transformer": own})
+    config.update({"dtype": "bfloat16", "attention": "xla"})
+    entries_of(config, tmp_path)
+    assert asked
+    assert all((given["dtype"], given["attention"]) == ("bfloat16", "xla") for given in asked)
 
 
 def test_networks_are_in_memory_once(config, tmp_path):

@@ -7,10 +7,13 @@ from operator import getitem
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dollar_jax.errors import UserError
 from dollar_jax.models.linear import SCALE, Linear
+from dollar_jax.sharding import STACKED
 from dollar_jax.types import Key, Params
 
 
@@ -85,6 +88,21 @@ def _at(tree: Params, path: str) -> Params:
 def parameter_shapes(network: Network) -> Params:
     """The network's parameters as ShapeDtypeStructs. Nothing runs, so that the devices need not exist (planning)."""
     return jax.eval_shape(lambda: network.init(jax.random.key(0)))
+
+
+def narrowed(shapes: Params, dtype: DTypeLike) -> Params:
+    """ShapeDtypeStructs with the large matrices in `dtype`, where that is smaller: stacks of kernels, and embeddings.
+
+    A network that computes in `dtype` casts these to it at every use, so that its results stay the same bit for bit.
+    Norms, modulations and the embedding of the time, which some networks compute in float32, keep their dtype.
+    """
+
+    def narrow(path, x):
+        name = path[-1].key
+        large = name == "embedding" or (name == "kernel" and x.ndim == STACKED)
+        return x.update(dtype=dtype) if large and jnp.dtype(dtype).itemsize < x.dtype.itemsize else x
+
+    return jax.tree_util.tree_map_with_path(narrow, shapes)
 
 
 def _string_keys(tree: dict) -> dict:

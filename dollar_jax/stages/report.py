@@ -38,6 +38,7 @@ from dollar_jax.stages.common import (
     encode_clips,
     has_clips,
     in_blocks,
+    network_options,
     prompts,
     real_clips,
     report_metrics,
@@ -166,12 +167,15 @@ def _kept(file: Path, measured: Callable[[], tuple[dict, np.ndarray]]) -> tuple[
 def _teacher(config: ConfigDict, workdir: Path, captions: Sequence[str]) -> tuple[Pipeline, Condition, Condition]:
     """The teacher, for videos of the run's size, and the conditions of the captions and of its negative prompt.
 
-    It has no text encoder, which is the largest network and has done its work.
+    The text encoder, the largest network, does its work and is freed before the others are loaded. It computes in
+    float32, as for the prompts of training.
     """
-    model = load(teacher_folder(config, workdir))
-    conditions = model.encode_text(captions), model.negative
-    networks = {part: model.networks[part] for part in ("transformer", "vae")}
-    return replace(model, card=at_size(model.card, config.video.to_dict()), networks=networks), *conditions
+    folder = teacher_folder(config, workdir)
+    encoder = load(folder, ("text_encoder",))
+    conditions = encoder.encode_text(captions), encoder.negative
+    del encoder
+    model = load(folder, ("transformer", "vae"), **network_options(config))
+    return replace(model, card=at_size(model.card, config.video.to_dict())), *conditions
 
 
 def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[tuple[str, Sampling]]:
@@ -182,7 +186,7 @@ def _entries(config: ConfigDict, workdir: Path, teacher: Pipeline) -> Iterator[t
     _, params = teacher.networks["transformer"]
     students, bases = {}, {digest(teacher_folder(config, workdir), teacher.card["transformer"]): params}
     for name in config.students:
-        model = load(workdir / name, ("transformer",), bases=bases)
+        model = load(workdir / name, ("transformer",), bases=bases, **network_options(config))
         students[name] = replace(model, networks=teacher.networks | model.networks)
     yield TEACHER, _sampling(teacher, len(teacher.card["times"]))
     first = next(iter(students))

@@ -11,7 +11,7 @@ import stock
 import torch
 from commands import ROOT, run
 from diffusers import CogVideoXPipeline
-from folders import assert_same_tensors, relative
+from folders import assert_half_the_memory_for_the_same_bits, assert_same_tensors, relative
 from lora_student import pipe_of_readme
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
@@ -121,6 +121,10 @@ def test_the_card_says_what_the_folder_says(plain, tmp_path):
     assert card["video"] == {"frames": 9, "height": 32, "width": 48, "fps": 8, "independent_chunk": 0}
     assert card["latent_shape"] == [3, 4, 6, 4]
     assert card["vae"]["scaling_factor"] == stock.VAE["scaling_factor"]
+
+
+def test_large_weights_in_bfloat16(folders):
+    assert_half_the_memory_for_the_same_bits(folders[1], PROMPTS)
 
 
 @pytest.mark.parametrize("name", ["transformer", "vae", "text_encoder", "clip"])

@@ -13,7 +13,7 @@ import torch
 from commands import ROOT, run
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-from folders import assert_same_tensors, relative
+from folders import assert_half_the_memory_for_the_same_bits, assert_same_tensors, relative
 from lora_student import pipe_of_readme
 from safetensors.numpy import load_file, save_file
 
@@ -138,6 +138,10 @@ def test_the_card_says_what_the_folder_says(folders):
 @pytest.fixture(scope="module")
 def model(folders) -> pipeline.Pipeline:
     return pipeline.load(folders[1])
+
+
+def test_large_weights_in_bfloat16(folders):
+    assert_half_the_memory_for_the_same_bits(folders[1], PROMPTS)
 
 
 @pytest.fixture(scope="module")

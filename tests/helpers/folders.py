@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from dollar_jax import pipeline
 from dollar_jax.convert.tensors import open_folder
 
 
@@ -19,3 +21,29 @@ def assert_same_tensors(ours: Path, theirs: Path) -> None:
 def relative(ours, theirs) -> float:
     """The largest difference, relative to the largest value."""
     return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
+
+
+def assert_half_the_memory_for_the_same_bits(folder: Path, captions: list[str]) -> None:
+    """In bfloat16, the large matrices of a model are in memory as what its networks cast them to; all else is float32,
+    the VAE and the latents too.
+    """
+    wide, narrow = pipeline.load(folder), pipeline.load(folder, dtype="bfloat16")
+    made = {}
+    for name, stored in (("narrow", narrow.networks), ("cast at use", wide.networks)):
+        networks = {part: (network, stored[part][1]) for part, (network, _) in narrow.networks.items()}
+        model = pipeline.Pipeline(narrow.card, networks, narrow.tokenizer)
+        noise, keys = pipeline.draw_noise(model.card, 0, len(captions), 1)
+        told = model.encode_text(captions)
+        _, params = networks["transformer"]
+        latents = np.asarray(model.sampler(params, noise, told, None, keys, model.times(2), 0.0))
+        assert latents.dtype == told.embedding.dtype == np.float32
+        made[name] = told.embedding, latents
+    for one, other in zip(*made.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert relative(made["narrow"][0], wide.encode_text(captions).embedding) > 0
+    for part, least in (("transformer", 0.3), ("text_encoder", 0.3), ("vae", 0.0)):
+        counts = {}
+        for leaf in jax.tree.leaves(narrow.networks[part][1]):
+            counts[leaf.dtype.name] = counts.get(leaf.dtype.name, 0) + leaf.size
+        share = counts.get("bfloat16", 0) / sum(counts.values())
+        assert share > least if least else share == 0, (part, counts)

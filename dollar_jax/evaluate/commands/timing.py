@@ -22,6 +22,9 @@ _GUIDANCE = flags.DEFINE_float("guidance", None, "The teacher's w as in the pape
 _PROMPT = flags.DEFINE_string("prompt", "a cat asleep on a piano", "Prompt to sample.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Videos at a time.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Runs, after one that compiles.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["bfloat16", "float32"], "As of `sample`; default: bfloat16, on CPUs float32."
+)
 _OUT = flags.DEFINE_string("out", None, "A JSON file for the numbers.")
 
 
@@ -35,7 +38,9 @@ def main() -> None:
     from dollar_jax import pipeline
     from dollar_jax.evaluate import timing
 
-    teacher, student = pipeline.load(_TEACHER.value), pipeline.load(_STUDENT.value, parts=("transformer",))
+    dtype = _DTYPE.value or pipeline.usual_dtype()
+    teacher = pipeline.load(_TEACHER.value, dtype=dtype)
+    student = pipeline.load(_STUDENT.value, parts=("transformer",), dtype=dtype)
     teacher = replace(teacher, card=pipeline.at_size(teacher.card, student.card["video"]))
     own = len(teacher.card["times"])
     guidance = teacher.card["guidance"] if _GUIDANCE.value is None else _GUIDANCE.value
@@ -51,7 +56,8 @@ def main() -> None:
     size = f"{video['frames']} x {video['height']} x {video['width']}"
     device = jax.devices()[0].device_kind
     if _OUT.value:
-        how = {"video": size, "device": device, "batch_size": _BATCH_SIZE.value, "repeats": _REPEATS.value}
+        how = {"video": size, "device": device, "dtype": dtype}
+        how |= {"batch_size": _BATCH_SIZE.value, "repeats": _REPEATS.value}
         parts = {name: timed._asdict() for name, timed in seconds.items()}
         write_atomically(_OUT.value, json.dumps(how | {"rows": rows, "seconds": parts}, indent=1) + "\n")
     print(table(rows, seconds))

@@ -32,6 +32,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder for the videos, or JSON file for
 _STEPS = flags.DEFINE_integer("steps", None, "Network steps; by default the checkpoint's own.", lower_bound=1)
 _GUIDANCE = flags.DEFINE_float("guidance", None, "The paper's w, diffusers' scale minus 1; default: the checkpoint's.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["bfloat16", "float32"], "As of `sample`; default: bfloat16, on CPUs float32."
+)
 _TILED = flags.DEFINE_bool("tiled", False, "Decode in overlapping tiles, with the memory of one.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Videos at a time.", lower_bound=1)
 
@@ -71,7 +74,8 @@ def _sample() -> None:
 
     from dollar_jax import pipeline
 
-    model, out, start = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value), Path(_OUT.value), time.perf_counter()
+    out, start, dtype = Path(_OUT.value), time.perf_counter(), _DTYPE.value or pipeline.usual_dtype()
+    model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value, dtype=dtype)
     options = _SEED.value, _STEPS.value, _GUIDANCE.value, _BATCH_SIZE.value
     written = write_suite(model, samples, out, *options)
     print(
