@@ -166,8 +166,8 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         weights = jax.device_put(jax.tree.map(np.asarray, judge.params), shard(judge.params, mesh))
         frozen |= {"vae": view.pipeline.networks["vae"][1], "reward": weights}
 
-    # After the captions: the text encoder, which may be as large, is freed by now. Adapters need the teacher only as their
-    # frozen base; other students begin as its weights, just as they are stored.
+    # After the captions: the text encoder, which may be as large, is freed by now. Adapters need the teacher only as
+    # their frozen base; other students begin as its weights, just as they are stored.
     keep = config.dtype if config.lora.rank else None
     _, teacher = load_component(source, teacher_card["transformer"], keep=keep, **network_options(config))
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
