@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.generator.optimizer.learning_rate = 1e-4
     config.fake_score.optimizer.learning_rate = 1e-4
     config.generator.accumulate = config.generator.batch_size  # one video at a time
+    config.reward.batch_size = 2  # so many videos are generated in one call, and twice as many scored
     # The paper's 56 videos in a batch are for eight devices.
     config.students.vsd_cd_lrm.generator.update({"batch_size": 8, "accumulate": 8, "iterations": 40_000})
     return config

@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
         iterations=40_000,
         batch_size=8,  # 1 on each of 8 GPUs: 320 thousand videos in the run
         save_every=1000,
-        log_every=20,
+        log_every=1,  # an iteration takes tens of seconds, of Wan minutes
         show_every=1000,
         objectives=named(
             # Normalised as in DMD; the paper does not specify it.

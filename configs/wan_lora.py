@@ -5,7 +5,7 @@
         --config.data.path=DATA --config.reward.options.checkpoint=HPS --config.reward.options.tokenizer=CLIP
 
 Teacher, student and fake score share one frozen copy of the weights. The 14B needs another teacher only. On 8 devices
-set generator.batch_size=64 and generator.accumulate=8. See docs/lora.md.
+set generator.batch_size=64, students.vsd_cd_lrm.generator.batch_size=64 and reward.batch_size=8. See docs/lora.md.
 """
 
 from ml_collections import ConfigDict
@@ -28,5 +28,6 @@ def get_config(size: str = "") -> ConfigDict:
     small = {"batch_size": 8, "accumulate": 8}
     config.generator.update(small)
     config.students.vsd_cd_lrm.generator.update(small)
+    config.reward.batch_size = 2  # so many videos are generated in one call, and twice as many scored
     config.report.batch_size = 1
     return config

@@ -46,6 +46,9 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     sizes = [stage.batch_size for stage in trained]
     if "distill" in config.stages:
         sizes += [_drawn(student) for student in students.values()]
+        for student in students.values():
+            if "reward_model" in needs_of(used(student.generator)):
+                check_batch(student.reward.batch_size, mesh, name="reward.batch_size")
     images = False
     if prompts_alone(config):
         _check_prompts(config, students if "distill" in config.stages else {}, max(sizes, default=1))

@@ -45,7 +45,18 @@ def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
             _stop("the disk is full: complete files are kept; free some space and run the same command again")
         if isinstance(error, PATHS) or getattr(error, "errno", None) in READ_ONLY:
             _stop(f"{error.filename or 'a path'}: {error.strerror or error}; check the path and who may write there")
+        if out_of_memory(error):
+            reason = str(error).splitlines()[0][:200]
+            _stop(
+                f"a device has too little memory ({reason}): take a smaller batch_size, a larger accumulate or more"
+                " devices; docs/memory.md has what each setting saves"
+            )
         raise
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or a program for it, has too little memory: the same command would end so again."""
+    return type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)  # JAX may not be imported
 
 
 def _says_full(error: BaseException) -> bool:

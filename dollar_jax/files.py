@@ -51,11 +51,11 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
             time.sleep(0.1)
 
 
-def require_space(folder: str | os.PathLike, needed: int) -> None:
-    """Raises UserError if the disk of `folder` has less than `needed` bytes free."""
+def require_space(folder: str | os.PathLike, needed: int, purpose: str = "") -> None:
+    """Raises UserError, which quotes `purpose`, if the disk of `folder` has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"the disk is full: {folder} needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free;"
+            f"the disk is full: {folder} needs {needed / 1e6:,.0f} MB{purpose}, {free / 1e6:,.0f} MB are free;"
             " make room and run the same command again"
         )

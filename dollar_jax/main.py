@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from dollar_jax.cli import required, run
+from dollar_jax.cli import out_of_memory, required, run
 from dollar_jax.config import of_machine
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
@@ -56,10 +56,11 @@ def main() -> None:
         except Preempted as saved:
             print(saved, flush=True)
             raise SystemExit(_STOP_STATUS.value) from None
-        except UserError:
+        except Exception as error:
             # Nothing is trained yet: the workdir is released, so that it takes the corrected config.
             made = "*/checkpoints/*", "encoded/data*", "encoded_prompts/*"
-            if distributed.is_main() and not any(list(workdir.glob(pattern)) for pattern in made):
+            corrected = isinstance(error, UserError) or out_of_memory(error)
+            if corrected and distributed.is_main() and not any(list(workdir.glob(pattern)) for pattern in made):
                 (workdir / "config.json").unlink()
             raise
 

@@ -52,7 +52,7 @@ def read(folder: str | os.PathLike) -> list[dict]:
 class Logger:
     """The log of one stage. Steps count from 0; the line of step s has averages since the previous line, including s.
 
-    `log` adds up the values on the device, so that no step waits for the previous one. The averages are fetched and
+    `log` adds up the values on the device, so that it waits for no step. The averages are fetched and
     written only every `every` steps and at the last step. `folder` gets
 
       metrics.jsonl        a line {"step", "time" (Unix, s), "seconds_per_step", name: average, ...}; null: not finite

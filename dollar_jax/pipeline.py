@@ -22,9 +22,11 @@ from dollar_jax.models.flow_map import is_flow_map
 from dollar_jax.models.network import Network, parameter_shapes
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.reading import inside
-from dollar_jax.sharding import BATCH, constrain, evenly
+from dollar_jax.sharding import BATCH, constrain, evenly, one_by_one
 from dollar_jax.solvers import SOLVERS
 from dollar_jax.types import Condition, Params
+
+SMALL = 2**18  # pixels of a video; smaller ones are decoded in one call, which is quicker
 
 Frames = UInt8[np.ndarray, "n F H W 3"]
 Latents = Float[np.ndarray, "n f h w c"]
@@ -56,9 +58,16 @@ class Pipeline:
     def _autoencoder(self) -> tuple[Callable, Callable]:
         network, _ = self.networks["vae"]
         encode, decode = _autoencoder(self.card, in_tiles(network) if self.tiled else network)
-        return _shared(lambda params, video: encode(params, video)[0]), jax.jit(
-            lambda params, latents: to_uint8((decode(params, constrain(latents, BATCH)) + 1) / 2)
-        )
+        size = self.card["video"]
+        large = size["frames"] * size["height"] * size["width"] > SMALL
+
+        def to_frames(params, latents):
+            def run(x):
+                return to_uint8((decode(params, x) + 1) / 2)
+
+            return one_by_one(run, latents) if large else run(constrain(latents, BATCH))
+
+        return _shared(lambda params, video: encode(params, video)[0]), jax.jit(to_frames)
 
     @cached_property
     def _encode_text(self):
@@ -84,7 +93,10 @@ class Pipeline:
         return normalize(self.card["vae"], self.encode_mean(video))
 
     def decode(self, latents: Latents) -> Frames:
-        """Decodes normalised latents to videos; the card's `lead` latents at the start of a video are dropped."""
+        """Decodes normalised latents to videos; the card's `lead` latents at the start of a video are dropped.
+
+        Large videos are decoded one by one on a device.
+        """
         return np.asarray(jax.jit(constrain)(self.decode_on_devices(latents)))
 
     def decode_on_devices(self, latents: jax.Array | Latents) -> jax.Array:

@@ -25,7 +25,8 @@ class Progress:
         self._begun = self._said = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(desc=task, unit=unit, total=total, initial=done, dynamic_ncols=True)
+            # leave=None: below the bar of a stage it is removed at its end.
+            self._bar = tqdm(desc=task, unit=unit, total=total, initial=done, dynamic_ncols=True, leave=None)
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, which are counted."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from einops import rearrange
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -71,15 +72,15 @@ def evenly(size: int) -> int:
     return math.ceil(size / shares) * shares
 
 
-def check_batch(size: int, mesh: Mesh, pieces: int = 1, group: int = 1) -> None:
+def check_batch(size: int, mesh: Mesh, pieces: int = 1, group: int = 1, name: str = "batch_size") -> None:
     """Raises UserError if a batch of `size` examples does not divide evenly over the devices, and on each of them into
-    `pieces` and into groups.
+    `pieces` and into groups. `name` is the field that has the size.
     """
     shares = batch_shares(mesh)
     unit = shares * math.lcm(pieces, group)
     if size % unit:
         raise UserError(
-            f"batch_size {size} does not divide over data x fsdp = {shares} devices"
+            f"{name} {size} does not divide over data x fsdp = {shares} devices"
             + (f" and accumulate = {pieces}" if pieces > 1 else "")
             + (f" and groups of {group}" if group > 1 else "")
             + f": give a multiple of {unit}"
@@ -157,6 +158,18 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     """Splits the leading axes of x over these mesh axes in a function traced under a mesh; elsewhere returns x."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else lax.with_sharding_constraint(x, fit(x.shape, axes, mesh))
+
+
+def one_by_one(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """function(x), traced with one row of x on each device, in a loop over the rows that each has: memory of one row.
+
+    Where the batch does not divide over the devices, each of them computes all rows, as `constrain` has it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shares = 1 if mesh.empty or len(x) % batch_shares(mesh) else batch_shares(mesh)
+    rows = constrain(rearrange(x, "(shares n) ... -> n shares ...", shares=shares), None, BATCH)
+    made = lax.map(lambda row: function(constrain(row, BATCH)), rows)
+    return constrain(rearrange(made, "n shares ... -> (shares n) ..."), BATCH)
 
 
 def context_size() -> int:

@@ -96,7 +96,7 @@ def train(
       shown: names of the measured values that are printed too.
 
     Raises:
-      UserError: the updates of a network are no longer finite.
+      UserError: the disk has too little space for the checkpoints, or the updates of a network are no longer finite.
       Preempted: the process got SIGTERM; a checkpoint is saved.
     """
     guarded = measure is not None and bool(config.guard.metric)
@@ -107,6 +107,13 @@ def train(
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), vars(state))
         start, restored = checkpoints.restore(target, batches)
         state = state.replace(**restored)
+    # The untrained state may turn out to be the best checkpoint; with 0 iterations it is the only one.
+    untrained = checkpoints.latest is None and (guarded or not config.iterations)
+
+    def saves(done):
+        return done % config.save_every == 0 or done == config.iterations
+
+    checkpoints.require_space(vars(state), untrained + sum(map(saves, range(start + 1, config.iterations + 1))))
     if start < config.iterations and is_main():
         _describe(folder, vars(state))
     history = [line for line in read(folder) if line["step"] < start and any(n.startswith(guard.PREFIX) for n in line)]
@@ -125,7 +132,7 @@ def train(
             log.alarm(done - 1, words)
         return values
 
-    skips, averages = Skips(folder.name), {}
+    skips, averages, before = Skips(folder.name), {}, {}
     with (
         checkpoints.finished_on_error(),
         Logger(folder, folder.name, config.iterations, start, config.log_every) as log,
@@ -135,8 +142,7 @@ def train(
         # A run that was asked to stop at its last update has saved this checkpoint without measuring it.
         if measure and (not history or start == config.iterations != history[-1]["step"] + 1):
             look(start)
-        if checkpoints.latest is None and (guarded or not config.iterations):
-            # The untrained state may turn out to be the best checkpoint; with 0 iterations it is the only one.
+        if untrained:
             value = {guard.PREFIX + "score": history[0][guard.REWARD]} if guarded else {}
             checkpoints.save(0, vars(state), batches, value)
         for step in range(start, config.iterations):
@@ -147,6 +153,9 @@ def train(
             batch = dict(next(batches))
             captions = [str(caption) for caption in batch.pop("caption")]
             state, metrics = update(state, place(batch, mesh), captions, step)
+            # At most one update is in flight: a signal or a checkpoint waits for no longer queue.
+            jax.block_until_ready(before)
+            before = metrics
             skips.add(step, metrics)
             if written := log.log(step, metrics):
                 averages = written
@@ -154,7 +163,7 @@ def train(
             done = step + 1
             heartbeat.beat(done)
             stop = preemption.requested()
-            if stop or done % config.save_every == 0 or done == config.iterations:
+            if stop or saves(done):
                 measured = look(done) if measure and not stop else {}
                 checkpoints.save(done, vars(state), batches, {} if stop else averages | measured)
             if stop:

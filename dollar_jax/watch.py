@@ -81,8 +81,8 @@ class Heartbeat:
     A thread does the work; `beat` costs nothing. Every `INTERVAL` seconds it replaces `folder/heartbeat/PROCESS.json`:
 
       process, host, pid
-      step                number of steps done, null before the first. JAX runs ahead of its devices: a step counts as
-                          done when it is dispatched, and the loop waits for the device when it logs
+      step                number of steps done, null before the first. A step counts as done when it is dispatched and
+                          the one before has ended on the device
       seconds_per_step    between the last two files with different steps, null before
       time                Unix, s
 

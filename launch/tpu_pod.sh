@@ -15,7 +15,16 @@ on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --
 
 archive=$(mktemp --suffix=.tar.gz)
 trap 'rm -f "$archive"' EXIT
-tar --exclude=.git --exclude=.venv --exclude=out -czf "$archive" .
+# What git tracks, and what it does not ignore, as your own losses. Weights and workdirs in the folder stay here.
+git ls-files -z --cached --others --exclude-standard |
+  { xargs -0 stat --printf '%s %n\0' -- 2>/dev/null || true; } | # a deleted file has no size
+  while read -rd '' size file; do
+    if [ "$size" -gt 10000000 ]; then
+      echo "left out, larger than 10 MB: $file" >&2
+    else
+      printf '%s\0' "$file"
+    fi
+  done | tar --null --no-recursion --files-from=- -czf "$archive"
 echo "copying the repository to every host of $name"
 gcloud compute tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" --zone="$zone" --worker=all
 echo "installing requirements there"

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import toy_pipeline
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from configs import dollar, shapes
@@ -17,7 +18,7 @@ from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.errors import UserError
 from dollar_jax.main import claim, refuse_links
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.sharding import make_mesh
+from dollar_jax.sharding import AXES, make_mesh
 from dollar_jax.videos import read_noise
 from dollar_jax.watch import alone
 
@@ -201,6 +202,14 @@ def test_a_reward_must_take_the_images_of_the_data(tmp_path):
         refused(changed, words)
         changed.data.path = str(tmp_path / "videos")
         run(changed)
+
+
+def test_a_reward_model_whose_batch_does_not_divide_is_refused_before_the_first_student_is_trained():
+    config = shapes.get_config()
+    config.reward.batch_size = 1
+    mesh = Mesh(np.array(jax.devices()[:1] * 2).reshape(1, 2, 1), AXES)
+    with pytest.raises(UserError, match=r"reward\.batch_size 1 does not divide over data x fsdp = 2 devices"):
+        check(config, mesh)
 
 
 def test_what_is_measured_beside_the_training_is_said(tmp_path, capsys):

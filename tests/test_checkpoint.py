@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -241,6 +242,17 @@ def test_a_full_disk_is_refused_before_anything_is_written(saved, monkeypatch):
         checkpoints.save(3, states[2], batches(), {})
     checkpoints.close()
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_a_slow_disk_has_time(tmp_path, monkeypatch):
+    """Each time that Orbax looks at the clock while it writes, half an hour has passed."""
+    clock = itertools.count(0, 1800)
+    monkeypatch.setattr("orbax.checkpoint._src.futures.future.time", SimpleNamespace(time=lambda: next(clock)))
+    checkpoints = open_checkpoints(tmp_path)
+    checkpoints.save(1, {"ema": {"w": jnp.ones(2)}, "step": jnp.array(1)}, batches(), {})
+    checkpoints.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    assert next(clock) > 1800
 
 
 def test_cards_are_readable(tmp_path):

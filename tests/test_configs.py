@@ -80,6 +80,19 @@ def test_an_option_on_the_command_line(text, value):
     assert (type(option), option) == (type(value), value)
 
 
+@pytest.mark.parametrize("name", ["dollar", "cogvideox_2b", "cogvideox_lora", "wan", "wan_lora"])
+def test_every_iteration_of_a_large_student_is_a_line(name):
+    """Or the first loss, the time left and a value that is not finite would be seen after an hour."""
+    config = load(name)
+    assert all(student_config(config, student).generator.log_every == 1 for student in config.students)
+
+
+@pytest.mark.parametrize("name", ["cogvideox_lora", "wan_lora"])
+def test_a_reward_model_on_one_gpu_takes_few_large_videos_at_a_time(name):
+    config = load(name)
+    assert all(student_config(config, student).reward.batch_size <= 2 for student in config.students)
+
+
 def test_the_papers_recipe():
     """What Sec. 4.1 says, and what its reference for the student's sampler does."""
     config = load("dollar")

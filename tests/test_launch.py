@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import jsonschema
@@ -174,6 +175,11 @@ def test_a_slurm_job_that_saved_and_stopped_queues_itself_again(tools):
         assert calls[-1][0] == "srun"
 
 
+def test_slurm_leaves_time_for_iterations_and_a_checkpoint():
+    (seconds,) = re.findall(r"#SBATCH --signal=TERM@(\d+)\n", (LAUNCH / "slurm.sbatch").read_text())
+    assert int(seconds) >= 1800
+
+
 def test_tests_run_with_the_python_that_is_asked_for(tools, monkeypatch):
     monkeypatch.setenv("PYTHON", "python3.13")
     done, calls = tools("test.sh", **{"python3": 4, "python3.13": 3})
@@ -203,6 +209,36 @@ def test_a_tpu_slice_gets_the_command_unchanged_on_every_host(tools):
     assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0
 
 
+def test_a_tpu_slice_gets_code_and_no_weights(tmp_path):
+    """What is tracked and what is new; nothing that git ignores or that is large."""
+    folder, programs = tmp_path / "repository", tmp_path / "bin"
+    shutil.copytree(LAUNCH, folder / "launch")
+    programs.mkdir()
+    gcloud = programs / "gcloud"
+    gcloud.write_text(f'#!/bin/bash\n[ "$4" != scp ] || cp "$5" {tmp_path}/archive\n')
+    gcloud.chmod(0o755)
+    (folder / ".gitignore").write_text("/out/\n")
+    (folder / "gone.py").touch()
+    for command in ("init -q", "add .", "rm -q --cached launch/demo.sh"):
+        subprocess.run(["git", *command.split()], cwd=folder, check=True)
+    (folder / "gone.py").unlink()
+    (folder / "my losses.py").touch()
+    (folder / "out").mkdir()
+    (folder / "out/run.log").touch()
+    (folder / "weights").write_bytes(bytes(10_000_001))
+    done = subprocess.run(
+        [folder / "launch/tpu_pod.sh", "name", "zone", "C", "W"],
+        env=os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "left out, larger than 10 MB: weights\n"
+    with tarfile.open(tmp_path / "archive") as archive:
+        names = set(archive.getnames())
+    assert names == {".gitignore", "my losses.py", *(f"launch/{path.name}" for path in LAUNCH.iterdir())}
+
+
 def test_the_jobset_has_the_fields_of_its_api(jobset):
     jsonschema.validate(jobset, JOBSET)
     for job in jobset["spec"]["replicatedJobs"]:
@@ -228,7 +264,7 @@ def test_the_jobset_restarts_as_a_run_needs_it(jobset):
     assert rule["onExitCodes"]["containerName"] == container["name"]
     assert rule["onExitCodes"]["values"] == [2]
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
-    assert pod["terminationGracePeriodSeconds"] >= 60
+    assert pod["terminationGracePeriodSeconds"] >= 1800  # an iteration takes minutes, and then a checkpoint is written
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     # The shell must not stand between the signal and the run.
     script = container["command"][-1]

@@ -22,6 +22,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.importing import trust
 from dollar_jax.pipeline import draw_noise, load
 from dollar_jax.sharding import make_mesh
+from dollar_jax.stages import distill as distill_module
 from dollar_jax.stages import report
 from dollar_jax.stages.distill import distill
 from dollar_jax.stages.encode import encode
@@ -131,6 +132,25 @@ def test_the_report_has_the_base_in_memory_once(student, work):
     arrays = {id(leaf) for leaf in jax.tree.leaves(adapted)}
     assert all(id(leaf) in arrays for leaf in jax.tree.leaves(base))
     assert len(arrays) > len(jax.tree.leaves(base))
+
+
+@pytest.mark.parametrize(("rank", "keep"), [(2, "bfloat16"), (0, None)])
+def test_the_teacher_comes_after_the_text_encoder_and_a_base_in_the_dtype_of_the_computation(
+    rank, keep, work, tmp_path, monkeypatch
+):
+    """A 14B in float32, or beside umT5, fills a GPU. Weights of its own begin as all that is stored."""
+    calls = []
+
+    def noted(name):
+        function = getattr(distill_module, name)
+        return lambda *args, **options: calls.append((name, options.get("keep"))) or function(*args, **options)
+
+    for name in ("open_view", "load_component"):
+        monkeypatch.setattr(distill_module, name, noted(name))
+    config = make_config(work, iterations=0, rank=rank)
+    config.dtype = "bfloat16"
+    run(config, tmp_path)
+    assert calls == [("open_view", None), ("load_component", keep)]
 
 
 def test_a_run_that_stopped_halfway_goes_on_to_the_bit(student, work):

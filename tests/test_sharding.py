@@ -165,6 +165,18 @@ def test_each_device_decodes_its_own_videos():
     assert json.loads(done.stdout) == []
 
 
+def test_rows_one_by_one():
+    seen = []
+
+    def function(x):
+        seen.append(x.shape)
+        return x.sum(1)
+
+    x = np.arange(24).reshape(4, 3, 2)
+    np.testing.assert_array_equal(jax.jit(lambda x: sharding.one_by_one(function, x))(x), x.sum(1))
+    assert set(seen) == {(1, 3, 2)}
+
+
 def test_thinning_takes_from_every_share():
     np.testing.assert_array_equal(sharding.thin(np.arange(12), 3, 6), [0, 1, 4, 5, 8, 9])
     np.testing.assert_array_equal(sharding.thin(np.arange(12), 1, 5), np.arange(5))

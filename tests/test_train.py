@@ -1,5 +1,7 @@
 import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import flax.struct
 import grain
@@ -22,22 +24,22 @@ class State:
     ema: dict
 
 
-def loop(folder, iterations=3, show=None, measure=None, metric=""):
-    """Runs a stage that counts, and says at which updates it was."""
+def loop(folder, iterations=3, show=None, measure=None, metric="", log_every=1, update=None):
+    """Runs a stage that counts, or makes this update, and says at which updates it was."""
     source = [{"x": np.float32(i), "caption": "a cat"} for i in range(8)]
     batches = iter(grain.MapDataset.source(source).repeat().batch(2).to_iter_dataset())
     guard = ConfigDict({"metric": metric, "tolerance": 0.05, "patience": 2})
-    config = stage(iterations, 2, guard=guard, save_every=2, log_every=1, show_every=1)
+    config = stage(iterations, 2, guard=guard, save_every=2, log_every=log_every, show_every=1)
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "context": 1}), jax.devices()[:1])
     done = []
 
-    def update(state, batch, captions, number):
+    def count(state, batch, captions, number):
         done.append(number)
         return state.replace(step=state.step + 1, ema={"w": state.ema["w"] + 1}), {"loss": 1.0}
 
     with jax.set_mesh(mesh):
         state = jax.tree.map(jax.device_put, State(jnp.zeros((), jnp.int32), {"w": jnp.zeros(2)}))
-        train(folder, state, update, batches, config, mesh, show, measure)
+        train(folder, state, update or count, batches, config, mesh, show, measure)
     return done
 
 
@@ -73,6 +75,44 @@ def test_what_was_stopped_at_its_last_update_is_measured_later(tmp_path):
     assert loop(tmp_path, show=show, measure=measure, metric="alignment") == []
     steps = [line["step"] for line in read(tmp_path) if "held_out/reward" in line]
     assert steps == [-1, 1, 2]
+
+
+@pytest.mark.parametrize(("iterations", "metric", "checkpoints"), [(3, "", 2), (20, "", 3), (20, "alignment", 4)])
+def test_a_disk_too_small_is_refused_before_the_first_update(iterations, metric, checkpoints, tmp_path, monkeypatch):
+    """Two are kept, one is being written, and of a guard there is the best; a short run has fewer."""
+    size = 12  # bytes: two weights and the step
+
+    def measure(state):
+        return {"held_out/reward": float(state.step), "held_out/alignment": 1.0}
+
+    def run():
+        return loop(tmp_path, iterations, measure=measure if metric else None, metric=metric)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=checkpoints * size - 1))
+    with pytest.raises(UserError, match=f"the disk is full: .* MB for {checkpoints} checkpoints at a time"):
+        run()
+    assert not list((tmp_path / "checkpoints").iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=checkpoints * size))
+    assert len(run()) == iterations
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    assert run() == []  # nothing is left to save
+
+
+def test_one_update_at_most_is_in_flight(tmp_path):
+    """Or a signal would wait for all that are queued."""
+    matrix, losses, waiting = jnp.eye(500), [], []
+
+    @jax.jit
+    def slow(x):
+        return jax.lax.fori_loop(0, 30, lambda _, x: x @ matrix, x).sum()
+
+    def update(state, batch, captions, number):
+        waiting.append(sum(not loss.is_ready() for loss in losses))
+        losses.append(slow(matrix))
+        return state, {"loss": losses[-1]}
+
+    loop(tmp_path, iterations=6, log_every=6, update=update)
+    assert max(waiting) <= 1
 
 
 def take(skips, start, values):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -16,7 +17,7 @@ from browser import needs_browser, open_browser
 from ml_collections import ConfigDict
 
 from configs import shapes
-from dollar_jax import checkpoint, diffusion, metrics
+from dollar_jax import checkpoint, diffusion, metrics, progress
 from dollar_jax.config import named
 from dollar_jax.data.shapes import CAPTIONS
 from dollar_jax.data.text import write_word_tokenizer
@@ -188,15 +189,18 @@ def test_a_reward_with_a_gradient_rises_on_held_out_prompts(folder, objective, t
     assert last["held_out/reward"] > first["held_out/reward"] + 0.05
 
 
-def test_a_student_without_reward_is_looked_at_too(folder, tmp_path, capsys):
+def test_a_student_without_reward_is_looked_at_too(folder, tmp_path, capsys, monkeypatch):
     """What its videos are like is in the log, and in words what is wrong with them: the toy teacher makes noise."""
     generator = {"objectives": ALONE | {"variational_score": 1.0}, "iterations": 2}
     (tmp_path / "encoded").symlink_to(folder / "encoded")
+    monkeypatch.setattr(progress, "QUIET", 0)  # of large videos a measurement takes many minutes
     logs = tune(folder, {"student": (generator, {})}, stages=(distill,), workdir=tmp_path)
     measured = [line for line in logs["student"] if "collapse/variance" in line]
     assert [line["step"] for line in measured] == [-1, 1]
     assert all("held_out/vendi" in line and "held_out/reward" not in line for line in measured)
-    alarms = [line for line in capsys.readouterr().err.splitlines() if "ALARM" in line]
+    said = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"held out: 1 of \d+ videos, \d+ min left", said[0])
+    alarms = [line for line in said if "ALARM" in line]
     sharpness = measured[1]["collapse/sharpness"]
     assert alarms[1] == f"student 2/2  ALARM: its frames are noise ({sharpness:.3g} times the sharpness of data)"
     logs = tune(folder, {"free": (generator | {"guard": {"metric": "-frechet"}}, {})}, workdir=tmp_path)

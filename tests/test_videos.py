@@ -4,6 +4,7 @@ import pytest
 import toy_pipeline
 
 from dollar_jax import pipeline
+from dollar_jax.models.network import Network
 from dollar_jax.pipeline import draw_noise
 from dollar_jax.videos import Sample, draw, noise_of
 
@@ -57,6 +58,22 @@ def test_a_batch_is_large_enough_for_all_devices(model, wanted, monkeypatch):
     assert sizes == [4, 4]
     assert [len(frames) for _, frames in made] == [4, 2]
     np.testing.assert_allclose(np.concatenate([latents for latents, _ in made]), wanted[0], atol=1e-5)
+
+
+def test_large_videos_are_decoded_one_by_one(wanted, monkeypatch):
+    """A batch of them in float32, with the decoder's activations, fills a device."""
+    seen = []
+
+    def apply(params, x, method):
+        seen.append(len(x))
+        return toy_pipeline.NETWORKS["vae"].apply(params, x, method)
+
+    model = toy_pipeline.make()
+    model.networks["vae"] = Network(None, apply), model.networks["vae"][1]
+    latents, frames = wanted
+    monkeypatch.setattr(pipeline, "SMALL", 0)
+    np.testing.assert_array_equal(model.decode(latents), frames)
+    assert set(seen) == {1}
 
 
 def test_fewer_are_drawn_alike(model, wanted):

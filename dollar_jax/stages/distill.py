@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax import diffusion
 from dollar_jax.card import Card
-from dollar_jax.checkpoint import load_component, load_stored, read_card, write_card
+from dollar_jax.checkpoint import load_component, load_stored, network_of, read_card, write_card
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.models import build, roles
@@ -128,7 +128,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     needs = needs_of(objectives)
     check_batch(generator.batch_size, mesh, generator.accumulate, group_of(objectives))
     if "reward_model" in needs:
-        check_batch(reward.batch_size, mesh)
+        check_batch(reward.batch_size, mesh, name="reward.batch_size")
     else:
         reward.pretrain = 0
     if not needs & REWARDED or not config.held_out.videos_per_caption:
@@ -140,7 +140,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         return
     teacher_card = read_card(source)
     card = student_card(config, teacher_card, source, folder)
-    network, teacher = load_component(source, teacher_card["transformer"], **network_options(config))
+    network = network_of(teacher_card["transformer"], **network_options(config))
     drawn = batches_drawn(config, needs)
     batches = host_batches(encoded_source(config, workdir), generator, config.seed, mesh, drawn)
     judge = Judge(reward) if needs & REWARDED else None
@@ -148,7 +148,7 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     write_card(folder, card)
     student = _student_network(config, teacher_card) if generator.flow_map else network
     view = open_view(folder, card, student, config, mesh, captions)
-    frozen = {"teacher": teacher, "negative": view.negative, "empty": view.empty}
+    frozen = {"negative": view.negative, "empty": view.empty}
     setup = make_setup(config, teacher_card | {"latent_shape": card["latent_shape"]}, network, view.empty)
     learns = "reward_model" in needs
     if learns and not reward.reads_captions and _reads_captions(judge, config, view.pipeline):
@@ -159,6 +159,10 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         weights = jax.device_put(jax.tree.map(np.asarray, judge.params), shard(judge.params, mesh))
         frozen |= {"vae": view.pipeline.networks["vae"][1], "reward": weights}
 
+    # After the captions: the text encoder, which may be as large, is freed by now. Adapters need the teacher only as
+    # their frozen base; other students begin as its weights, just as they are stored.
+    keep = config.dtype if config.lora.rank else None
+    _, teacher = load_component(source, teacher_card["transformer"], keep=keep, **network_options(config))
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     state = initialize(setup.init, mesh, teacher, jax.random.fold_in(key, 0), offload=config.offload)
     if start := config.students[name].start_from:

@@ -12,6 +12,7 @@ from dollar_jax.evaluate import collapse
 from dollar_jax.evaluate.measure import Clips
 from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.pipeline import draw_noise, padded_rows
+from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
 from dollar_jax.sharding import BATCH, constrain, evenly, shard
 from dollar_jax.stages.common import (
@@ -79,7 +80,9 @@ def make_measure(
     def run(state: DollarState) -> dict[str, float]:
         params = jax.device_put(state.ema, shard(state.ema, mesh))  # `offload` keeps it in the host's memory
         made = pipeline.videos(view.condition, noise, keys, negative=view.negative, params=params, batch_size=size)
-        latents, frames = (np.concatenate(part) for part in zip(*made, strict=True))
+        rows = (row for batch in made for row in zip(*batch, strict=True))
+        rows = counted(rows, "held out", "video", len(captions))
+        latents, frames = (np.stack(part) for part in zip(*rows, strict=True))
         values = measure(Clips(frames, latents, captions))
         if judge:
             rewards = in_blocks(judge, size, frames, captions)

@@ -46,8 +46,8 @@ def teacher(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
 
     network = build(stage.architecture, stage.network.to_dict(), **network_options(config))
     key = jax.random.key(config.seed)
+    view = open_view(folder, card, network, config, mesh)  # first: its text encoder is freed by then
     state = initialize(partial(init_state, network, stage), mesh, jax.random.fold_in(key, 0), offload=config.offload)
-    view = open_view(folder, card, network, config, mesh)
     step = compile_step(make_step(network, stage.prediction_type, schedule, stage), state, mesh)
 
     def update(state, batch, captions, number):

@@ -1,4 +1,4 @@
-"""python decode_on_mesh.py: the collectives of decoding a batch on eight devices, a list in JSON."""
+"""python decode_on_mesh.py: the collectives of decoding two videos on each of eight devices, a list in JSON."""
 
 import json
 import re
@@ -21,9 +21,13 @@ def main() -> None:
     mesh = sharding.make_mesh(ConfigDict({"data": 1, "fsdp": 8, "context": 1}))
     vae = build("cogvideox_vae", NETWORK | {"temporal_compression_ratio": 2})
     params = sharding.with_shardings(jax.eval_shape(vae.init, jax.random.key(0)), mesh)
-    latents = jax.ShapeDtypeStruct((8, 4, 4, 4, 8), jnp.float32, sharding=sharding.batch_sharding(mesh))
+    latents = jax.ShapeDtypeStruct((16, 4, 4, 4, 8), jnp.float32, sharding=sharding.batch_sharding(mesh))
+
+    def decode(params, latents):
+        return sharding.one_by_one(lambda z: independent_chunks.decode(vae, params, z, chunk=2), latents)
+
     with jax.set_mesh(mesh):
-        program = jax.jit(lambda params, z: independent_chunks.decode(vae, params, z, chunk=2)).lower(params, latents)
+        program = jax.jit(decode).lower(params, latents)
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     print(json.dumps(re.findall(rf" ({kinds})(?:-start)?\(", program.compile().as_text())))
 
