@@ -52,7 +52,11 @@ def write_card(folder: str | os.PathLike, card: Card) -> None:
 def root(folder: str | os.PathLike) -> Path:
     """The model's folder: `folder` itself, or the folder that contains the numbered checkpoint `folder`."""
     folder = Path(folder)
-    return folder.parents[1] if folder.name.isdigit() and folder.parent.name == NUMBERED else folder
+    return folder.parents[1] if _is_number(folder.name) and folder.parent.name == NUMBERED else folder
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def read_card(folder: str | os.PathLike) -> Card:
@@ -72,13 +76,14 @@ def read_card(folder: str | os.PathLike) -> Card:
 
 
 def _place(folder: str | os.PathLike, part: Card) -> Path:
-    """The folder of a component's checkpoint: its path, or the newest numbered checkpoint in it."""
+    """The folder of a component's checkpoint: its path, or the newest numbered checkpoint in it. Its item lies in it."""
     path = inside(root(folder), part["path"])
     if path.name == NUMBERED:
-        steps = [int(child.name) for child in path.glob("*") if child.name.isdigit()]
+        steps = [int(child.name) for child in path.glob("*") if _is_number(child.name)]
         if not steps:
             raise UserError(f"{path}: no checkpoint was saved here yet")
-        path = path / str(max(steps))
+        path = inside(path, str(max(steps)))
+    inside(path, part["item"])
     if not path.is_dir():
         raise UserError(f"{path} is missing: the checkpoint in {root(folder)} points to it")
     return path

@@ -210,6 +210,34 @@ def test_of_what_is_in_training_one_item_is_shared(saved):
     assert not (folder / "new" / "vae" / "state").exists()
 
 
+def load_network(folder):
+    checkpoint.load_component(folder, PART)
+
+
+def bring_network(folder):
+    checkpoint.bring({"vae": PART}, folder, folder / "new", ("vae",))
+
+
+def digest_network(folder):
+    checkpoint.digest(folder, PART)
+
+
+@pytest.mark.parametrize("command", [load_network, bring_network, digest_network])
+@pytest.mark.parametrize("link", ["checkpoints/2", "checkpoints/2/ema"])
+def test_a_numbered_checkpoint_and_its_item_do_not_lead_out(saved, command, link):
+    folder, own = saved[0], saved[0].parent / f"{saved[0].name}-own"
+    os.rename(folder / link, own)
+    (folder / link).symlink_to(own)
+    with pytest.raises(UserError, match="outside itself"):
+        command(folder)
+    assert not (folder / "new").exists()
+
+
+def test_only_plain_digits_number_a_checkpoint(saved):
+    (saved[0] / "checkpoints/\N{SUPERSCRIPT TWO}").mkdir()
+    load_network(saved[0])
+
+
 def test_what_does_not_fit_is_refused(saved):
     folder, _ = saved
     with pytest.raises(UserError, match="another network"):
