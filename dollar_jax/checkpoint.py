@@ -76,7 +76,7 @@ def read_card(folder: str | os.PathLike) -> Card:
 
 
 def _place(folder: str | os.PathLike, part: Card) -> Path:
-    """The folder of a component's checkpoint: its path, or the newest numbered checkpoint in it. Its item lies in it."""
+    """The folder of a component's checkpoint: its path, or the newest numbered checkpoint there; its item is in it."""
     path = inside(root(folder), part["path"])
     if path.name == NUMBERED:
         steps = [int(child.name) for child in path.glob("*") if _is_number(child.name)]
@@ -154,7 +154,7 @@ def load_stored(folder: str | os.PathLike, part: Card, **options) -> Params:
     if not (mesh := jax.sharding.get_mesh()).empty:
         wanted = with_shardings(wanted, mesh)
     arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-    with ocp.PyTreeCheckpointer() as reader:
+    with lazy.intact(place), ocp.PyTreeCheckpointer() as reader:
         return reader.restore(place, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
 
 
@@ -197,11 +197,12 @@ def _stored(folder: str | os.PathLike, part: Card, **options) -> tuple[Path, Par
         raise UserError(f"{path} holds no {item!r}, but {', '.join(map(repr, items))}")
     if found := fault(path, item):
         raise UserError(f"{path} is damaged ({found}): copy it again, or take another checkpoint")
-    with ocp.PyTreeCheckpointer() as reader:
+    with lazy.intact(path), ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path / item).item_metadata.tree
-    shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
-    if lora.fault(target, stored) if "lora" in part else shapes[0] != shapes[1]:
-        raise UserError(f"{path} holds another network than {root(folder)}/config.json describes")
+        shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
+        if lora.fault(target, stored) if "lora" in part else shapes[0] != shapes[1]:
+            raise UserError(f"{path} holds another network than {root(folder)}/config.json describes")
+        lazy.require_small_chunks(path, stored)
     return path / item, stored
 
 

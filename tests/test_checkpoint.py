@@ -129,17 +129,21 @@ def load(folder, step):
     return jax.tree.map(jnp.asarray, checkpoint.load_component(where, checkpoint.read_card(where)["transformer"])[1])
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved):
-    """In a process of its own: when one read fails orbax leaves the others behind, and Python complains much later."""
-    script = f"import test_checkpoint; test_checkpoint.restore_damaged({str(saved[0])!r})"
+def in_another_process(function, folder):
+    """When one read fails orbax leaves the others behind, and Python complains much later."""
     result = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", f"import test_checkpoint; test_checkpoint.{function}({str(folder)!r})"],
         cwd=Path(__file__).parent,
         text=True,
         capture_output=True,
         env=os.environ | {"PYTHONPATH": "..:helpers"},
     )
     assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved):
+    result = in_another_process("restore_damaged", saved[0])
     assert "checkpoints/2 is damaged" in result.stderr
     assert "going on from 1" in result.stderr
 
@@ -231,6 +235,57 @@ def test_a_numbered_checkpoint_and_its_item_do_not_lead_out(saved, command, link
     with pytest.raises(UserError, match="outside itself"):
         command(folder)
     assert not (folder / "new").exists()
+
+
+def rewrite(file, change):
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+DAMAGES = {
+    "no description": lambda path: (path / "_METADATA").unlink(),
+    "description": lambda path: (path / "_METADATA").write_text("[]"),
+    "deep description": lambda path: (path / "_METADATA").write_text('{"tree_metadata":' + "[" * 99_999),
+    "strings": lambda path: rewrite(
+        path / "_METADATA", lambda x: json.loads(json.dumps(x).replace("np.ndarray", "string"))
+    ),
+    "array": lambda path: next(path.rglob(".zarray")).write_text("x"),
+    "no numbers": lambda path: next(path.glob("*/0*")).unlink(),
+    "cut off": lambda path: next(path.glob("*/0*")).write_bytes(b"x"),
+    "bomb": lambda path: rewrite(
+        next(path.rglob(".zarray")),
+        lambda x: x | {"chunks": [10**12 for _ in x["chunks"]], "compressor": {"id": "zlib"}},
+    ),
+}
+
+
+def open_damaged(folder):
+    part, path = PART | {"path": "network", "item": ""}, Path(folder, "network")
+    for name, damage in DAMAGES.items():
+        checkpoint.save_params(path, build("latent_reward", SIZES).init(jax.random.key(0)))
+        damage(path)
+        checksums.write(path)
+        for opened in (checkpoint.load_component, checkpoint.open_component):
+            with pytest.raises(UserError, match="is damaged") as refusal:
+                jax.tree.map(lambda x: x.read(), opened(folder, part))
+            assert "\n" not in str(refusal.value), name
+
+
+def test_what_orbax_cannot_read_is_one_line(tmp_path):
+    """The checksums are right: whoever can change a checkpoint can change them."""
+    in_another_process("open_damaged", tmp_path)
+
+
+def test_a_stage_does_not_go_on_from_chunks_larger_than_their_array(saved, monkeypatch):
+    folder, states = saved
+    checkpoints = open_checkpoints(folder)
+    metadata = checkpoints._manager.item_metadata(2)
+    swollen = metadata["ema"]
+    storage = jax.tree.leaves(swollen)[0].storage
+    object.__setattr__(storage, "chunk_shape", tuple(10**12 for _ in storage.chunk_shape))
+    monkeypatch.setattr(checkpoints._manager, "item_metadata", lambda step: metadata)
+    with pytest.raises(UserError, match="chunks larger than itself"):
+        checkpoints.restore(abstract(states[1]), batches())
+    checkpoints.close()
 
 
 def test_only_plain_digits_number_a_checkpoint(saved):
