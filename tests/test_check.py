@@ -192,7 +192,15 @@ def test_a_run_does_not_write_through_links(tmp_path):
     (own / ".profile").write_text("mine")
     workdir = tmp_path / "W"
     workdir.mkdir()
-    for name in ("vsd_cd", "vae/checkpoints", "report/clips", "encoded", "encoded/vae", "encoded_prompts", "vae/a.jsonl"):
+    for name in (
+        "vsd_cd",
+        "vae/checkpoints",
+        "report/clips",
+        "encoded",
+        "encoded/vae",
+        "encoded_prompts",
+        "vae/a.jsonl",
+    ):
         path = workdir / name
         path.parent.mkdir(exist_ok=True)
         path.symlink_to(own / "config.json" if path.suffix else own)
