@@ -241,6 +241,36 @@ def rewrite(file, change):
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
 
 
+@pytest.mark.parametrize("size", [4, 5])
+def test_checksums_tell_nothing_about_files_elsewhere(tmp_path, size):
+    """Neither whether they exist, nor their sizes."""
+    (tmp_path / "secret").write_text("mine.")
+    (tmp_path / "C").mkdir()
+    names = "../secret", "item/../../secret"
+    (tmp_path / "C" / checksums.NAME).write_text(json.dumps({"files": {name: [size, "00"] for name in names}}))
+    for item in ("", "item"):
+        assert checksums.fault(tmp_path / "C", item).endswith("secret is missing")
+
+
+def test_pipes_devices_and_huge_files_in_a_checkpoint_are_not_read(saved):
+    path = saved[0] / "checkpoints/2"
+    os.mkfifo(path / "ema/commit_success.txt.pipe")
+    names = set(checksums.listed(path)) | {"ema/commit_success.txt.pipe"}
+    assert checksums.strays(path, names) == "ema/commit_success.txt.pipe is no regular file"
+    (path / checksums.NAME).unlink()
+    (path / checksums.NAME).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="outside itself"):
+        checksums.listed(path)
+    (path / checksums.NAME).unlink()
+    os.mkfifo(path / checksums.NAME)
+    with pytest.raises(UserError, match="missing"):
+        checksums.listed(path)
+    (saved[0] / "config.json").write_text("{}")
+    os.truncate(saved[0] / "config.json", 20 * 2**30)  # takes no room on the disk
+    with pytest.raises(UserError, match=r"config\.json has 21,475 MB"):
+        checkpoint.read_card(saved[0])
+
+
 DAMAGES = {
     "no description": lambda path: (path / "_METADATA").unlink(),
     "description": lambda path: (path / "_METADATA").write_text("[]"),
