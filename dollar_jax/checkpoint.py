@@ -53,7 +53,11 @@ def write_card(folder: str | os.PathLike, card: Card) -> None:
 def root(folder: str | os.PathLike) -> Path:
     """The model's folder: `folder` itself, or the folder that contains the numbered checkpoint `folder`."""
     folder = Path(folder)
-    return folder.parents[1] if folder.name.isdigit() and folder.parent.name == NUMBERED else folder
+    return folder.parents[1] if _is_number(folder.name) and folder.parent.name == NUMBERED else folder
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def read_card(folder: str | os.PathLike) -> Card:
@@ -73,13 +77,14 @@ def read_card(folder: str | os.PathLike) -> Card:
 
 
 def _place(folder: str | os.PathLike, part: Card) -> Path:
-    """The folder of a component's checkpoint: its path, or the newest numbered checkpoint in it."""
+    """The folder of a component's checkpoint: its path, or the newest numbered checkpoint there; its item is in it."""
     path = inside(root(folder), part["path"])
     if path.name == NUMBERED:
-        steps = [int(child.name) for child in path.glob("*") if child.name.isdigit()]
+        steps = [int(child.name) for child in path.glob("*") if _is_number(child.name)]
         if not steps:
             raise UserError(f"{path}: no checkpoint was saved here yet")
-        path = path / str(max(steps))
+        path = inside(path, str(max(steps)))
+    inside(path, part["item"])
     if not path.is_dir():
         raise UserError(f"{path} is missing: the checkpoint in {root(folder)} points to it")
     return path
@@ -153,7 +158,7 @@ def load_stored(folder: str | os.PathLike, part: Card, keep: DTypeLike | None = 
     if not (mesh := jax.sharding.get_mesh()).empty:
         wanted = with_shardings(wanted, mesh)
     arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-    with ocp.PyTreeCheckpointer() as reader:
+    with lazy.intact(place), ocp.PyTreeCheckpointer() as reader:
         return reader.restore(place, ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
 
 
@@ -196,11 +201,12 @@ def _stored(folder: str | os.PathLike, part: Card, **options) -> tuple[Path, Par
         raise UserError(f"{path} holds no {item!r}, but {', '.join(map(repr, items))}")
     if found := fault(path, item):
         raise UserError(f"{path} is damaged ({found}): copy it again, or take another checkpoint")
-    with ocp.PyTreeCheckpointer() as reader:
+    with lazy.intact(path), ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path / item).item_metadata.tree
-    shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
-    if lora.fault(target, stored) if "lora" in part else shapes[0] != shapes[1]:
-        raise UserError(f"{path} holds another network than {root(folder)}/config.json describes")
+        shapes = [jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (stored, target)]
+        if lora.fault(target, stored) if "lora" in part else shapes[0] != shapes[1]:
+            raise UserError(f"{path} holds another network than {root(folder)}/config.json describes")
+        lazy.require_small_chunks(path, stored)
     return path / item, stored
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
-from dollar_jax.reading import inside
+from dollar_jax.reading import inside, read_json
 
 NAME = "checksums.json"
 # Files without parameters, which Orbax writes after all others.
@@ -31,13 +31,16 @@ def write(folder: str | os.PathLike) -> None:
 
 
 def strays(folder: str | os.PathLike, files: set[str]) -> str:
-    """Describes a file in `folder` that is not one of `files`, or a link out of the folder; '' if there is none."""
+    """Describes a file in `folder` that is not one of `files`, is a pipe, or links out of the folder; '' if none."""
     try:
         for name in _files(Path(folder)):
-            if os.path.islink(os.path.join(folder, name)):
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
                 inside(folder, name)
             if name not in files | LATER:
                 return f"{name} is not one of its files"
+            if not os.path.isfile(path):  # reading it could block
+                return f"{name} is no regular file"
     except UserError as error:
         return str(error)
     return ""
@@ -47,14 +50,15 @@ def listed(folder: str | os.PathLike) -> dict[str, tuple[int, str]]:
     """Reads the checksums that `write` wrote: name -> (bytes, SHA-256).
 
     Raises:
-      UserError: the file is missing or damaged.
+      UserError: the file is missing or damaged, or a link out of the folder.
     """
+    path = inside(folder, NAME)
+    if not path.is_file():
+        raise UserError("its checksums are missing")
     try:
-        files = json.loads((Path(folder) / NAME).read_text(encoding="utf-8"))["files"]
+        files = read_json(path)["files"]
         return {str(name): (int(size), str(digest)) for name, (size, digest) in files.items()}
-    except FileNotFoundError as error:
-        raise UserError("its checksums are missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError("its checksums are damaged") from error
 
 
@@ -73,10 +77,10 @@ def fault(folder: str | os.PathLike, item: str = "", share: int = 0, shares: int
         return str(error)
     if found := strays(folder, set(files)):
         return found
-    names = sorted(name for name in files if not item or name.startswith(f"{item}/"))
+    names, there = sorted(name for name in files if not item or name.startswith(f"{item}/")), _files(folder)
     for name in names:
         path = folder / name
-        if not path.is_file():
+        if name not in there:  # nor is a path out of the folder looked at
             return f"{name} is missing"
         if path.stat().st_size != files[name][0]:
             return f"{name} has {path.stat().st_size} bytes, not {files[name][0]}"

@@ -1,7 +1,8 @@
 """Arrays that are made when they are asked for, so that a network can be converted one parameter at a time."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from math import prod
@@ -13,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
+from dollar_jax.errors import UserError
 from dollar_jax.types import Params
 
 
@@ -66,9 +68,32 @@ def stored(place: Path, metadata: Params) -> Params:
     def one(path: tuple, array: ocp.metadata.ArrayMetadata) -> Lazy:
         raw = place / array.name / ".".join("0" * len(array.shape))
         read = partial(_read_raw, raw, array) if _is_raw(raw, array) else partial(_read, place, path)
-        return Lazy(tuple(array.shape), np.dtype(array.dtype), read)
+        return Lazy(tuple(array.shape), np.dtype(array.dtype), intact(place)(read))
 
     return jax.tree.map_with_path(one, metadata)
+
+
+@contextmanager
+def intact(place: Path) -> Iterator[None]:
+    """Turns an error of the libraries that read the Orbax checkpoint in `place` into a UserError of one line."""
+    try:
+        yield
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):  # the last is a device without memory
+        raise
+    except Exception as error:  # each library raises its own exceptions
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{place} is damaged ({reason}): copy it again, or take another checkpoint") from error
+
+
+def require_small_chunks(place: Path, metadata: Params) -> None:
+    """Raises UserError if a chunk is larger than its array: its few bytes could unpack to more than the memory.
+
+    Args:
+      metadata: Orbax's description of each array of the checkpoint in `place`.
+    """
+    for array in jax.tree.leaves(metadata):
+        if any(chunk > max(size, 1) for chunk, size in zip(array.storage.chunk_shape, array.shape, strict=True)):
+            raise UserError(f"{place} is damaged ({array.name} has chunks larger than itself): take another checkpoint")
 
 
 def _is_raw(path: Path, array: ocp.metadata.ArrayMetadata) -> bool:

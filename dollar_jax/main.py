@@ -4,8 +4,8 @@ Any field can be set: --config.generator.objectives.consistency=0.3.
 """
 
 import json
+import os
 import signal
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def main() -> None:
     mesh = make_mesh(config.mesh)
     check(config, mesh)
     with alone(workdir) if distributed.is_main() else nullcontext(), jax.set_mesh(mesh):
-        refuse_links(workdir, ["vae", "teacher", "report", *config.get("students", {})])
+        refuse_links(workdir)
         claim(workdir, json.loads(config.to_json()))
         try:
             for stage in stages:
@@ -71,11 +71,18 @@ def _stop(number, frame) -> None:
     raise Preempted("stopped; the same command goes on from the last checkpoint")
 
 
-def refuse_links(workdir: Path, stages: Sequence[str]) -> None:
-    """Raises UserError if a stage's folder is a link: in a stranger's workdir it may point to the user's files."""
-    for stage in stages:
-        if (workdir / stage).is_symlink():
-            raise UserError(f"{workdir / stage} is a link: a run writes only into its own folders; remove the link")
+def refuse_links(workdir: Path) -> None:
+    """Raises UserError if there is a link in the workdir: in a stranger's workdir it may point to the user's files.
+
+    Allowed are the links of `dollar_jax.laboratory`: `parent`, and `encoded` if it is complete, as both are only read.
+    """
+    for folder, folders, files in os.walk(workdir):  # follows no links
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if not path.is_symlink() or path == workdir / "parent":
+                continue
+            if path == workdir / "encoded" and ((path / "data").exists() or not path.exists()):
+                continue
+            raise UserError(f"{path} is a link: a run writes only into its own folders; remove the link")
 
 
 def claim(workdir: Path, config: dict) -> None:

@@ -12,6 +12,8 @@ import jsonschema
 
 from dollar_jax.errors import UserError
 
+LARGEST = 64_000_000  # bytes of a JSON file; parsed, it takes ten times as much memory
+
 
 def inside(folder: str | os.PathLike, name: str) -> Path:
     """The resolved path of `name`, which comes from outside, in `folder`.
@@ -69,12 +71,15 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      UserError: the file is missing, not JSON, or not an object; or it has NaN or infinity, which JSON does not allow.
+      UserError: the file is missing, no regular file, too large, not JSON, or not an object; or it has NaN or
+        infinity, which JSON does not allow.
     """
     path = Path(path)
     if not path.is_file():  # a pipe is refused too: reading it could block
         raise UserError(f"{path} is missing")
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise UserError(f"{path} has {size / 1e6:,.0f} MB: more than {LARGEST / 1e6:,.0f} MB of JSON are not read")
         return parse_json(path.read_bytes(), path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

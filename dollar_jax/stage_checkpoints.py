@@ -17,6 +17,7 @@ from dollar_jax.checkpoint import NUMBERED, Sealed, fault
 from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.files import require_space
+from dollar_jax.lazy import require_small_chunks
 
 TIMEOUT = 24 * 3600  # seconds to write a checkpoint: a 14B's 400 GB at 10 MB/s take half of it; Orbax's own is 1,200
 
@@ -143,6 +144,8 @@ class Checkpoints:
                 f"{self._manager.directory / str(step)} has another network: the shape of {name} is"
                 f" {there.get(name)} there, {here.get(name)} here ({len(different)} in all); take another --workdir"
             )
+        for name in ("state", *self._networks):
+            require_small_chunks(Path(self._manager.directory) / str(step) / name, stored[name].tree)
 
     def _items(self, state: Mapping) -> dict[str, Mapping]:
         rest = {name: tree for name, tree in state.items() if name not in self._networks}

@@ -269,13 +269,36 @@ def test_a_run_does_not_write_through_links(tmp_path):
     (own / ".profile").write_text("mine")
     workdir = tmp_path / "W"
     workdir.mkdir()
-    (workdir / "vsd_cd").symlink_to(own)
-    with pytest.raises(UserError, match="vsd_cd is a link"):
-        refuse_links(workdir, ["vae", "vsd_cd"])
+    for name in (
+        "vsd_cd",
+        "vae/checkpoints",
+        "report/clips",
+        "encoded",
+        "encoded/vae",
+        "encoded_prompts",
+        "vae/a.jsonl",
+    ):
+        path = workdir / name
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(own / "config.json" if path.suffix else own)
+        with pytest.raises(UserError, match=f"{name} is a link"):
+            refuse_links(workdir)
+        path.unlink()
     (workdir / ".lock").symlink_to(own / ".profile")
     with pytest.raises(UserError, match=r"\.lock is a link"), alone(workdir):
         pass
     assert {path.read_text() for path in own.iterdir()} == {"mine"}
+
+
+@pytest.mark.parametrize("content", ["encoded/data", "vae"])
+def test_a_run_reads_through_the_links_of_the_laboratory(content, tmp_path):
+    """Of a parent that encoded its data, and of one whose data was encoded before."""
+    (tmp_path / "base" / content).mkdir(parents=True)
+    workdir = tmp_path / "W"
+    workdir.mkdir()
+    (workdir / "parent").symlink_to(tmp_path / "base")
+    (workdir / "encoded").symlink_to(tmp_path / "base/encoded")
+    refuse_links(workdir)
 
 
 def test_noise_is_one_array(tmp_path):

@@ -130,17 +130,21 @@ def load(folder, step):
     return jax.tree.map(jnp.asarray, checkpoint.load_component(where, checkpoint.read_card(where)["transformer"])[1])
 
 
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved):
-    """In a process of its own: when one read fails orbax leaves the others behind, and Python complains much later."""
-    script = f"import test_checkpoint; test_checkpoint.restore_damaged({str(saved[0])!r})"
+def in_another_process(function, folder):
+    """When one read fails orbax leaves the others behind, and Python complains much later."""
     result = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", f"import test_checkpoint; test_checkpoint.{function}({str(folder)!r})"],
         cwd=Path(__file__).parent,
         text=True,
         capture_output=True,
         env=os.environ | {"PYTHONPATH": "..:helpers"},
     )
     assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved):
+    result = in_another_process("restore_damaged", saved[0])
     assert "checkpoints/2 is damaged" in result.stderr
     assert "going on from 1" in result.stderr
 
@@ -209,6 +213,115 @@ def test_of_what_is_in_training_one_item_is_shared(saved):
     assert brought["vae"] == PART | {"path": "vae", "item": ""}
     assert equal(checkpoint.load_component(folder / "new", brought["vae"])[1], states[max(states)][PART["item"]])
     assert not (folder / "new" / "vae" / "state").exists()
+
+
+def load_network(folder):
+    checkpoint.load_component(folder, PART)
+
+
+def bring_network(folder):
+    checkpoint.bring({"vae": PART}, folder, folder / "new", ("vae",))
+
+
+def digest_network(folder):
+    checkpoint.digest(folder, PART)
+
+
+@pytest.mark.parametrize("command", [load_network, bring_network, digest_network])
+@pytest.mark.parametrize("link", ["checkpoints/2", "checkpoints/2/ema"])
+def test_a_numbered_checkpoint_and_its_item_do_not_lead_out(saved, command, link):
+    folder, own = saved[0], saved[0].parent / f"{saved[0].name}-own"
+    os.rename(folder / link, own)
+    (folder / link).symlink_to(own)
+    with pytest.raises(UserError, match="outside itself"):
+        command(folder)
+    assert not (folder / "new").exists()
+
+
+def rewrite(file, change):
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_checksums_tell_nothing_about_files_elsewhere(tmp_path, size):
+    """Neither whether they exist, nor their sizes."""
+    (tmp_path / "secret").write_text("mine.")
+    (tmp_path / "C").mkdir()
+    names = "../secret", "item/../../secret"
+    (tmp_path / "C" / checksums.NAME).write_text(json.dumps({"files": {name: [size, "00"] for name in names}}))
+    for item in ("", "item"):
+        assert checksums.fault(tmp_path / "C", item).endswith("secret is missing")
+
+
+def test_pipes_devices_and_huge_files_in_a_checkpoint_are_not_read(saved):
+    path = saved[0] / "checkpoints/2"
+    os.mkfifo(path / "ema/commit_success.txt.pipe")
+    names = set(checksums.listed(path)) | {"ema/commit_success.txt.pipe"}
+    assert checksums.strays(path, names) == "ema/commit_success.txt.pipe is no regular file"
+    (path / checksums.NAME).unlink()
+    (path / checksums.NAME).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="outside itself"):
+        checksums.listed(path)
+    (path / checksums.NAME).unlink()
+    os.mkfifo(path / checksums.NAME)
+    with pytest.raises(UserError, match="missing"):
+        checksums.listed(path)
+    (saved[0] / "config.json").write_text("{}")
+    os.truncate(saved[0] / "config.json", 20 * 2**30)  # takes no room on the disk
+    with pytest.raises(UserError, match=r"config\.json has 21,475 MB"):
+        checkpoint.read_card(saved[0])
+
+
+DAMAGES = {
+    "no description": lambda path: (path / "_METADATA").unlink(),
+    "description": lambda path: (path / "_METADATA").write_text("[]"),
+    "deep description": lambda path: (path / "_METADATA").write_text('{"tree_metadata":' + "[" * 99_999),
+    "strings": lambda path: rewrite(
+        path / "_METADATA", lambda x: json.loads(json.dumps(x).replace("np.ndarray", "string"))
+    ),
+    "array": lambda path: next(path.rglob(".zarray")).write_text("x"),
+    "no numbers": lambda path: next(path.glob("*/0*")).unlink(),
+    "cut off": lambda path: next(path.glob("*/0*")).write_bytes(b"x"),
+    "bomb": lambda path: rewrite(
+        next(path.rglob(".zarray")),
+        lambda x: x | {"chunks": [10**12 for _ in x["chunks"]], "compressor": {"id": "zlib"}},
+    ),
+}
+
+
+def open_damaged(folder):
+    part, path = PART | {"path": "network", "item": ""}, Path(folder, "network")
+    for name, damage in DAMAGES.items():
+        checkpoint.save_params(path, build("latent_reward", SIZES).init(jax.random.key(0)))
+        damage(path)
+        checksums.write(path)
+        for opened in (checkpoint.load_component, checkpoint.open_component):
+            with pytest.raises(UserError, match="is damaged") as refusal:
+                jax.tree.map(lambda x: x.read(), opened(folder, part))
+            assert "\n" not in str(refusal.value), name
+
+
+def test_what_orbax_cannot_read_is_one_line(tmp_path):
+    """The checksums are right: whoever can change a checkpoint can change them."""
+    in_another_process("open_damaged", tmp_path)
+
+
+def test_a_stage_does_not_go_on_from_chunks_larger_than_their_array(saved, monkeypatch):
+    folder, states = saved
+    checkpoints = open_checkpoints(folder)
+    metadata = checkpoints._manager.item_metadata(2)
+    swollen = metadata["ema"]
+    storage = jax.tree.leaves(swollen)[0].storage
+    object.__setattr__(storage, "chunk_shape", tuple(10**12 for _ in storage.chunk_shape))
+    monkeypatch.setattr(checkpoints._manager, "item_metadata", lambda step: metadata)
+    with pytest.raises(UserError, match="chunks larger than itself"):
+        checkpoints.restore(abstract(states[1]), batches())
+    checkpoints.close()
+
+
+def test_only_plain_digits_number_a_checkpoint(saved):
+    (saved[0] / "checkpoints/\N{SUPERSCRIPT TWO}").mkdir()
+    load_network(saved[0])
 
 
 def test_what_does_not_fit_is_refused(saved):

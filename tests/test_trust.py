@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -194,6 +195,14 @@ def test_a_damaged_card_is_one_line(text, tmp_path):
     with pytest.raises(UserError) as refusal:
         checkpoint.read_card(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_card_is_checked_in_no_time(folder):
+    """jsonschema compares each item with each where it has to find equal ones, for minutes."""
+    change(folder, times=[{"a": i} for i in range(4000)])
+    begun = time.process_time()
+    refused(open_it, folder, r"config.json: times\.\d+: ")
+    assert time.process_time() - begun < 30
 
 
 def test_sizes_that_make_no_network_are_one_line():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import zipfile
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from dollar_jax.reading import read_json, within
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of diffusers, of transformers, of both in the past
 SHARD_BYTES = 2 * 10**9  # one is in memory
+SAFE_TORCH = (2, 10)  # before, weights_only did not keep a pickle from running code: CVE-2025-32434, CVE-2026-24747
 SHARD = re.compile(r"\w[\w.-]{0,200}\.(safetensors|bin)")
 KEY = re.compile(r"[\w./-]{1,300}")
 TORCH_DTYPES = {  # NumPy has no others
@@ -157,8 +159,14 @@ def _open_pickle(path: Path) -> Tensors:
         import torch
     except ModuleNotFoundError as error:
         raise UserError(f"{path} needs PyTorch to be read: pip install torch, or save it as safetensors") from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise UserError(
+            f"{path} is a pickle, which PyTorch {torch.__version__} may run as code: pip install"
+            f" 'torch>={'.'.join(map(str, SAFE_TORCH))}', or save it as safetensors"
+        )
     load = {"map_location": "cpu", "weights_only": True}
     try:
+        _require_stored(path)
         try:
             content = torch.load(path, mmap=True, **load)
         except (RuntimeError, ValueError):  # the old format cannot be mapped into memory
@@ -191,6 +199,16 @@ def _open_pickle(path: Path) -> Tensors:
         for key, tensor in tensors.items()
     }
     return Tensors(found, path.stat().st_size)
+
+
+def _require_stored(path: Path) -> None:
+    """Raises an exception if the file is a damaged zip archive, PyTorch's format, or one with a compressed entry."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # as PyTorch tells: the old format is no archive
+            return
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, and may unpack to more than the memory; torch.save compresses nothing")
 
 
 def write_folder(

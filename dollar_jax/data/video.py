@@ -6,6 +6,7 @@ use the network or run programs. So only the formats below are decoded, and only
 
 import itertools
 import os
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from dollar_jax.errors import UserError, first_line
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 PIXELS = Image.MAX_IMAGE_PIXELS  # larger frames could fill the memory
+BUDGET = 10**9  # pixels of a video that is read as a whole, 3 GB
 OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,flv,ogg,asf",
     "protocol_whitelist": "file",
@@ -67,10 +69,16 @@ def read_video(path: str | os.PathLike) -> tuple[Frames, float]:
     """Reads all frames of a video unchanged. Returns (frames, mean frame rate in frames per second).
 
     Raises:
-      UserError: the file is missing or cannot be decoded.
+      UserError: the file is missing, cannot be decoded, or has more than `BUDGET` pixels.
     """
+    frames, pixels = [], 0
     with _decoding(path):
-        frames = np.stack([_rgb(frame) for frame in _decode(path)])
+        for frame in _decode(path):
+            pixels += frame.width * frame.height
+            if pixels > BUDGET:
+                raise ValueError(f"its frames have more than {BUDGET:,} pixels together")
+            frames.append(_rgb(frame))
+        frames = np.stack(frames)
         with _open(path) as container:
             return frames, float(container.streams.video[0].average_rate)
 
@@ -85,7 +93,7 @@ def write_video(path: str | os.PathLike, frames: Frames, fps: float | int) -> No
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise UserError(f"{path}: H.264 needs an even height and width, not {height} x {width}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a name that no stranger's link can have
     try:
         encode(os.fspath(temporary), frames, fps, 12)
         os.replace(temporary, path)

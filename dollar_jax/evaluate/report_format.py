@@ -32,7 +32,8 @@ _META = {
     "configs": {"type": "object", "additionalProperties": _TEXT},
     "runs": {"type": "array"},
 }
-_MORE_META = {"variety": {"type": "array", "items": _COUNT}}  # reports of before have none
+# The page holds a clip for each number, and reports of before have none.
+_MORE_META = {"variety": {"type": "array", "items": _COUNT, "maxItems": 20}}
 _SCHEMA = {
     "type": "object",
     "required": ["rows", "columns", "meta"],

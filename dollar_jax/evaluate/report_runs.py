@@ -16,7 +16,7 @@ from dollar_jax.evaluate.report import write
 from dollar_jax.evaluate.report_clips import Look, read_clips
 from dollar_jax.evaluate.report_rows import label, over_seeds
 from dollar_jax.evaluate.report_text import plain
-from dollar_jax.reading import inside, read_json
+from dollar_jax.reading import inside, read_json, within
 
 SEEDS = ("seed", "teacher.path")  # fields in which seeds of one experiment may differ: each may have its own teacher
 
@@ -84,7 +84,7 @@ def _read(variant: str, workdir: Path) -> Run:
 
 
 def _read_json(workdir: Path, name: str) -> dict:
-    path = workdir / name
+    path = within(workdir, name)
     if not path.is_file():
         raise UserError(f"{workdir} has no report ({path} is missing): finish the run with python -m dollar_jax.main")
     content = read_json(path)
@@ -155,7 +155,7 @@ def _clips(groups: Mapping[str, Sequence[Run]]) -> dict:
         meta = run.report["meta"]
         for model in meta["clips"]:
             row = {"model": model} | ({"variant": variant} if len(groups) > 1 else {})
-            folder = inside(run.workdir / "report" / "clips", model)
+            folder = inside(inside(run.workdir, "report/clips"), model)
             clips[label(row)] = read_clips(folder, len(meta["captions"]), Look(*meta["look"]).small)
     return clips
 

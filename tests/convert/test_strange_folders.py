@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +261,29 @@ def test_odd_pickles(source, content, words):
     torch.save(content(), folder / f"{STEM}.bin")
     refused(source, words)
     assert not Path("attacked").exists()
+
+
+def test_a_pickle_is_not_opened_by_a_pytorch_that_may_run_it(source, monkeypatch):
+    folder = source / "transformer"
+    (folder / WEIGHTS).unlink()
+    torch.save({"x": torch.zeros(2)}, folder / f"{STEM}.bin")
+    for version in ("2.9.1+cpu", "1.13.0"):
+        monkeypatch.setattr(torch, "__version__", version)
+        refused(source, rf"PyTorch {re.escape(version)} may run as code: pip install 'torch>=2\.10'")
+
+
+def test_a_pickle_that_would_unpack_to_more_than_it_is(source):
+    folder = source / "transformer"
+    (folder / WEIGHTS).unlink()
+    torch.save({"x": torch.zeros(10**6)}, "stored.bin")
+    with (
+        zipfile.ZipFile("stored.bin") as stored,
+        zipfile.ZipFile(folder / f"{STEM}.bin", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in stored.namelist():
+            bomb.writestr(name, stored.read(name))
+    Path("stored.bin").unlink()
+    refused(source, rf"{STEM}\.bin is damaged.*it is compressed")
 
 
 def test_parameters_in_a_pickle(tmp_path):

@@ -157,6 +157,22 @@ def test_too_large_videos(folder, side):
     refused("a.gif", "its frames have no size, or more than 89,478,485 pixels")
 
 
+def test_many_frames(folder, monkeypatch):
+    """Frames without change take no room in a file."""
+    monkeypatch.setattr("dollar_jax.data.video.BUDGET", 11 * 32 * 32, raising=False)
+    with pytest.raises(UserError, match=r"more than 11,264 pixels together"):
+        read_video("secret.mp4")
+
+
+def test_a_video_is_not_written_through_a_link(folder):
+    """Of a name that a stranger could foresee."""
+    (folder / "mine").write_text("mine")
+    os.symlink("mine", f".a.mp4.{os.getpid()}")
+    write_video("a.mp4", FRAMES, fps=8)
+    assert (folder / "mine").read_text() == "mine"
+    assert read_video("a.mp4")[0].shape == FRAMES.shape
+
+
 def test_frames_that_grow(folder, monkeypatch):
     """The header says 32 x 32, a later frame more."""
     monkeypatch.setattr("dollar_jax.data.video.PIXELS", 32 * 32, raising=False)

@@ -252,6 +252,7 @@ def refused(workdir, words, other):
         ({"meta__clips": ["teacher", "student", "stranger"]}, "'stranger', which has no row"),
         ({"meta__stages": {"a": 1}}, r"meta\.stages"),
         ({"meta__variety": "0"}, r"meta\.variety"),
+        ({"meta__variety": [0] * 1000}, r"meta\.variety"),
         ({"meta__variety": [0, 2]}, "variety names a clip that is not there"),
         ({"meta__command": ["rm"]}, r"meta\.command"),
         ({"meta__configs": {"a": 1}}, r"meta\.configs"),
@@ -297,6 +298,19 @@ def test_no_link_in_a_run_leads_out_of_it(workdir, finished):
     log.unlink()
     log.symlink_to(secret)
     refused(workdir, r"points to 'student/metrics\.jsonl', outside itself", finished)
+
+
+@pytest.mark.parametrize("name", ["config.json", "report/report.json", "report/clips", "report"])
+def test_a_config_and_a_report_of_elsewhere_are_neither_shown_nor_written(workdir, finished, name):
+    """`evaluate report --workdir=W` would write into W/report."""
+    elsewhere = workdir.with_name("elsewhere")
+    (workdir / name).rename(elsewhere)
+    (workdir / name).symlink_to(elsewhere)
+    before = {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="outside itself"):
+        combine([("", workdir)], workdir / "report", "python -m x")
+    refused(workdir, "outside itself", finished)
+    assert {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == before
 
 
 def test_what_a_stranger_wrote_is_text_on_the_page(tmp_path):
