@@ -60,7 +60,7 @@ def write_dataset(folder: str | os.PathLike, examples: Iterable[Example], info: 
     """
     import tensorflow_datasets as tfds
 
-    blocks = in_blocks(examples)
+    blocks = blocks_of(examples)
     with new_folder(folder) as temporary:
         begin = next(blocks, None)
         if begin is None:
@@ -253,7 +253,7 @@ def _writing(folder: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{folder} cannot be written: {str(error).partition('; writing')[0]}") from error
 
 
-def in_blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def blocks_of(examples: Iterable[Example]) -> Iterator[list[Example]]:
     """Groups examples into blocks of about `BLOCK_BYTES`, because each call of TFDS's writer is slow."""
     block, size = [], 0
     for example in examples:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dollar_jax.data.dataset import FILES, NAME, Example, Source, bytes_of, in_blocks, write_dataset
+from dollar_jax.data.dataset import FILES, NAME, Example, Source, blocks_of, bytes_of, write_dataset
 from dollar_jax.data.pipeline import Rows, parts_of
 from dollar_jax.errors import UserError
 from dollar_jax.files import require_space
@@ -117,7 +117,7 @@ def write_pieces(
     progress = Progress(task, "video", total, done)
     try:
         for number, piece in enumerate(missing):
-            blocks = in_blocks(progress.over(make(piece.rows)))
+            blocks = blocks_of(progress.over(make(piece.rows)))
             if (block := next(blocks, None)) is None:
                 continue  # all were left out
             left = sum(len(other.rows) for other in missing[number + 1 :] if other.part == piece.part)
