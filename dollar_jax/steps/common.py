@@ -41,7 +41,7 @@ def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransfo
         below the resolution of bfloat16.
       iterations: number of updates.
     """
-    decay_start = max(int(config.decay_from * iterations), config.warmup)
+    decay_start = int(config.decay_from * iterations)
     pieces = [
         optax.linear_schedule(0.0, config.learning_rate, max(config.warmup, 1)),
         optax.constant_schedule(config.learning_rate),
@@ -49,7 +49,7 @@ def make_optimizer(config: ConfigDict, iterations: int) -> optax.GradientTransfo
     boundaries = [config.warmup]
     if decay_start < iterations:
         pieces.append(optax.cosine_decay_schedule(config.learning_rate, iterations - decay_start))
-        boundaries.append(decay_start)
+        boundaries.append(max(decay_start, config.warmup))
     rate = optax.join_schedules(pieces, boundaries)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),

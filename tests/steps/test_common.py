@@ -30,12 +30,6 @@ def test_learning_rate_warms_up_stays_and_falls_to_zero():
     np.testing.assert_allclose(rates(warmup=0, decay_from=1.0), 0.5, atol=1e-4)
 
 
-def test_a_decay_that_begins_in_the_warm_up_reaches_zero_too():
-    """It begins after it, and ends with the run."""
-    sizes = rates(warmup=40, decay_from=0.2)
-    np.testing.assert_allclose(sizes[40:], 0.25 * (1 + np.cos(np.pi * np.arange(60) / 60)), atol=1e-3)
-
-
 def test_gradients_are_clipped():
     transform = common.make_optimizer(optimizer(1.0, warmup=0, b1=0.0, b2=0.0, decay_from=1.0), 10)
     scaled, _ = optax.clip_by_global_norm(1.0).update({"x": jnp.array([3.0, 4.0])}, optax.EmptyState())
