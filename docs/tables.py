@@ -68,7 +68,7 @@ def seconds(value: float) -> str:
 
 COLUMNS = {
     # Of a model of an experiment.
-    "calls": Column("calls", lambda row: str(row.get("calls", ""))),
+    "calls": Column("calls", lambda row: str(int(row["calls"])) if "calls" in row else ""),
     "alignment": Column("alignment %", around("alignment", 1, 100)),
     "clean_db": Column("clean dB", around("clean_db", 1)),
     "frechet": Column("Fréchet", around("frechet", None)),

@@ -122,3 +122,8 @@ def require_schema(content: Any, schema: Mapping[str, Any], path: str | os.PathL
         name = name if name.isprintable() else repr(name)
         words = " ".join(fault.message.split())[:200]
         raise UserError(f"{path}: {f'{name}: ' if name else ''}{words}; {remedy}")
+
+
+def plain(text: str) -> str:
+    """The text with spaces in place of line breaks and control characters, which could be terminal commands."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -18,6 +18,7 @@ from dollar_jax.distributed import is_main
 from dollar_jax.errors import UserError
 from dollar_jax.files import require_space
 from dollar_jax.lazy import require_small_chunks
+from dollar_jax.reading import plain
 
 TIMEOUT = 24 * 3600  # seconds to write a checkpoint: a 14B's 400 GB at 10 MB/s take half of it; Orbax's own is 1,200
 
@@ -107,6 +108,7 @@ class Checkpoints:
             try:
                 self._require_same(step, state)
                 restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+                batches.set_state(restored["data"])
                 break
             except UserError:
                 raise
@@ -120,13 +122,12 @@ class Checkpoints:
             )
         if damaged:
             self._set_aside(damaged, step)
-        batches.set_state(restored["data"])
         return step, restored["state"] | {name: restored[name] for name in self._networks}
 
     def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
         for number, reason in damaged.items():
             path = self._manager.directory / str(number)
-            print(f"{path} is damaged ({reason}): going on from {step}", file=sys.stderr, flush=True)
+            print(plain(f"{path} is damaged ({reason}): going on from {step}"), file=sys.stderr, flush=True)
             if is_main():
                 os.replace(path, path.with_name(f"{number}.damaged"))
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")

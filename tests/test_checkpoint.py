@@ -149,6 +149,28 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved):
     assert "going on from 1" in result.stderr
 
 
+def lose_the_position(path):
+    (path / "data/metadata").write_text('{"x": 1}')
+    for folder in (path / "data", path):
+        checksums.write(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lose_the_position, "2 is damaged (KeyError: "),
+        (lambda path: (path / "\x1b[2J").touch(), "2 is damaged ( [2J is not one of its files): going on from 1\n"),
+    ],
+)
+def test_a_strangers_checkpoint_is_set_aside_too(saved, capfd, damage, words):
+    """Of a position in the data that there is not, or with a name that would move the cursor."""
+    damage(saved[0] / "checkpoints/2")
+    checkpoints = open_checkpoints(saved[0])
+    assert checkpoints.restore(abstract(saved[1][1]), batches())[0] == 1
+    checkpoints.close()
+    assert words in capfd.readouterr().err
+
+
 def test_no_checkpoint_that_can_be_read(saved):
     folder, states = saved
     for path in (folder / "checkpoints").glob("*/state"):

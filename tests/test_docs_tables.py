@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from docs.tables import NUMBERS, PAGES, TABLE, around, keep, needed, page, table
+from docs.tables import COLUMNS, NUMBERS, PAGES, TABLE, around, keep, needed, page, table
 
 KEPT = sorted(NUMBERS.glob("*.json"))
 
@@ -39,6 +39,9 @@ def test_cells():
     assert around("frechet", None)({"frechet": [216, 211]}) == "214 ± 4"
     assert around("alignment", 1, 100)(row) == "99.0"
     assert around("reward", 3)(row) == around("vendi", 2)(row) == ""
+    assert COLUMNS["calls"].cell({"calls": 4}) == "4"
+    with pytest.raises(ValueError, match="invalid literal"):  # of a stranger's report
+        COLUMNS["calls"].cell({"calls": "<img src=x onerror=alert(1)>"})
     cells = [needed({"memory": {"needed": gigabytes * 1e9, "available": 80e9}}) for gigabytes in (20, 78.4, 81)]
     assert cells == ["20.0 GB", "78.4 GB: hardly fits", "81.0 GB: does not fit"]
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import numpy as np
 import pytest
 import toy_pipeline
 from ml_collections import ConfigDict
@@ -49,6 +50,23 @@ def config(tmp_path):
         card = checkpoint.read_card(folder) | {"role": role, "times": list(times), "sampler": "ddim"}
         checkpoint.write_card(folder, card)
     return config
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b"garbage"),
+        lambda file: np.savez(file, values="[1"),
+        lambda file: np.savez(file, values="{}"),
+        lambda file: np.savez(file, values=np.array([{}], dtype=object), frames=np.zeros(1)),
+    ],
+)
+def test_a_damaged_measurement_is_made_again(tmp_path, damage):
+    damage(tmp_path / "0.npz")
+    for made in (1, 2):  # the first is kept
+        values, frames = stage._kept(tmp_path / "0.npz", lambda made=made: ({"reward": made}, np.ones(made)))
+        assert values == {"reward": 1}
+        assert frames.tolist() == [1]
 
 
 def entries_of(config, workdir):

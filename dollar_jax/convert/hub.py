@@ -8,14 +8,22 @@ from pathlib import Path
 
 from dollar_jax.card import COMPONENTS, REPOSITORY
 from dollar_jax.convert import families
+from dollar_jax.convert.import_lora import PEFT
 from dollar_jax.convert.tensors import STEMS
+from dollar_jax.data.text import FILES
 from dollar_jax.errors import UserError
 
-# Patterns, in which * also stands for slashes. Nothing else is downloaded: no pickles, no code, no pictures.
-DESCRIPTIONS = ("*.json", "*.txt", "*.model")  # with the files of tokenizers
 _FOLDERS = dict.fromkeys([*COMPONENTS, *(name for family in families.FAMILIES for name in family.folders)])
 PLACES = ("", *(f"{name}/" for name in _FOLDERS))
-# By their exact names: the same weights often lie beside them in other dtypes. A LoRA beside them is merged.
+# Nothing else is downloaded: no pickles, no code, no pictures, no data.
+DESCRIPTIONS = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{place}{name}" for place in ("", "tokenizer/") for name in FILES),
+    *(f"{place}{name}" for place in PLACES for name in ("config.json", PEFT)),
+    *(f"{place}{stem}.safetensors.index.json" for place in PLACES for stem in STEMS),
+)
+# Patterns, in which * also stands for slashes. The same weights often lie beside them in other dtypes. A LoRA is merged.
 WEIGHTS = tuple(
     f"{place}{name}.safetensors"
     for place in PLACES

@@ -15,8 +15,7 @@ from dollar_jax.evaluate.measure import Column
 from dollar_jax.evaluate.report import write
 from dollar_jax.evaluate.report_clips import Look, read_clips
 from dollar_jax.evaluate.report_rows import label, over_seeds
-from dollar_jax.evaluate.report_text import plain
-from dollar_jax.reading import inside, read_json, within
+from dollar_jax.reading import inside, plain, read_json, within
 
 SEEDS = ("seed", "teacher.path")  # fields in which seeds of one experiment may differ: each may have its own teacher
 

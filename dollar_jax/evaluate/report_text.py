@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dollar_jax.evaluate.measure import Column
 from dollar_jax.evaluate.report_rows import SHORT, TEACHER, label, show, shown
 from dollar_jax.evaluate.timing import speed_up
+from dollar_jax.reading import plain
 
 
 def make_text(rows: Sequence[Mapping], columns: Sequence[Column], meta: Mapping) -> str:
@@ -35,13 +36,8 @@ def make_text(rows: Sequence[Mapping], columns: Sequence[Column], meta: Mapping)
     return "\n".join([*map(_harmless, lines), command, "", _harmless(machine), ""])
 
 
-def plain(text: str) -> str:
-    """The text with spaces in place of line breaks and control characters, which could be terminal commands."""
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
 def _harmless(line: str) -> str:
-    return plain(line).replace("<", "&lt;")  # names and titles may be a stranger's HTML
+    return plain(line).replace("<", "&lt;").replace("](", "]\\(")  # names and titles may be a stranger's HTML, links
 
 
 def _differences(meta: Mapping) -> list[str]:

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -161,7 +162,7 @@ def _identity(config: ConfigDict, workdir: Path) -> str:
 def _kept(file: Path, measured: Callable[[], tuple[dict, np.ndarray]]) -> tuple[dict, np.ndarray]:
     """A model's values and the frames that the page shows: from `file`, or by `measured`, which is kept there."""
     if file.exists():
-        with np.load(file) as kept:
+        with suppress(Exception), np.load(file) as kept:  # a damaged file is measured again
             return json.loads(str(kept["values"])), kept["frames"]
     values, frames = measured()
     if is_main():

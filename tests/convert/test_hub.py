@@ -27,6 +27,7 @@ WEIGHTS = "model.safetensors"
 EVERYTHING = (*client.DESCRIPTIONS, *client.WEIGHTS)
 # Of no use here, or code.
 UNREAD = ("model.bin", "model.fp16.safetensors", "pytorch_model.pt", "own.py", "README.md", "unet/model.safetensors")
+UNREAD += ("unet/config.json", "train.json", "corpus.txt", "huge.model")
 
 
 @pytest.fixture

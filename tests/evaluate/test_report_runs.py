@@ -314,7 +314,7 @@ def test_a_config_and_a_report_of_elsewhere_are_neither_shown_nor_written(workdi
 
 
 def test_what_a_stranger_wrote_is_text_on_the_page(tmp_path):
-    evil = "<script>alert(1)</script>\"'></style>"
+    evil = "<script>alert(1)</script>\"'></style>![x](//evil)"
     workdir = finish(tmp_path / "w", captions=(evil, evil))
     (workdir / "report" / "clips" / "student").rename(workdir / "report" / "clips" / "evil")
     change(workdir, rows__2__model="evil", rows__2__objectives=[evil], meta__clips=["teacher", "evil"])
@@ -329,7 +329,9 @@ def test_what_a_stranger_wrote_is_text_on_the_page(tmp_path):
         assert "<script" not in page
         assert page.count("</style>") == 1
         assert Page(page).text.count("alert(1)") > 3
-        assert "<script" not in (tmp_path / folder / "report.md").read_text("utf-8").replace(f"    {evil}", "")
+        text = (tmp_path / folder / "report.md").read_text("utf-8").replace(f"    {evil}", "")
+        assert "<script" not in text
+        assert "](" not in text  # a picture or a link
 
 
 def test_a_config_cannot_move_the_cursor_of_whoever_is_told_of_it(tmp_path):
