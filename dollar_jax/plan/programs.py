@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax.checkpoint import Card
 from dollar_jax.models import build
-from dollar_jax.models.network import parameter_shapes
+from dollar_jax.models.network import narrowed, parameter_shapes
 from dollar_jax.objectives import group_of, used
 from dollar_jax.pipeline import Pipeline
 from dollar_jax.rewards.judge import Judge
@@ -77,8 +77,7 @@ def iteration(config: ConfigDict, card: Card, mesh: Mesh) -> Iteration:
     vae = with_shardings(parameter_shapes(vae_network), mesh)
     pipeline = Pipeline(card, {"vae": (vae_network, vae)}, None)
     teacher = with_shardings(parameter_shapes(network), mesh)
-    frozen = {"teacher": jax.tree.map(lambda x: x.update(dtype=jnp.dtype(config.dtype)), teacher)}
-    frozen |= {"negative": one, "empty": one}
+    frozen = {"teacher": narrowed(teacher, config.dtype), "negative": one, "empty": one}
     if "pixel_reward" in setup.needs:
         judge = Judge(config.reward)
         setup = replace(setup, decode=pipeline.decoder, pixel_reward=judge.score)

@@ -20,7 +20,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.models import build, roles
 from dollar_jax.models.attention import FORWARD_MODE
 from dollar_jax.models.flow_map import without_targets
-from dollar_jax.models.network import Network
+from dollar_jax.models.network import Network, narrowed
 from dollar_jax.objectives import REWARDED, group_of, needs_of, used
 from dollar_jax.pipeline import Pipeline, draw_noise
 from dollar_jax.rewards.judge import Judge
@@ -169,8 +169,9 @@ def _distill(name: str, config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
         state = _start_from(workdir / start, state, card)
     if "start" in needs:
         frozen["start"] = jax.tree.map(jnp.copy, state.student)  # the state's own arrays are donated
-    # The frozen copy is stored in the dtype of the computation, which saves a cast at every use.
-    frozen["teacher"] = jax.tree.map(lambda x: x.astype(config.dtype), teacher)
+    # The large matrices of the frozen copy are in the dtype of the computation, which saves a cast at every use.
+    dtypes = narrowed(_shapes(teacher), config.dtype)
+    frozen["teacher"] = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), teacher, dtypes)
     del teacher  # as it is stored, perhaps twice as large
     iteration = compiled(parts(setup), state, mesh)
     if is_main():

@@ -202,7 +202,9 @@ def test_programs_for_a_public_teacher(monkeypatch):
     mesh = make_mesh(config.mesh, jax.devices())
     with jax.set_mesh(mesh):
         work = iteration(config, card, mesh)
-    assert {x.dtype for x in jax.tree.leaves(work.resident["teacher"])} == {jnp.dtype("bfloat16")}
+    teacher = jax.tree.leaves(work.resident["teacher"])
+    narrow = sum(x.size for x in teacher if x.dtype == jnp.bfloat16)
+    assert 0.95 < narrow / sum(x.size for x in teacher) < 1  # all but norms, modulations and small matrices
     assert work.resident["batch"]["condition"].embedding.shape == (8 * 6, 226, 4096)
     assert [program.name for program in work.programs] == ["generator", "fake_score"]
 
