@@ -1,17 +1,26 @@
 """Samples numbered videos of a model in batches; the numbers of prompt and video determine the noise."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import json
+import os
+import reprlib
+from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dollar_jax.checkpoint import Card
+from dollar_jax.card import COMPONENTS, SAMPLED, Card
+from dollar_jax.checkpoint import digest
 from dollar_jax.errors import UserError
+from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Latents, Pipeline, noise_at
+from dollar_jax.reading import read_json, require_schema
+from dollar_jax.sharding import evenly
 
+STAMP = "sample.json"  # in a folder of videos: what they are made of
 Made = tuple["Sample", Float[np.ndarray, "f h w c"], UInt8[np.ndarray, "F H W 3"]]
 
 
@@ -40,18 +49,25 @@ def draw(
     batch_size: int = 8,
     noise: Latents | None = None,
     negative_prompt: str | None = None,
+    only: Container[str] | None = None,
 ) -> Iterator[Made]:
     """Yields each sample in order with its latents and its frames. Only one batch is in memory.
 
     Args:
       steps, guidance: see `Pipeline.videos`.
-      batch_size: largest number of videos in a batch.
+      batch_size: largest number of videos in a batch, see `Pipeline.videos`.
       noise: initial noise of each sample; None: drawn from the seed.
       negative_prompt: the prompt that guidance moves away from; None: the card's.
+      only: names of the samples to yield; None: all. Each is made in the batch that it has among all, which decides how
+        its numbers are rounded; batches without any are left out.
     """
+    batch_size = evenly(batch_size)
     size = min(batch_size, len(samples))
     negative = None if negative_prompt is None else model.encode_text([negative_prompt])
     for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + size]
+        if only is not None and not any(sample.name in only for sample in batch):
+            continue
         # The last batch is padded, so that only one shape is compiled.
         index = np.minimum(np.arange(start, start + size), len(samples) - 1)
         rows = [samples[i] for i in index]
@@ -60,7 +76,47 @@ def draw(
         begin = begin if noise is None else noise[index]
         made = model.videos(condition, begin, keys, steps=steps, guidance=guidance, negative=negative, batch_size=size)
         latents, frames = next(made)
-        yield from zip(samples[start : start + size], latents, frames, strict=False)
+        for sample, *rows in zip(batch, latents, frames, strict=False):
+            if only is None or sample.name in only:
+                yield sample, *rows
+
+
+def settings(
+    folder: str | os.PathLike, model: Pipeline, steps: int | None, guidance: float | None, negative_prompt: str | None
+) -> dict[str, Any]:
+    """What decides the videos of a prompt and its noise, but for rounding; arguments as of `draw`.
+
+    Args:
+      folder: where the model was loaded.
+    """
+    card = model.card
+    return {
+        **{part: digest(folder, card[part]) for part in COMPONENTS},
+        **{name: card[name] for name in SAMPLED if name not in COMPONENTS},
+        "times": model.times(steps),
+        "guidance": model.guidance if guidance is None else guidance,
+        "negative_prompt": card["negative_prompt"] if negative_prompt is None else negative_prompt,
+        "tiled": model.tiled,
+    }
+
+
+def claim(out: Path, made_of: Mapping[str, Any]) -> None:
+    """Notes in a folder what its videos are made of; a folder that has videos must have the same note.
+
+    Raises:
+      UserError: the folder has videos of another command, or without a note.
+    """
+    path, made_of = out / STAMP, json.loads(json.dumps(made_of))
+    if any(out.glob("*.mp4")):
+        if not path.exists():
+            raise UserError(f"{out} holds videos, and no {STAMP} says what they are made of: take another --out")
+        require_schema(noted := read_json(path), {"type": "object"}, path, "take another --out")
+        if changed := [name for name in made_of if noted.get(name) != made_of[name]]:
+            there, here = (reprlib.repr(one.get(changed[0])) for one in (noted, made_of))
+            raise UserError(
+                f"{out} holds videos of another command: {changed[0]} is {there} there, {here} here; take another --out"
+            )
+    write_atomically(path, json.dumps(made_of, indent=1) + "\n")
 
 
 def noise_of(card: Card, seed: int, samples: Sequence[Sample]) -> tuple[Latents, jax.Array]:

@@ -92,14 +92,57 @@ def test_sampling(workdir, environment, tmp_path, student, steps):
     result = run(command("sample", **options), environment)
     assert result.returncode == 0, result.stderr
     names = ["00000-0", "00000-1", "00001-0", "00001-1"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        f"{name}.{kind}" for name in names for kind in ("mp4", "npy")
-    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "sample.json",
+        *(f"{name}.{kind}" for name in names for kind in ("mp4", "npy")),
+    }
     frames, fps = read_video(tmp_path / "out/00000-0.mp4")
     assert (frames.shape, fps) == ((9, 32, 32, 3), 8)
     latents = [np.load(tmp_path / f"out/{name}.npy") for name in names]
     assert {(x.dtype, x.shape) for x in latents} == {(np.dtype("float32"), (3, 8, 8, 4))}
     assert all(np.abs(latents[0] - other).max() > 1e-3 for other in latents[1:])
+
+
+def test_sampling_goes_on_where_it_was_stopped(workdir, environment, tmp_path):
+    """What is missing becomes what it was, bit for bit; two devices make the same by other roundings."""
+    (tmp_path / "prompts.txt").write_text("a red ring\na blue cross\na green square\n")
+    options = {"checkpoint": workdir / "vsd_cd_lrm", "prompts": tmp_path / "prompts.txt", "out": tmp_path / "out"}
+    options |= {"num_videos": 2, "save_latents": True, "batch_size": 4}
+
+    def sample(environment=environment, **changes):
+        result = run(command("sample", **options | changes), environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout, {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    said, whole = sample()
+    assert "6 videos" in said
+    assert "on 1 device\n" in said
+    for name in ("00001-1.mp4", "00002-0.npy", "00002-1.mp4", "00002-1.npy"):
+        (tmp_path / "out" / name).unlink()
+    (tmp_path / "out/.00001-1.mp4.123").write_bytes(b"half a video")
+    kept = (tmp_path / "out/00000-0.mp4").stat().st_mtime_ns
+    said, again = sample()
+    assert "3 of them new" in said
+    assert again == whole
+    assert (tmp_path / "out/00000-0.mp4").stat().st_mtime_ns == kept
+
+    refused(
+        run(command("sample", **options, seed=1), environment), "another command", "seed is 0 there, 1 here", "--out"
+    )
+    (tmp_path / "prompts.txt").write_text("a red ring\na blue cross\na green ring\n")
+    refused(run(command("sample", **options), environment), "another command", "prompts", "--out")
+    (tmp_path / "prompts.txt").write_text("a red ring\na blue cross\na green square\n")
+    (tmp_path / "out/sample.json").unlink()
+    refused(run(command("sample", **options), environment), "no sample.json", "--out")
+
+    two = environment | {"XLA_FLAGS": f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count=2"}
+    options["out"] = tmp_path / "two"
+    said, _ = sample(two, batch_size=3)
+    assert "on 2 devices" in said
+    for name in whole:
+        if name.endswith(".npy"):
+            one, other = (np.load(tmp_path / folder / name) for folder in ("out", "two"))
+            np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_given_noise_decides_the_video(workdir, environment, tmp_path):

@@ -82,11 +82,14 @@ class Sampling(NamedTuple):
     def diffusion(
         self, condition: Condition, negative: Condition, noise: Latents, keys: jax.Array
     ) -> Callable[[], jax.Array]:
-        """A function () -> latents of one batch; the inputs are on the device before it is called."""
+        """A function () -> latents of one batch; the inputs are on the device before it is called.
+
+        It is called as by `Pipeline.videos`, so that both use one compiled program.
+        """
         inputs = jax.device_put((noise, condition, negative))
         params = jax.device_put(self.pipeline.networks["transformer"][1])
-        options = {"times": self.pipeline.times(self.steps), "guidance": self.guidance}
-        return lambda: self.pipeline.sampler(params, *inputs, keys, **options)
+        settings = self.pipeline.times(self.steps), self.guidance  # by name they would be another program to JAX
+        return lambda: self.pipeline.sampler(params, *inputs, keys, *settings)
 
 
 def time_parts(samplings: Mapping[str, Sampling], caption: str, videos: int, repeats: int) -> dict[str, Timing]:

@@ -80,8 +80,8 @@ def write_suite(
     out.mkdir(parents=True, exist_ok=True)
     for unfinished in out.glob(".*.mp4.*"):  # left by a killed process; VBench fails on other files
         unfinished.unlink()
-    missing = [sample for sample in samples if not (out / f"{sample.name}.mp4").exists()]
-    made = draw(model, missing, seed, steps, guidance, batch_size)
+    missing = {sample.name for sample in samples if not (out / f"{sample.name}.mp4").exists()}
+    made = draw(model, samples, seed, steps, guidance, batch_size, only=missing)
     for sample, _, frames in counted(made, "sampling", "video", len(missing)):
         write_video(out / f"{sample.name}.mp4", frames, model.card["video"]["fps"])
     return len(missing)

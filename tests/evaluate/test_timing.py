@@ -2,8 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy_pipeline
 
 from dollar_jax.evaluate import timing
+from dollar_jax.models.network import Network
+from dollar_jax.pipeline import draw_noise
 
 
 class Clock:
@@ -41,6 +44,23 @@ def test_what_takes_long_is_repeated_less(monkeypatch, seconds, counted):
     timed = timing.time_warm(clock.sampler(log, "teacher", [seconds] * counted), videos=2, repeats=5)
     assert len(log) == counted
     assert timed == timing.Timing(median=seconds / 2, mean=seconds / 2, std=0)
+
+
+def test_what_has_made_videos_is_not_compiled_again():
+    model, traced = toy_pipeline.make(), []
+    network, params = model.networks["transformer"]
+
+    def apply(*inputs):
+        traced.append(inputs)
+        return network.apply(*inputs)
+
+    model.networks["transformer"] = Network(network.init, apply), params
+    told, (noise, keys) = model.encode_text(["a cat", "a dog"]), draw_noise(model.card, 0, 2, 1)
+    list(model.videos(told, noise, keys, steps=1, guidance=2.0, batch_size=2))
+    before = len(traced)
+    assert before
+    timing.Sampling(model, 1, 2.0).diffusion(told, model.negative, noise, keys)()
+    assert len(traced) == before
 
 
 def test_the_work_is_waited_for():

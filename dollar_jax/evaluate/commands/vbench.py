@@ -72,12 +72,16 @@ def _sample() -> None:
 
     samples = suite(prompts, short_prompts, flickering)
 
+    import jax
+
     from dollar_jax import pipeline
+    from dollar_jax.sharding import local_mesh
 
     out, start, dtype = Path(_OUT.value), time.perf_counter(), _DTYPE.value or pipeline.usual_dtype()
-    model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value, dtype=dtype)
     options = _SEED.value, _STEPS.value, _GUIDANCE.value, _BATCH_SIZE.value
-    written = write_suite(model, samples, out, *options)
+    with jax.set_mesh(local_mesh()):
+        model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value, dtype=dtype)
+        written = write_suite(model, samples, out, *options)
     print(
         f"{len(samples)} videos in {out}, {written} of them new, {time.perf_counter() - start:.1f} s;"
         f" {manifest_path(out)} has the prompt and noise of each"
