@@ -23,7 +23,7 @@ DESCRIPTIONS = (
     *(f"{place}{name}" for place in PLACES for name in ("config.json", PEFT)),
     *(f"{place}{stem}.safetensors.index.json" for place in PLACES for stem in STEMS),
 )
-# Patterns; * also stands for slashes. The same weights often lie beside them in other dtypes. A LoRA is merged.
+# Patterns, in which * also stands for slashes. Weights often lie beside the same in other dtypes. A LoRA is merged.
 WEIGHTS = tuple(
     f"{place}{name}.safetensors"
     for place in PLACES

@@ -6,6 +6,7 @@ functions import it.
 """
 
 import html
+import math
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 FILES = (CONFIG, SPECIAL, "tokenizer.json", "added_tokens.json", "spiece.model", "tokenizer.model", "vocab.json")
 FILES += ("merges.txt", "vocab.txt")
+GROWTH = 1000  # of a caption before the model; with the tokenizers of T5 and CLIP 32
 CLASSES = ("T5Tokenizer", "T5TokenizerFast", "CLIPTokenizer", "CLIPTokenizerFast")
 CLASSES += ("PreTrainedTokenizerFast", "TokenizersBackend")  # both follow tokenizer.json
 # Keys that may have a string, list or dict as value, besides *_token and *_tokens. Under any other key, for instance
@@ -85,6 +87,8 @@ def copy_tokenizer(source: str | os.PathLike, target: str | os.PathLike) -> None
     for name in (CONFIG, SPECIAL):
         if name in files:
             _require_harmless(read_json(files[name]), source / name)
+    if "tokenizer.json" in files:
+        _require_small_growth(read_json(files["tokenizer.json"]), source / "tokenizer.json")
     kind = read_json(files[CONFIG]).get("tokenizer_class")
     if kind not in CLASSES:
         raise UserError(f"{source / CONFIG}: its tokenizer_class {kind!r:.100} is none of {', '.join(CLASSES)}")
@@ -99,6 +103,24 @@ def _require_harmless(config: Mapping[str, Any], path: Path) -> None:
         known = key in NAMES or key.endswith(("_token", "_tokens"))
         if value and isinstance(value, str | list | dict) and not known:
             raise UserError(f"{path} has {key!r:.100}, which may name code or a file: remove it to use the tokenizer")
+
+
+def _require_small_growth(tokenizer: Mapping[str, Any], path: Path) -> None:
+    """Raises UserError if the steps before the model could make a caption fill the memory: each multiplies it."""
+    growth = math.prod(_growth(tokenizer.get(name)) for name in ("normalizer", "pre_tokenizer"))
+    if growth > GROWTH:
+        raise UserError(f"{path} could make a caption {growth:.3g} times as long: use a plain tokenizer of the model")
+
+
+def _growth(step: Any) -> int:
+    """How many times as long one step of a tokenizer.json, or a sequence of steps, makes a text, about."""
+    if not isinstance(step, dict):
+        return 1  # none, or refused by transformers
+    steps = step.get("normalizers", step.get("pretokenizers"))
+    if isinstance(steps, list):
+        return math.prod(map(_growth, steps))
+    words = (step.get(name) for name in ("content", "prepend"))
+    return max([2, *(1 + len(word) for word in words if isinstance(word, str))])
 
 
 def clean_caption(caption: str) -> str:

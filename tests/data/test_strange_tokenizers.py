@@ -72,6 +72,13 @@ def drop(key):
     return damage
 
 
+def grow(place, steps, step):
+    """Ten equal steps, each in the place of a sequence."""
+    step |= {"pattern": {"String": "a"}} if "content" in step else {}
+    nested = {"type": "Sequence", steps: [{"type": "Sequence", steps: [step] * 5}] * 2}
+    return lambda folder: change(folder / "tokenizer.json", **{place: nested})
+
+
 FAULTS = {
     "code": (own_code, "has 'auto_map', which may name code or a file"),
     "code of a config": (own_config, "tokenizer_class 'AutoModel' is none of"),
@@ -92,11 +99,20 @@ FAULTS = {
     "list": (replace(CONFIG, b"[]"), f"{CONFIG} is not a JSON object"),
     "deep JSON": (replace(CONFIG, b"[" * 100_000), f"{CONFIG} is not JSON"),
     "binary": (replace(CONFIG, b"\xff\xfe"), f"{CONFIG} is not JSON"),
+    "cut off": (replace("tokenizer.json", b'{"version": "1.0", "mod'), "tokenizer.json is not JSON"),
     "nothing": (lambda f: (f / CONFIG).unlink(), "no tokenizer here"),
+    "words that grow": (
+        grow("normalizer", "normalizers", {"type": "Replace", "content": "aaaa"}),
+        "1.95e.07 times as long",
+    ),
+    "words that double": (grow("pre_tokenizer", "pretokenizers", {"type": "ByteLevel"}), "1.02e.03 times as long"),
+    "a long word": (
+        lambda f: change(f / "tokenizer.json", normalizer={"type": "Prepend", "prepend": "a" * 2000}),
+        "4e.03 times as long",
+    ),
 }
 DAMAGES = {
     "damaged": (replace("tokenizer.json", b"{}"), "the tokenizer is damaged"),
-    "cut off": (replace("tokenizer.json", b'{"version": "1.0", "mod'), "the tokenizer is damaged"),
     "no files": (lambda f: (f / "tokenizer.json").unlink(), "the tokenizer is damaged"),
     "odd tokens": (lambda f: change(f / CONFIG, eos_token=3), "the tokenizer is damaged"),
     "odd side": (lambda f: change(f / CONFIG, padding_side="up"), "the tokenizer is damaged"),
