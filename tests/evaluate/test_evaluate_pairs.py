@@ -8,7 +8,7 @@ from dollar_jax.evaluate.measure import Clips, Metrics
 
 @pytest.fixture(scope="module")
 def clips():
-    world = list(PairsWorld(60, 3, captions=some_captions(6)))
+    world = list(PairsWorld(24, 3, captions=some_captions(6)))
     video = np.stack([clip["video"] for clip in world])
     latents = video[:, ::4, ::8, ::8] / np.float32(255)
     return Clips(video, latents, [clip["caption"] for clip in world])

@@ -1,5 +1,6 @@
 """DDPO on Gaussians whose expected reward has a gradient that is known."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -59,6 +60,7 @@ def student(value):
     return denoise
 
 
+@functools.cache
 def chain(times, count, shape, theta):
     """A context with `count` trajectories of the student, whose reward is the mean of x at their end."""
     keys, batched = jax.random.split(jax.random.key(0), count), path_of(path(times, SCHEDULE), count)

@@ -24,18 +24,21 @@ def noise(shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+def test_every_clip_is_read_right(clips, reading):
+    assert all(right.all() for right in agreement(reading, clips[1]).values())
+
+
 @pytest.mark.parametrize(
     "corrupt",
     [
-        lambda video: video,
         lambda video: video + 0.05 * noise(video.shape),
         lambda video: uniform_filter(video, (0, 0, 3, 3, 0)),
         lambda video: video + np.float32([0.05, -0.02, 0]),
     ],
-    ids=["render", "noise", "blur", "tint"],
+    ids=["noise", "blur", "tint"],
 )
-def test_every_clip_is_read_right(clips, corrupt):
-    video, captions = clips
+def test_every_corrupted_clip_is_read_right(clips, corrupt):
+    video, captions = (x[:24] for x in clips)
     assert all(right.all() for right in agreement(read(corrupt(video)), captions).values())
 
 

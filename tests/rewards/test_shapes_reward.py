@@ -9,7 +9,7 @@ from dollar_jax.rewards.shapes import alignment, read
 
 @pytest.fixture(scope="module")
 def clips():
-    examples = list(ShapesWorld(240, seed=7))
+    examples = list(ShapesWorld(120, seed=7))
     return np.stack([clip["video"] for clip in examples]).astype(np.float32) / 255, [
         clip["caption"] for clip in examples
     ]
