@@ -175,7 +175,7 @@ def test_unknown_kinds_are_refused():
     with pytest.raises(UserError, match="one of ddim, ancestral, renoise, not 'euler'"):
         inspect.unwrap(sampling.step_to)("euler", SCHEDULE, x, x, x, times, times)
     with pytest.raises(UserError, match="rollout is data or simulate, not 'online'"):
-        inspect.unwrap(sampling.rollout)("online", WORLD, x, TOLD, (499,), SCHEDULE, "ddim", keys(1))
+        inspect.unwrap(sampling.rollout)("online", WORLD, x, TOLD, (499,), SCHEDULE, "ddim", keys(1), False)
     with pytest.raises(UserError, match="matched_times is all, segment or trajectory, not 'some'"):
         inspect.unwrap(sampling.matched_times)("some", times, (499,), SCHEDULE)
 

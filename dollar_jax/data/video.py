@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import av
 import numpy as np
@@ -101,7 +101,7 @@ def write_video(path: str | os.PathLike, frames: Frames, fps: float | int) -> No
         temporary.unlink(missing_ok=True)
 
 
-def encode(file: str | BinaryIO, frames: Frames, fps: float | int, crf: int) -> None:
+def encode(file: str | BytesIO, frames: Frames, fps: float | int, crf: int) -> None:
     """Writes frames of even height and width to `file` as H.264 (4:2:0) in an mp4.
 
     Args:
