@@ -46,10 +46,9 @@ def run(main: Callable[..., None], arguments: Sequence[str] = ()) -> None:
         if isinstance(error, PATHS) or getattr(error, "errno", None) in READ_ONLY:
             _stop(f"{error.filename or 'a path'}: {error.strerror or error}; check the path and who may write there")
         if out_of_memory(error):
-            reason = str(error).splitlines()[0][:200]
             _stop(
-                f"a device has too little memory ({reason}): take a smaller batch_size, a larger accumulate or more"
-                " devices; docs/memory.md has what each setting saves"
+                f"a device has too little memory ({first_line(error)}): take a smaller batch_size, a larger accumulate"
+                " or more devices; docs/memory.md has what each setting saves"
             )
         raise
 
