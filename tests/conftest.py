@@ -9,6 +9,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as in dollar_jax.data.text, which may be imported too late
+# The workers of pytest take all cores already, and threads of PyTorch that wait for each other take time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands have to flush what they print by themselves
 # Most of the time of these small programs is compilation: unoptimised, by XLA's older emitters, as one LLVM module and
 # without LLVM's expensive passes, it takes a fourth.
