@@ -11,9 +11,10 @@ import pytest
 import stock_wan
 import torch
 from commands import ROOT, run
+from compare import relative
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-from folders import assert_same_tensors, relative
+from folders import assert_same_tensors
 from lora_student import pipe_of_readme
 from safetensors.numpy import load_file, save_file
 

@@ -1,8 +1,6 @@
-"""Comparisons of folders in the public format, and of what both libraries make of them."""
+"""Comparisons of folders in the public format."""
 
 from pathlib import Path
-
-import numpy as np
 
 from dollar_jax.convert.tensors import open_folder
 
@@ -14,8 +12,3 @@ def assert_same_tensors(ours: Path, theirs: Path) -> None:
     for key in theirs:
         assert ours[key].dtype == theirs[key].dtype, key
         assert ours[key].tobytes() == theirs[key].tobytes(), key
-
-
-def relative(ours, theirs) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
