@@ -9,6 +9,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as in dollar_jax.data.text, which may be imported too late
+# The workers of pytest take all cores already, and threads of PyTorch that wait for each other take time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONUNBUFFERED", None)  # commands have to flush what they print by themselves
 # Most of the time of these small programs is compilation: unoptimised, by XLA's older emitters, as one LLVM module and
 # without LLVM's expensive passes, it takes a fourth.
@@ -41,23 +43,28 @@ LONGEST = [
     "test_end_to_end.py",
     "test_interrupted.py",
     "test_tuning.py",
-    "test_tour.py",
     "test_convert.py",
     "test_sharding.py",
-    "test_wan.py",
-    "test_dollar.py",
-    "test_toy_family.py",
     "test_cogvideox_vae.py",
-    "test_wan_vae.py",
-    "test_plan.py",
-    "test_checkpoint.py",
-    "test_tiling.py",
+    "test_tour.py",
+    "test_wan.py",
+    "test_toy_family.py",
+    "test_dollar.py",
     "test_attention.py",
+    "test_objectives.py",
+    "test_wan_vae.py",
     "test_cogvideox_dit.py",
+    "test_checkpoint.py",
+    "test_lora_run.py",
+    "test_lora.py",
+    "test_plan.py",
+    "test_policy_gradient.py",
+    "test_tiling.py",
+    "test_peer.py",
     "test_wan_dit.py",
     "test_human_browser.py",
-    "test_configs.py",
-    "test_inception.py",
+    "test_pairs_reward.py",
+    "test_clip.py",
 ]
 
 

@@ -10,8 +10,9 @@ import pytest
 import stock
 import torch
 from commands import ROOT, run
+from compare import relative
 from diffusers import CogVideoXPipeline
-from folders import assert_half_the_memory_for_the_same_bits, assert_same_tensors, relative
+from folders import assert_half_the_memory_for_the_same_bits, assert_same_tensors
 from lora_student import pipe_of_readme
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPModel

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from compare import relative
 from diffusers import WanPipeline
 from flax.traverse_util import flatten_dict, unflatten_dict
-from folders import relative
 from lora_student import make_student, teacher_of
 from merged import merge
 from safetensors.numpy import load_file

@@ -49,7 +49,7 @@ def test_a_flow_map_in_the_stock_pipeline(student, tmp_path):
     noise, told = noise_of(model), (model.encode_text(PROMPTS), model.negative)
     size = {"num_frames": SIZE["frames"], "height": SIZE["height"], "width": SIZE["width"]}
     made = {}
-    for steps in (1, 2, 4, 8):
+    for steps in (1, 5):
         with torch.inference_mode():
             latents = pipe(
                 PROMPTS,
@@ -61,7 +61,7 @@ def test_a_flow_map_in_the_stock_pipeline(student, tmp_path):
         theirs = latents.permute(0, 2, 3, 4, 1).numpy()
         made[steps] = our_latents(model, noise, told, steps, 0.0)
         np.testing.assert_allclose(made[steps], theirs, atol=1e-3 * np.abs(theirs).max())
-    assert np.abs(made[1] - made[8]).max() > 0.1
+    assert np.abs(made[1] - made[5]).max() > 0.1
     assert "AnyFlowPipeline.from_pretrained" in (tmp_path / "theirs" / "README.md").read_text()
 
 

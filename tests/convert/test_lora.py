@@ -13,9 +13,9 @@ import pytest
 import stock
 import stock_wan
 import torch
+from compare import relative
 from diffusers import CogVideoXPipeline, WanPipeline
 from flax.traverse_util import flatten_dict
-from folders import relative
 from lora_student import RANK, SIZE, make_student, pipe_of_readme, teacher_of
 from safetensors import safe_open
 from safetensors.numpy import load_file

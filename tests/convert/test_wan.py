@@ -11,10 +11,10 @@ import pytest
 import stock_wan
 import torch
 from commands import ROOT, run
+from compare import relative
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
-from folders import assert_half_the_memory_for_the_same_bits, assert_same_tensors, relative
-from lora_student import pipe_of_readme
+from folders import assert_half_the_memory_for_the_same_bits, assert_same_tensors
 from safetensors.numpy import load_file, save_file
 
 from dollar_jax import checkpoint, pipeline, sampling
@@ -202,23 +202,19 @@ def test_two_experts(tmp_path):
 
 @pytest.fixture(scope="module")
 def student(folders, tmp_path_factory) -> Path:
-    """A student of the stock pipeline's teacher, after a few iterations of VSD and CD; beside it an `adapter`."""
+    """A student of the stock pipeline's teacher before its first update: only samplers are compared."""
     work = tmp_path_factory.mktemp("distilled")
     fields = {
         "teacher.path": folders[1],
         "stages": "('encode','distill')",
         "data.clips": 4,
         "video.height": SIZE["height"],
-        "generator.iterations": 2,
-        "generator.batch_size": 2,
-        "generator.optimizer.learning_rate": 1e-2,
-        "generator.optimizer.warmup": 1,
-        "generator.rollout": "data",
+        "generator.iterations": 0,
+        "generator.batch_size": 1,
         "generator.show_every": 0,
         "held_out.videos_per_caption": 0,
-        "fake_score.updates": 1,
     }
-    flags = [f"--config={ROOT / 'tests/helpers/one_student.py'}:shapes_wan.vsd_cd+3", "--workdir=W"]
+    flags = [f"--config={ROOT / 'tests/helpers/one_student.py'}:shapes_wan.vsd_cd", "--workdir=W"]
     flags += [f"--config.{name}={value}" for name, value in fields.items()]
     done = run(["main", *flags], cwd=work)
     assert done.returncode == 0, done.stderr
@@ -261,16 +257,3 @@ def test_a_student_in_the_stock_pipeline(student, told, tmp_path, monkeypatch, s
             assert relative(our_latents(ours, noise, told, steps, 0.0), wanted) < 1e-3
             made += 1
     assert made == 2
-
-
-def test_a_trained_adapter_in_the_stock_pipeline(student, folders, told, monkeypatch):
-    """Loaded into the original folder by the README's code."""
-    ours = pipeline.load(student.with_name("adapter"), ("transformer",))
-    noise = noise_of(ours)
-    wanted = our_latents(ours, noise, told, 4, 0.0)
-    to_torch(student.with_name("adapter"), student.with_name("LORA"))
-    (student.parent / "BASE").symlink_to(folders[0])
-    pipe = pipe_of_readme(student.with_name("LORA"), monkeypatch)
-    assert relative(stock_latents(pipe, noise, 4, 0.0), wanted) < 1e-3
-    pipe.set_adapters("student", 0.0)
-    assert relative(stock_latents(pipe, noise, 4, 0.0), wanted) > 0.01  # it has learnt something

@@ -1,9 +1,10 @@
-"""Comparisons of folders in the public format, and of what both libraries make of them."""
+"""Comparisons of folders in the public format."""
 
 from pathlib import Path
 
 import jax
 import numpy as np
+from compare import relative
 
 from dollar_jax import pipeline
 from dollar_jax.convert.tensors import open_folder
@@ -16,11 +17,6 @@ def assert_same_tensors(ours: Path, theirs: Path) -> None:
     for key in theirs:
         assert ours[key].dtype == theirs[key].dtype, key
         assert ours[key].tobytes() == theirs[key].tobytes(), key
-
-
-def relative(ours, theirs) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
 def assert_half_the_memory_for_the_same_bits(folder: Path, captions: list[str]) -> None:

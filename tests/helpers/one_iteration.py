@@ -1,10 +1,10 @@
-"""One iteration of the full DOLLAR step on a mesh, perhaps of several processes.
+"""One iteration of a distillation on a mesh, perhaps of several processes.
 
     python one_iteration.py NETWORK FILE DATA,FSDP,CONTEXT [COORDINATOR PROCESSES PROCESS]
 
 Everything that training changes, and the metrics, are written by path into FILE. NETWORK is `dit`, a small transformer
-whose tokens no context axis divides, with one time for all examples of the generator, and one chain for both updates of
-the fake score; or `toy`, the toy family's, which compiles sooner, with an adversarial term.
+whose tokens no context axis divides, with VSD alone, one time for all examples of the generator, and one chain for both
+updates of the fake score; or `toy`, the toy family's, which compiles sooner, with all of DOLLAR and adversarial.
 """
 
 import gc
@@ -58,7 +58,9 @@ def get_setup(name: str):
         part.optimizer.update({"warmup": 0, "learning_rate": 2e-5})
     config.reward.network.channels = CHANNELS[name]
     transformer = {"architecture": "cogvideox_dit", "config": SIZES}
-    if name == "toy":
+    if name == "dit":
+        set_named(config.generator.objectives, {"consistency": 0.0, "latent_reward": 0.0})
+    else:
         trust(["toy_family"])
         transformer = {"architecture": "toy_family:transformer", "config": {"width": 8}}
         own = {"network": {"width": 8}, "optimizer": config.fake_score.optimizer.to_dict()}
@@ -83,7 +85,7 @@ def random_params(network, seed: int) -> dict:
 
 
 def iterate(name: str, mesh) -> dict[str, np.ndarray]:
-    """Generator, two fake scores, discriminator, reward model."""
+    """Generator, two fake scores; of the toys also discriminator and reward model."""
     setup, key = get_setup(name), jax.random.key(0)
     config = setup.config
 

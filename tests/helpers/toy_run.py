@@ -42,29 +42,29 @@ def make_config() -> ConfigDict:
 
 
 def adversarial_config() -> ConfigDict:
-    """The run with the toy discriminator beside VSD and CD, added as on the command line."""
+    """The run with the toy discriminator beside VSD, added as on the command line."""
     config = make_config()
     flags = ["=0.1", ".flip=1.0", ".own.network.width=7", ".own.options.margin=0.5", ".own.updates=2", ".own.ema=0.9"]
     rest, changes = take_named([f"--config.generator.objectives.{ADVERSARIAL}{flag}" for flag in flags])
     assert not rest
     put_named(config, changes)
-    config.generator.objectives.latent_reward.weight = 0.0
+    set_named(config.generator.objectives, {"consistency": 0.0, "latent_reward": 0.0})
     return config
 
 
 def flow_map_config() -> ConfigDict:
-    """The run with a student that is told where a step ends, and with both continuous-time objectives."""
+    """The run with a student that is told where a step ends, with CD and both continuous-time objectives."""
     config = adversarial_config()
     config.generator.flow_map = True
     consistency = {"weight": 0.1, "guidance": 1.0, "warmup": 3}
     more = {"flow_map": {"weight": 0.5, "derivative": "jvp"}, "continuous_consistency": consistency}
-    set_named(config.generator.objectives, more)
+    set_named(config.generator.objectives, more | {"consistency": 0.5})
     return config
 
 
 def get_config() -> ConfigDict:
     """With everything that a checkpoint may hold: two students, a discriminator and its average, replayed rewards."""
-    config = flow_map_config()
+    config = adversarial_config()
     config.stages = ("vae", "encode", "teacher", "distill")
     tuned = {"objectives": {"latent_reward": 0.1, "variational_score": 0.0}, "iterations": 6, "save_every": 2}
     students = {"student": {"start_from": ""}, "tuned": {"start_from": "student", "generator": tuned}}

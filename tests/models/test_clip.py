@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import stock
 import torch
+from compare import relative
 from flax import nnx
 from transformers import CLIPConfig, CLIPModel
 
@@ -74,11 +75,6 @@ VIT_L_14 = {
     },
     "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
 }
-
-
-def error(ours, theirs) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
 def merged(config: dict, vision: dict, text: dict) -> dict:
@@ -165,7 +161,7 @@ def similarity(network, params, images, tokens):
 
 def test_embeddings(case):
     for method, x, wanted in (("encode_image", case.images, case.image), ("encode_text", case.tokens, case.text)):
-        assert error(jax.jit(partial(case.network.apply, method=method))(case.params, x), wanted) < 1e-4
+        assert relative(jax.jit(partial(case.network.apply, method=method))(case.params, x), wanted) < 1e-4
 
 
 def test_similarity_and_gradients(case):
@@ -175,9 +171,9 @@ def test_similarity_and_gradients(case):
         return result, *pull(case.cotangent)
 
     result, gradients, image_gradients = run(case.params, case.images)
-    assert error(result, case.similarity) < 1e-4
-    assert error(image_gradients, case.image_gradients) < 1e-3
-    errors = jax.tree.map(error, gradients, case.gradients)
+    assert relative(result, case.similarity) < 1e-4
+    assert relative(image_gradients, case.image_gradients) < 1e-3
+    errors = jax.tree.map(relative, gradients, case.gradients)
     for tower in ("vision", "text"):
         # The keys' bias shifts all logits of a query alike, which changes nothing: both gradients are rounding.
         del errors[tower]["blocks"]["key"]["bias"]
@@ -198,7 +194,7 @@ def test_every_block(case, tower):
     assert len(after) == SMALL[f"{tower}_config"]["num_hidden_layers"]
     for layer, wanted in enumerate(after):
         x = run(jax.tree.map(lambda p, layer=layer: p[layer], case.params[tower]["blocks"]), x)
-        assert error(x, wanted) < 1e-4, layer
+        assert relative(x, wanted) < 1e-4, layer
 
 
 def test_what_follows_the_end_of_a_text_changes_nothing(case):
@@ -206,7 +202,7 @@ def test_what_follows_the_end_of_a_text_changes_nothing(case):
     text = encode(case.tokens)
     np.testing.assert_array_equal(encode(case.tokens.at[2, 8:].set(3))[2], text[2])
     np.testing.assert_allclose(encode(case.tokens[:, :8])[2], text[2], rtol=1e-4, atol=1e-5)
-    assert error(encode(case.tokens.at[2, 6].set(3))[2], text[2]) > 1e-2
+    assert relative(encode(case.tokens.at[2, 6].set(3))[2], text[2]) > 1e-2
 
 
 def test_bfloat16_inside_float32_outside(case):
@@ -214,7 +210,7 @@ def test_bfloat16_inside_float32_outside(case):
     for method, x, wanted in (("encode_image", case.images, case.image), ("encode_text", case.tokens, case.text)):
         embedding = jax.jit(partial(network.apply, method=method))(case.params, x)
         assert embedding.dtype == jnp.float32
-        assert 1e-4 < error(embedding, wanted) < 1e-1
+        assert 1e-4 < relative(embedding, wanted) < 1e-1
 
 
 def test_back_to_transformers(case):
@@ -227,7 +223,7 @@ def test_back_to_transformers(case):
     theirs.load_state_dict({key: torch.tensor(value) for key, value in back.items()})
     with torch.no_grad():
         text = theirs.get_text_features(input_ids=torch.tensor(np.asarray(case.tokens))).pooler_output
-    assert error(text, case.text) < 1e-6
+    assert relative(text, case.text) < 1e-6
     assert keys.config(theirs.config.to_dict()) == case.config
 
 
@@ -247,7 +243,7 @@ def test_open_clip_files(tmp_path):
         text = theirs.encode_text(torch.tensor(np.asarray(case.tokens)))
     for method, x, wanted in (("encode_image", case.images, image), ("encode_text", case.tokens, text)):
         encode = jax.jit(partial(network.apply, method=method))
-        assert error(encode(params, x), wanted) < 1e-4
+        assert relative(encode(params, x), wanted) < 1e-4
     assert params["logit_scale"] == theirs.logit_scale.item()
 
 

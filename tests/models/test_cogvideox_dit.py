@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compare import relative
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 
 from dollar_jax.convert import cogvideox_dit as keys
@@ -53,11 +54,6 @@ CASES = {  # name: config, latent frames x height x width
     "patch_size_t": (ROTARY | {"patch_size_t": 3, "patch_bias": False}, (9, 4, 6)),
     "learned": (ROTARY | {"use_learned_positional_embeddings": True, "in_channels": 8}, (3, 6, 10)),
 }
-
-
-def error(ours, theirs) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
 def torch_latents(x) -> torch.Tensor:
@@ -151,7 +147,7 @@ def test_a_forward_mode_derivative_is_that_of_finite_differences():
     h = 1e-2
     wanted = (moved(h) - moved(-h)) / (2 * h)
     got = jax.jvp(lambda *inputs: apply(*inputs, condition), (latents, times), direction)[1]
-    assert error(got, wanted) < 1e-2
+    assert relative(got, wanted) < 1e-2
 
 
 @pytest.mark.parametrize(("depths", "blocks"), [((0.0, 0.7), (0, 1)), ((1.0,), (2,))])
@@ -159,7 +155,7 @@ def test_features_are_the_videos_tokens_after_a_share_of_the_blocks(depths, bloc
     case = compute("rotary")
     found = case.network.apply(case.params, *case.inputs, depths, method="features")
     for ours, block in zip(found, blocks, strict=True):
-        assert error(ours, case.tokens[block]) < 1e-5
+        assert relative(ours, case.tokens[block]) < 1e-5
 
 
 def first_blocks(params, depth):
@@ -180,7 +176,7 @@ def test_prediction_after_every_block(case):
     for depth, theirs in enumerate(case.predictions, 1):
         prediction = predict(first_blocks(case.params, depth), *case.inputs)
         assert prediction.shape == theirs.shape
-        assert error(prediction, theirs) < 1e-4, depth
+        assert relative(prediction, theirs) < 1e-4, depth
 
 
 @pytest.mark.parametrize("case", ["sincos", "patch_size_t"], indirect=True)
@@ -195,14 +191,14 @@ def test_gradients(case):
         return jax.grad(loss, (0, 1, 2), allow_int=True)(*args)
 
     params_gradient, latents_gradient, text_gradient = gradients(case.params, latents, text)
-    assert error(latents_gradient, case.latents_gradient) < 1e-3
-    assert error(text_gradient.embedding, case.text_gradient) < 1e-3
+    assert relative(latents_gradient, case.latents_gradient) < 1e-3
+    assert relative(text_gradient.embedding, case.text_gradient) < 1e-3
     if not case.config.get("use_rotary_positional_embeddings"):
         # A constant added to every key changes no weight: both gradients are rounding alone.
         for tree in (params_gradient, case.gradients):
             bias, scale = (tree["blocks"]["attention"]["key_norm"].pop(name) for name in ("bias", "scale"))
             assert np.abs(bias).max() < 1e-4 * np.abs(scale).max()
-    errors = jax.tree.map(error, params_gradient, case.gradients)
+    errors = jax.tree.map(relative, params_gradient, case.gradients)
     assert max(jax.tree.leaves(errors)) < 1e-3, errors
 
 
@@ -215,7 +211,7 @@ def test_bfloat16_inside_float32_outside():
     inputs = jnp.ones((2, 3, 6, 10, 4)), jnp.array([0.0, 999.0]), told(np.ones((2, 5, 12)))
     exact, rounded = (jax.jit(network.apply)(params, *inputs) for network in networks)
     assert exact.dtype == rounded.dtype == jnp.float32
-    assert 1e-4 < error(rounded, exact) < 5e-2
+    assert 1e-4 < relative(rounded, exact) < 5e-2
 
 
 def test_remat_trades_memory_for_the_same_gradient():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compare import relative
 from flax import nnx
 from transformers import T5Config, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -29,11 +30,6 @@ SMALL = {
     "layer_norm_epsilon": 1e-3,
 }
 LENGTH = 13
-
-
-def error(ours, theirs) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
 @functools.cache
@@ -84,8 +80,8 @@ def test_text_and_gradients(case):
         return text, pull(case.cotangent)[0]
 
     text, gradients = run(case.params)
-    assert error(text, case.text) < 1e-4
-    errors = jax.tree.map(error, gradients, case.gradients)
+    assert relative(text, case.text) < 1e-4
+    errors = jax.tree.map(relative, gradients, case.gradients)
     assert max(jax.tree.leaves(errors)) < 1e-3, errors
 
 
@@ -98,11 +94,11 @@ def test_every_block(case):
     bias = jnp.moveaxis(jnp.asarray(case.params["distance_bias"]["embedding"])[buckets], -1, 0)[None]
     run = jax.jit(lambda block, x: nnx.merge(graph, block)(x, bias, None if case.attend_padding else case.mask))
     x = case.params["embed"]["embedding"][case.tokens]
-    assert error(x, case.states[0]) == 0
+    assert relative(x, case.states[0]) == 0
     assert len(case.states) == SMALL["num_layers"] + 1
     for layer, after in enumerate(case.states[1:]):
         x = run(jax.tree.map(lambda p, layer=layer: p[layer], case.params["blocks"]), x)
-        assert error(x, after) < 1e-4, layer
+        assert relative(x, after) < 1e-4, layer
 
 
 def test_padding_is_seen_only_if_the_config_says_so(case):
@@ -112,7 +108,7 @@ def test_padding_is_seen_only_if_the_config_says_so(case):
     told = [jax.jit(case.network.apply)(case.params, tokens, mask) for tokens in (case.tokens, other)]
     before, altered = (one.embedding[:, :5] for one in told)
     if case.attend_padding:
-        assert error(before, altered) > 1e-2
+        assert relative(before, altered) > 1e-2
     else:
         np.testing.assert_allclose(before, altered, atol=1e-6)
     np.testing.assert_array_equal(told[0].mask, mask)
@@ -130,7 +126,7 @@ def test_bfloat16_inside_float32_outside(case):
     network = t5.build(dtype=jnp.bfloat16, attend_padding=case.attend_padding, **SMALL)
     text = network.apply(case.params, case.tokens, case.mask).embedding
     assert text.dtype == jnp.float32
-    assert 1e-4 < error(text, case.text) < 1e-1
+    assert 1e-4 < relative(text, case.text) < 1e-1
 
 
 def test_embeddings_of_a_random_encoder_have_unit_size_and_depend_on_the_context():
@@ -138,7 +134,7 @@ def test_embeddings_of_a_random_encoder_have_unit_size_and_depend_on_the_context
     params = jax.jit(network.init)(jax.random.key(0))
     text = network.apply(params, jnp.array([[3, 4, 5, 3], [9, 8, 7, 6]]), jnp.ones((2, 4), bool)).embedding
     np.testing.assert_allclose((text**2).mean(-1), 1.0, atol=1e-2)
-    assert error(text[0, 0], text[0, 3]) > 0.05
+    assert relative(text[0, 0], text[0, 3]) > 0.05
 
 
 def test_user_errors():

@@ -9,6 +9,7 @@ import pytest
 import stock
 import torch
 import toy_pipeline
+from compare import relative
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -49,11 +50,6 @@ NASTY = [
 ]
 
 
-def error(ours, theirs) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """Wan's text encoder with random weights, ours with the same, and a tokenizer for both."""
@@ -82,7 +78,7 @@ def test_text_is_that_of_wans_pipeline(case):
     tokens, mask = tokenize(case.tokenizer, CAPTIONS, LENGTH, clean=True)
     assert mask.sum(1)[0] == LENGTH > mask.sum(1)[1] > mask.sum(1)[3] == 1
     text = case.apply(case.params, tokens, mask)
-    assert error(text.embedding, wanted) < 1e-5
+    assert relative(text.embedding, wanted) < 1e-5
     np.testing.assert_array_equal(text.embedding[~mask], 0)
     np.testing.assert_array_equal(text.mask, mask)
     assert text.embedding.dtype == jnp.float32
@@ -99,7 +95,7 @@ def test_each_block_has_its_own_distances(case):
     swapped = {**case.params, "distance_bias": {"embedding": case.params["distance_bias"]["embedding"][::-1]}}
     tokens, mask = tokenize(case.tokenizer, CAPTIONS[:1], LENGTH)
     before, after = (case.apply(params, tokens, mask).embedding for params in (case.params, swapped))
-    assert error(before, after) > 1e-2
+    assert relative(before, after) > 1e-2
 
 
 def test_there_and_back(case):

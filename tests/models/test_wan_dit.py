@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compare import relative
 from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from restored import restore
@@ -52,11 +53,6 @@ CASES = {  # name: config, latent frames x height x width
         (6, 5, 9),
     ),
 }
-
-
-def error(ours, theirs) -> float:
-    """The largest difference, relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
 def torch_latents(x) -> torch.Tensor:
@@ -134,19 +130,19 @@ def test_prediction_after_every_block(name):
         first = jax.tree.map(lambda x, depth=depth: x[:depth], case.params["blocks"])
         prediction = predict(case.params | {"blocks": first}, *case.inputs)
         assert prediction.shape == theirs.shape
-        assert error(prediction, theirs) < 3e-5, depth  # the exact GELU would make 5e-5
+        assert relative(prediction, theirs) < 3e-5, depth  # the exact GELU would make 5e-5
 
 
 def test_features_are_the_tokens_after_a_share_of_the_blocks():
     """Of an A14B too: each example's are those of its expert,."""
     case = compute("small")
     found = wan_dit.build(**case.config).apply(case.params, *case.inputs, (0.5, 1.0), method="features")
-    assert [error(ours, theirs) < 3e-5 for ours, theirs in zip(found, case.tokens, strict=True)] == [True, True]
+    assert [relative(ours, theirs) < 3e-5 for ours, theirs in zip(found, case.tokens, strict=True)] == [True, True]
     params = {"high": jax.tree.map(jnp.zeros_like, case.params), "low": case.params}
     experts = wan_experts.build(boundary=500.0, **case.config)
     (mixed,) = experts.apply(params, *case.inputs, (0.5,), method="features")
-    assert error(mixed[:1], case.tokens[0][:1]) < 3e-5
-    assert error(mixed[1:], case.tokens[0][1:]) > 0.1
+    assert relative(mixed[:1], case.tokens[0][:1]) < 3e-5
+    assert relative(mixed[1:], case.tokens[0][1:]) > 0.1
 
 
 @pytest.mark.parametrize("remat", ["everything_saveable", "offload_blocks"])
@@ -164,9 +160,9 @@ def test_gradients(remat):
         return jax.grad(loss, (0, 1, 2))(*args)
 
     params_gradient, latents_gradient, text_gradient = gradients(case.params, latents, condition.embedding)
-    assert error(latents_gradient, case.latents_gradient) < 1e-3
-    assert error(text_gradient, case.text_gradient) < 1e-3
-    errors = jax.tree.map(error, params_gradient, case.gradients)
+    assert relative(latents_gradient, case.latents_gradient) < 1e-3
+    assert relative(text_gradient, case.text_gradient) < 1e-3
+    errors = jax.tree.map(relative, params_gradient, case.gradients)
     assert max(jax.tree.leaves(errors)) < 1e-3, errors
 
 
@@ -176,7 +172,7 @@ def test_bfloat16_inside_float32_outside():
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(network))} == {jnp.dtype("float32")}
     prediction = jax.jit(network.apply)(case.params, *case.inputs)
     assert prediction.dtype == jnp.float32
-    assert 1e-4 < error(prediction, case.predictions[-1]) < 5e-2
+    assert 1e-4 < relative(prediction, case.predictions[-1]) < 5e-2
 
 
 def test_time_and_modulation_are_float32_in_bfloat16():

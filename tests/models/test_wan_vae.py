@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compare import assert_same, ours
 from diffusers import AutoencoderKLWan
-from einops import rearrange
 from flax import nnx
 
 from dollar_jax.convert import wan_vae as theirs
@@ -54,17 +54,8 @@ def program(version, method, chunks=WHOLE):
     return jax.jit(functools.partial(network.apply, method=method))
 
 
-def ours(x: torch.Tensor) -> np.ndarray:
-    return rearrange(x.numpy(), "b c f h w -> b f h w c")
-
-
 def pixels(version, frames) -> torch.Tensor:
     return 2 * torch.rand(2, 3, frames, *SIZE[version], generator=torch.manual_seed(1)) - 1
-
-
-def assert_same(actual, expected, tolerance=1e-5):
-    assert actual.shape == expected.shape
-    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

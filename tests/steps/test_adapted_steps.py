@@ -62,7 +62,7 @@ def run(rank, trained, start):
     this, frozen = setup(rank), FROZEN | {"start": start}
     state = this.init(BASE, jax.random.key(0)).replace(**trained)
     batch = toy.batch() | {"prepared": jnp.array([1.0, 2.0, -1.0, 0.5]), "prompt": jnp.arange(4)}
-    chain = dollar.make_trajectory(this)(state, frozen, batch, jax.random.key(2))
+    chain = jax.jit(dollar.make_trajectory(this))(state, frozen, batch, jax.random.key(2))
     chain["reward"] = chain.pop("scored").mean((1, 2, 3, 4))
     state, fake = jax.jit(dollar.make_fake_score_step(this))(state, frozen, toy.batch(), jax.random.key(3))
     before = state.replace(fake_score=trained["fake_score"])
@@ -93,8 +93,8 @@ def test_gradients_are_those_of_the_chain_rule():
     def loss(setup, params):
         return (setup.generate(setup.whole(params, FROZEN), batch, keys)[0] ** 2).sum()
 
-    got = jax.grad(lambda params: loss(this, params))(mine)
-    wanted = jax.grad(lambda params: loss(full, params))(merged)
+    got = jax.jit(jax.grad(lambda params: loss(this, params)))(mine)
+    wanted = jax.jit(jax.grad(lambda params: loss(full, params)))(merged)
     for layer, (a, b) in {
         name: (mine[name]["lora_a"], mine[name]["lora_b"]) for name in ("expand", "contract")
     }.items():
