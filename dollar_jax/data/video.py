@@ -6,7 +6,7 @@ use the network or run programs. So only the formats below are decoded, and only
 
 import itertools
 import os
-import uuid
+import secrets
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -93,7 +93,7 @@ def write_video(path: str | os.PathLike, frames: Frames, fps: float | int) -> No
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise UserError(f"{path}: H.264 needs an even height and width, not {height} x {width}")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # a name that no stranger's link can have
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(3)}")  # a name that no stranger's link has; short
     try:
         encode(os.fspath(temporary), frames, fps, 12)
         os.replace(temporary, path)

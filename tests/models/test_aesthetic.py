@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from restored import restore
 
 from dollar_jax.convert import aesthetic as keys
-from dollar_jax.convert.tables import convert, restore
+from dollar_jax.convert.tables import convert
 from dollar_jax.errors import UserError
 from dollar_jax.models import aesthetic
 

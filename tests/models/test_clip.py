@@ -13,10 +13,11 @@ import stock
 import torch
 from compare import relative
 from flax import nnx
+from restored import restore
 from transformers import CLIPConfig, CLIPModel
 
 from dollar_jax.convert import clip as keys
-from dollar_jax.convert.tables import convert, restore
+from dollar_jax.convert.tables import convert
 from dollar_jax.convert.tensors import open_file
 from dollar_jax.errors import UserError
 from dollar_jax.models import clip

@@ -11,11 +11,12 @@ import torch
 import toy_pipeline
 from compare import relative
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
+from restored import restore
 from transformers import UMT5Config, UMT5EncoderModel
 
 from dollar_jax import card
 from dollar_jax.convert import umt5 as keys
-from dollar_jax.convert.tables import convert, restore
+from dollar_jax.convert.tables import convert
 from dollar_jax.data.text import clean_caption, load_tokenizer, tokenize
 from dollar_jax.errors import UserError
 from dollar_jax.models import umt5

@@ -9,9 +9,10 @@ import torch
 from compare import assert_same, ours
 from diffusers import AutoencoderKLWan
 from flax import nnx
+from restored import restore
 
 from dollar_jax.convert import wan_vae as theirs
-from dollar_jax.convert.tables import convert, restore
+from dollar_jax.convert.tables import convert
 from dollar_jax.errors import UserError
 from dollar_jax.models import tiling, wan_vae
 from dollar_jax.models.network import count_parameters

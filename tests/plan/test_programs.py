@@ -38,7 +38,9 @@ def test_nothing_runs_on_the_devices(planned):
 
 
 def test_bytes_of_adapters(planned):
-    """The base once in bfloat16; 4 bytes for the average's numbers, 12 for the student's and the fake score's each."""
+    """The base once, its large matrices in bfloat16; 4 bytes for the average's numbers, 12 for each of the student's and
+    the fake score's.
+    """
     size = {name: device_bytes(tree) for name, tree in planned.resident.items()}
     # 4 blocks of width 128, each with four matrices of 128 x 128 and two of 128 x 512.
     student, fake_score = (4 * rank * (4 * 2 * 128 + 2 * 5 * 128) for rank in (16, 4))
@@ -47,4 +49,4 @@ def test_bytes_of_adapters(planned):
     assert size["student"] + adam[0] == pytest.approx(12 * student, abs=100)
     assert size["fake_score"] + adam[1] == pytest.approx(12 * fake_score, abs=100)
     teacher = parameter_shapes(build("cogvideox_dit", shapes.get_config().teacher.network.to_dict()))
-    assert size["teacher"] == 2 * count_parameters(teacher)
+    assert 2 <= size["teacher"] / count_parameters(teacher) < 2.2
