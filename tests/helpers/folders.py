@@ -20,7 +20,7 @@ def assert_same_tensors(ours: Path, theirs: Path) -> None:
 
 
 def assert_half_the_memory_for_the_same_bits(folder: Path, captions: list[str]) -> None:
-    """In bfloat16, the large matrices of a model are in memory as what its networks cast them to; all else is as stored,
+    """In bfloat16, the large matrices of a model are in memory as what its networks cast them to; all else as stored,
     the VAE too, and latents are float32.
     """
     wide, narrow = pipeline.load(folder), pipeline.load(folder, dtype="bfloat16")

@@ -38,8 +38,8 @@ def test_nothing_runs_on_the_devices(planned):
 
 
 def test_bytes_of_adapters(planned):
-    """The base once, its large matrices in bfloat16; 4 bytes for the average's numbers, 12 for each of the student's and
-    the fake score's.
+    """The base once, its large matrices in bfloat16; 4 bytes for each number of the average, 12 for each of the student
+    and of the fake score.
     """
     size = {name: device_bytes(tree) for name, tree in planned.resident.items()}
     # 4 blocks of width 128, each with four matrices of 128 x 128 and two of 128 x 512.
