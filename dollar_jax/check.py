@@ -46,9 +46,6 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     sizes = [stage.batch_size for stage in trained]
     if "distill" in config.stages:
         sizes += [_drawn(student) for student in students.values()]
-        for student in students.values():
-            if "reward_model" in needs_of(used(student.generator)):
-                check_batch(student.reward.batch_size, mesh, name="reward.batch_size")
     images = False
     if prompts_alone(config):
         _check_prompts(config, students if "distill" in config.stages else {}, max(sizes, default=1))
@@ -61,7 +58,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         _check_metrics(config, {place: guard for place, guard in guards.items() if guard.metric})
     if "distill" in config.stages:
         for place, student in students.items():
-            _check_training(student, place)
+            _check_training(student, place, mesh)
     if {"distill", "report"} & set(config.stages):
         judges = {}
         for place, student in students.items():
@@ -90,8 +87,8 @@ def _rewarded(student: ConfigDict) -> bool:
     return bool(needs_of(used(student.generator)) & REWARDED)
 
 
-def _check_training(config: ConfigDict, place: str) -> None:
-    """Raises UserError if fields of a student, each of them possible, do not fit each other."""
+def _check_training(config: ConfigDict, place: str, mesh: Mesh) -> None:
+    """Raises UserError if fields of a student, each of them possible, do not fit each other or the mesh."""
     generator, reward, objectives = config.generator, config.reward, used(config.generator)
     if generator.flow_map and config.lora.rank:
         raise UserError(f"{place}: generator.flow_map needs weights of its own for the second time: set lora.rank=0")
@@ -103,6 +100,7 @@ def _check_training(config: ConfigDict, place: str) -> None:
         raise UserError(f"{place}: reward.step=separate needs an objective beside {TUNING}: give one a weight")
     if "reward_model" not in needs_of(objectives):
         return
+    check_batch(reward.batch_size, mesh, name="reward.batch_size")
     if "text_width" in reward.network:
         raise UserError(
             f"{place}: reward.network.text_width is the teacher's: leave it out, and set reward.reads_captions"

@@ -22,9 +22,17 @@ NAMED = re.compile(r"--?config\.((?:\w+\.)*(?:objectives|metrics))\.([\w.]+)(:\w
 REWARD = re.compile(r"--?config\.(reward)\.(name|options\.\w+)(=.*)?", re.S)
 
 
-def of_machine(name: str) -> bool:
-    """Whether a field, named with dots, is in `MACHINE`."""
-    return f"{name}.".startswith(tuple(f"{field}." for field in MACHINE))
+def result_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that a run's result depends on, all but `MACHINE`: {"vae": {"kl": 1}} -> {"vae.kl": 1}."""
+    machine = tuple(f"{field}." for field in MACHINE)
+    return {name: value for name, value in _flat(config).items() if not f"{name}.".startswith(machine)}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def trust_networks(config: ConfigDict) -> None:

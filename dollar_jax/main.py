@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dollar_jax.cli import out_of_memory, required, run
-from dollar_jax.config import of_machine
+from dollar_jax.config import result_fields
 from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.importing import resolve
@@ -97,10 +97,7 @@ def claim(workdir: Path, config: dict) -> None:
             noted = read_json(path)
         except UserError as error:
             raise UserError(f"{path} is damaged ({error}): remove it if this is the run's own config") from error
-        before, now = (
-            {name: value for name, value in flatten(fields).items() if not of_machine(name)}
-            for fields in (noted, config)
-        )
+        before, now = result_fields(noted), result_fields(config)
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             key = changed[0]
@@ -110,14 +107,6 @@ def claim(workdir: Path, config: dict) -> None:
             )
         return
     write_atomically(path, json.dumps(config, indent=2) + "\n")
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """Flattens a tree: {"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 if __name__ == "__main__":

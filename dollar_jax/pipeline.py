@@ -22,7 +22,7 @@ from dollar_jax.models.flow_map import is_flow_map
 from dollar_jax.models.network import Network, parameter_shapes
 from dollar_jax.models.tiling import in_tiles
 from dollar_jax.reading import inside
-from dollar_jax.sharding import BATCH, constrain, evenly, one_by_one
+from dollar_jax.sharding import BATCH, constrain, even_batch, one_by_one
 from dollar_jax.solvers import SOLVERS
 from dollar_jax.types import Condition, Params
 
@@ -194,9 +194,9 @@ class Pipeline:
           guidance: the paper's w (diffusers' scale is w + 1); None: the card's.
           negative: the condition (b = 1) that guidance moves away from; None: the card's.
           params: parameters of the transformer; None: the pipeline's.
-          batch_size: number of videos in a batch; the devices of a mesh share as many or some more, see `evenly`.
+          batch_size: number of videos in a batch; the devices of a mesh share as many or some more, see `even_batch`.
         """
-        batch_size = evenly(batch_size)
+        batch_size = even_batch(batch_size)
         guidance = self.guidance if guidance is None else guidance
         if negative is None and guidance:
             negative = self.negative

@@ -62,7 +62,7 @@ def batch_shares(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
-def evenly(size: int) -> int:
+def even_batch(size: int) -> int:
     """The smallest batch of at least `size` examples that the devices of the current mesh can share; elsewhere `size`.
 
     A batch that does not divide over them is made by each device as a whole.

@@ -18,7 +18,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Latents, Pipeline, noise_at
 from dollar_jax.reading import read_json, require_schema
-from dollar_jax.sharding import evenly
+from dollar_jax.sharding import even_batch
 
 STAMP = "sample.json"  # in a folder of videos: what they are made of
 Made = tuple["Sample", Float[np.ndarray, "f h w c"], UInt8[np.ndarray, "F H W 3"]]
@@ -61,7 +61,7 @@ def draw(
       only: names of the samples to yield; None: all. Each is made in the batch that it has among all, which decides how
         its numbers are rounded; batches without any are left out.
     """
-    batch_size = evenly(batch_size)
+    batch_size = even_batch(batch_size)
     size = min(batch_size, len(samples))
     negative = None if negative_prompt is None else model.encode_text([negative_prompt])
     for start in range(0, len(samples), batch_size):

@@ -124,9 +124,9 @@ def test_a_batch_that_does_not_divide():
 
 
 def test_a_batch_for_all_devices():
-    assert sharding.evenly(4) == 4
+    assert sharding.even_batch(4) == 4
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 4, 2), sharding.AXES)):
-        assert [sharding.evenly(size) for size in (1, 4, 8, 9)] == [8, 8, 8, 16]
+        assert [sharding.even_batch(size) for size in (1, 4, 8, 9)] == [8, 8, 8, 16]
 
 
 def test_parameters_and_what_follows_them_are_split():

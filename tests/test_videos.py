@@ -51,7 +51,7 @@ def test_a_batch_is_large_enough_for_all_devices(model, wanted, monkeypatch):
         return sample(params, noise, *rest)
 
     monkeypatch.setitem(vars(model), "sampler", sampler)
-    monkeypatch.setattr(pipeline, "evenly", lambda size: -(-size // 4) * 4)
+    monkeypatch.setattr(pipeline, "even_batch", lambda size: -(-size // 4) * 4)
     noise, keys = noise_of(model.card, 7, SAMPLES)
     condition = model.encode_text([sample.caption for sample in SAMPLES])
     made = list(model.videos(condition, noise, keys, batch_size=3))

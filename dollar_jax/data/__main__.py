@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dollar_jax.cli import required, run
 from dollar_jax.errors import UserError
@@ -81,9 +81,9 @@ def _mesh():
     """The context in which all devices of this machine share the work; the text encoder is split over them."""
     import jax
 
-    from dollar_jax.sharding import make_mesh
+    from dollar_jax.sharding import local_mesh
 
-    return jax.set_mesh(make_mesh(ConfigDict({"data": 1, "fsdp": -1, "context": 1})))
+    return jax.set_mesh(local_mesh())
 
 
 def _encoding() -> tuple[Callable, str]:

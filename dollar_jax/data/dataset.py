@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from dollar_jax.errors import UserError
+from dollar_jax.errors import UserError, first_line
 from dollar_jax.files import new_folder
 from dollar_jax.reading import inside, object_schema, read_json, read_lines, require_schema
 
@@ -240,8 +240,7 @@ def _reading(place: str | os.PathLike) -> Iterator[None]:
             raise UserError(
                 f"{place}: too many open files, this process may have {allowed:,}: raise the limit, ulimit -n 65536"
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{place}: damaged, copy the dataset again ({reason})") from error
+        raise UserError(f"{place}: damaged, copy the dataset again ({first_line(error)})") from error
 
 
 @contextmanager

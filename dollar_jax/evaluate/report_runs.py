@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from dollar_jax import metrics
-from dollar_jax.config import of_machine
+from dollar_jax.config import result_fields
 from dollar_jax.errors import UserError
 from dollar_jax.evaluate import report_format
 from dollar_jax.evaluate.measure import Column
@@ -27,7 +25,7 @@ class Run(NamedTuple):
       variant: name of its variant.
       workdir: folder of the run.
       report: content of report.json.
-      fields: fields of the config by dotted name, without those in `config.MACHINE`.
+      fields: fields of the config by dotted name, see `config.result_fields`.
     """
 
     variant: str
@@ -77,9 +75,7 @@ def combine(runs: Sequence[tuple[str, Path]], folder: Path, command: str) -> Non
 def _read(variant: str, workdir: Path) -> Run:
     report, config = (_read_json(workdir, name) for name in ("report/report.json", "config.json"))
     report_format.check(report, workdir / "report" / "report.json")
-    leaves = jax.tree.leaves_with_path(config, is_leaf=lambda value: isinstance(value, list))
-    fields = {jax.tree_util.keystr(path, simple=True, separator="."): value for path, value in leaves}
-    return Run(variant, workdir, report, {name: value for name, value in fields.items() if not of_machine(name)})
+    return Run(variant, workdir, report, result_fields(config))
 
 
 def _read_json(workdir: Path, name: str) -> dict:

@@ -24,7 +24,7 @@ from dollar_jax.models.flow_map import is_flow_map
 from dollar_jax.models.network import Network
 from dollar_jax.pipeline import Pipeline, draw_noise, load
 from dollar_jax.reading import read_json
-from dollar_jax.sharding import check_batch, data_share, evenly, shard
+from dollar_jax.sharding import check_batch, data_share, even_batch, shard
 from dollar_jax.types import Condition
 
 HELD_OUT = 2**31 - 1  # a seed that no run has
@@ -123,7 +123,7 @@ def encode_clips(model: Pipeline, clips: Sequence[dict], size: int) -> tuple[np.
     """
     given, convert = ("latents", model.decode) if "latents" in clips[0] else ("video", model.encode_video)
     values = np.stack([clip[given] for clip in clips])
-    made = in_blocks(convert, evenly(size), values)
+    made = in_blocks(convert, even_batch(size), values)
     frames, latents = (made, values) if given == "latents" else (values, made)
     return frames, latents, [clip["caption"] for clip in clips]
 

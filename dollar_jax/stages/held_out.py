@@ -14,7 +14,7 @@ from dollar_jax.guard import PREFIX, REWARD
 from dollar_jax.pipeline import draw_noise, padded_rows
 from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.sharding import BATCH, constrain, evenly, shard
+from dollar_jax.sharding import BATCH, constrain, even_batch, shard
 from dollar_jax.stages.common import (
     FITTED,
     HELD_OUT,
@@ -72,7 +72,7 @@ def make_measure(
 
     def chain_ends(params):
         """Yields the videos at the ends of the policy gradient's chains, in batches."""
-        count = evenly(size)
+        count = even_batch(size)
         for start in range(0, len(captions), count):
             rows = padded_rows((view.condition, keys), start, count)
             yield pipeline.decode(np.asarray(chain(params, *rows)))

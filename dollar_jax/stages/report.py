@@ -35,7 +35,7 @@ from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline, at_size, draw_noise, load, padded_rows
 from dollar_jax.progress import counted
 from dollar_jax.rewards.judge import Judge
-from dollar_jax.sharding import evenly
+from dollar_jax.sharding import even_batch
 from dollar_jax.stages.common import (
     FITTED,
     HELD_OUT,
@@ -57,7 +57,7 @@ VARIETY = 5  # videos of one prompt on the page, as in Fig. 4 and 18
 def report(config: ConfigDict, workdir: Path, mesh: Mesh) -> None:
     """Writes the report with the metrics of `config.report.metrics`, if `report.json` is not there yet."""
     del mesh  # the current one: all devices share every batch
-    folder, settings, size = workdir / "report", config.report, evenly(config.report.batch_size)
+    folder, settings, size = workdir / "report", config.report, even_batch(config.report.batch_size)
     if (folder / "report.json").exists():
         return
     measures = report_metrics(config)
