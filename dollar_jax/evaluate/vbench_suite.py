@@ -4,15 +4,12 @@ VBench finds the videos of a prompt by their file names, `{prompt}-{0..4}.mp4`. 
 longer version of the prompt; the file name has the short prompt.
 """
 
-import hashlib
 import json
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import jax
-import numpy as np
+from typing import Any
 
 from dollar_jax.data.video import write_video
 from dollar_jax.errors import UserError
@@ -62,6 +59,7 @@ def write_suite(
     model: Pipeline,
     samples: Sequence[Sample],
     out: Path,
+    made_of: Mapping[str, Any],
     seed: int,
     steps: int | None = None,
     guidance: float | None = None,
@@ -69,6 +67,9 @@ def write_suite(
 ) -> int:
     """Writes the manifest, which has prompt and noise of each video, then the videos that are missing in `out`.
 
+    Args:
+      made_of: all that decides the videos of given captions and noise, see `videos.settings`; goes into the manifest.
+      seed, steps, guidance, batch_size: see `videos.draw`.
     Returns:
       The number of videos written.
     Raises:
@@ -76,7 +77,7 @@ def write_suite(
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: take another --out")
-    claim(out, samples, settings(model, seed, steps, guidance))
+    claim(out, samples, made_of)
     out.mkdir(parents=True, exist_ok=True)
     for unfinished in out.glob(".*.mp4.*"):  # left by a killed process; VBench fails on other files
         unfinished.unlink()
@@ -93,22 +94,7 @@ def manifest_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.manifest.json")
 
 
-def settings(model: Pipeline, seed: int, steps: int | None, guidance: float | None) -> dict:
-    """All settings that determine the videos of given captions; parameters are given by a hash."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves({name: params for name, (_, params) in model.networks.items()}):
-        digest.update(np.asarray(leaf).tobytes())
-    guidance = model.guidance if guidance is None else guidance
-    return {
-        "parameters": digest.hexdigest(),
-        "times": list(model.times(steps)),
-        "guidance": list(guidance) if isinstance(guidance, tuple) else guidance,  # as JSON reads it again
-        "tiled": model.tiled,
-        "seed": seed,
-    }
-
-
-def claim(out: Path, samples: Sequence[Sample], settings: dict) -> None:
+def claim(out: Path, samples: Sequence[Sample], made_of: Mapping[str, Any]) -> None:
     """Adds prompt and noise of these samples to the manifest.
 
     {..., "seed": 0, "videos": {"a pear-3.mp4": {"prompt": "A single ...", "noise": [17, 3]}}}: the noise is that of
@@ -117,10 +103,10 @@ def claim(out: Path, samples: Sequence[Sample], settings: dict) -> None:
     Raises:
       UserError: the folder has videos with other settings, another prompt, or without an entry in the manifest.
     """
-    path = manifest_path(out)
+    path, made_of = manifest_path(out), json.loads(json.dumps(made_of))
     videos = {f"{one.name}.mp4": {"prompt": one.caption, "noise": [one.prompt, one.video]} for one in samples}
-    before = _read_manifest(path) if path.exists() else settings | {"videos": {}}
-    there, here = ({**job, **job["videos"]} for job in (before, settings | {"videos": videos}))
+    before = _read_manifest(path) if path.exists() else made_of | {"videos": {}}
+    there, here = ({**job, **job["videos"]} for job in (before, made_of | {"videos": videos}))
     changed = [key for key in here.keys() & there.keys() - {"videos"} if there[key] != here[key]]
     if changed:
         key = min(changed)

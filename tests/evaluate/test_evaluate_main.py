@@ -6,7 +6,7 @@ import pytest
 import toy_pipeline
 from commands import run
 
-from dollar_jax.checkpoint import read_card, write_card
+from dollar_jax.checkpoint import digest, read_card, write_card
 from dollar_jax.evaluate.vbench import DIMENSIONS
 
 
@@ -60,7 +60,12 @@ def test_prompts_become_videos(tmp_path):
     assert "35 of them new" in done.stdout
     manifest = json.loads((tmp_path / "out.manifest.json").read_text())
     assert manifest["videos"]["a cat-24.mp4"] == {"prompt": "a cat that sits", "noise": [1, 24]}
-    assert (manifest["seed"], manifest["times"]) == (3, [999])
+    known = {"seed": 3, "times": [999], "guidance": 0.0, "sampler": "renoise", "dtype": "float32", "tiled": False}
+    assert known.items() <= manifest.items()
+    parts = {part: digest(checkpoint, read_card(checkpoint)[part]) for part in ("transformer", "vae", "text_encoder")}
+    assert parts.items() <= manifest.items()
+    (again,) = evaluate("vbench", *flags, "--seed=3", "--dtype=bfloat16").stderr.splitlines()
+    assert "dtype is 'float32' there, 'bfloat16' here" in again
 
 
 def test_parts_of_a_video_are_timed(tmp_path):
