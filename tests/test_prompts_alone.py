@@ -10,7 +10,7 @@ import toy_family
 from ml_collections import ConfigDict
 
 from configs import dollar, shapes
-from dollar_jax import checkpoint, metrics
+from dollar_jax import checkpoint, metrics, progress
 from dollar_jax.check import check
 from dollar_jax.config import named
 from dollar_jax.data import encoding
@@ -102,13 +102,14 @@ def test_a_student_of_prompts(config, tmp_path, capsys, monkeypatch):
         raise AssertionError("a video was read")
 
     monkeypatch.setattr(common, "video_source", no_videos)
+    monkeypatch.setattr(progress, "QUIET", 0)
     config.report.metrics = named(frechet={}, vendi={})
     config.generator.objectives.latent_reward.weight = 0.1
     config.generator.guard.metric = ""
     run(config, tmp_path, "encode", "distill", "report")
-    told = capsys.readouterr().out
-    assert "not measured, because it takes real videos: frechet\n" in told
-    assert "encode: 16 of 21 prompts, 0 min left\n" in told
+    told = capsys.readouterr()
+    assert "not measured, because it takes real videos: frechet\n" in told.out
+    assert "encode: 16 of 21 prompts, 0 min left\n" in told.err
     log = metrics.read(tmp_path / "student")
     steps = [line for line in log if "loss" in line]
     assert len(steps) == 3

@@ -7,7 +7,6 @@ that it was at.
 import hashlib
 import itertools
 import json
-import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from dollar_jax.errors import UserError
 from dollar_jax.files import write_atomically
 from dollar_jax.models import build
 from dollar_jax.pipeline import at_size, load
+from dollar_jax.progress import Progress
 from dollar_jax.sharding import batch_shares
 from dollar_jax.stages.common import DONE, PROMPTS, piece_of, prompts_alone, video_source
 
@@ -96,7 +96,7 @@ def _encode_prompts(config: ConfigDict, folder: Path, batch_size: int) -> None:
     there = {number for number in range(pieces) if piece_of(folder, number).exists()}
     multihost_utils.sync_global_devices("pieces")  # every process has looked before one writes
     model = load(config.teacher.path, parts=("text_encoder",))
-    begun, encoded = time.monotonic(), 0
+    progress = Progress("encode", "prompt", total, sum(min(PIECE, total - number * PIECE) for number in there))
     for number in range(pieces):
         captions, place = list(itertools.islice(prompts, PIECE)), piece_of(folder, number)
         told = hashlib.sha256("\n".join(captions).encode()).hexdigest()
@@ -106,11 +106,7 @@ def _encode_prompts(config: ConfigDict, folder: Path, batch_size: int) -> None:
             continue
         examples = encode_captions(captions, model.encode_text, batch_size)
         if is_main():
-            write_dataset(place, examples, {"captions": told})
-            encoded += len(captions)
-            done = min((number + 1) * PIECE, total)
-            left = (time.monotonic() - begun) / encoded * (total - done) / 60
-            print(f"encode: {done:,} of {total:,} prompts, {left:,.0f} min left", flush=True)
+            write_dataset(place, progress.over(examples), {"captions": told})
         else:
             deque(examples, maxlen=0)  # the devices of this process are needed for the encoding
     if is_main():
