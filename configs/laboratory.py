@@ -153,6 +153,16 @@ def _frontier_more(config: ConfigDict) -> None:
         config.students[name] = _student(objectives=BOTH | {"adversarial": {"weight": weight, "own": fast}})
 
 
+def _frontier_long(config: ConfigDict) -> None:
+    """VSD + CD for 4 steps and for 1 with four times the updates of `frontier`, measured every 100."""
+    config.held_out.videos_per_caption = 2
+    known = _beside_vsd_cd(config) | {"vsd_cd": (BOTH, {})}
+    config.generator.update({"iterations": 4 * config.generator.iterations, "save_every": 100})
+    for name in ("vsd_cd", "vsd_cd_1_step"):
+        objectives, changes = known[name]
+        config.students[f"{name}_long"] = _student(objectives=objectives, **changes)
+
+
 def _beside_vsd_cd(config: ConfigDict) -> dict[str, tuple[dict, dict]]:
     """Adds `vsd_cd` to compare with, samples each student with 8, 2 and 1 steps too; returns the teacher's recipes."""
     config.report.update({"fewer_steps": (8, 2, 1), "fewer_steps_of_all": True})
@@ -381,6 +391,7 @@ EXPERIMENTS = {
     "savings": _savings,
     "frontier": _frontier,
     "frontier_more": _frontier_more,
+    "frontier_long": _frontier_long,
     "pairs": _pairs,
     "pairs_frontier": _pairs_frontier,
     "long_prompts": _long_prompts,
