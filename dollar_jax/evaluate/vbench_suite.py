@@ -107,12 +107,14 @@ def claim(out: Path, samples: Sequence[Sample], made_of: Mapping[str, Any]) -> N
     videos = {f"{one.name}.mp4": {"prompt": one.caption, "noise": [one.prompt, one.video]} for one in samples}
     before = _read_manifest(path) if path.exists() else made_of | {"videos": {}}
     there, here = ({**job, **job["videos"]} for job in (before, made_of | {"videos": videos}))
-    changed = [key for key in here.keys() & there.keys() - {"videos"} if there[key] != here[key]]
+    compared = made_of.keys() | videos.keys() & there.keys()  # more videos may be asked for than before
+    changed = [key for key in compared if there.get(key) != here[key]]
     if changed:
         key = min(changed)
+        was, now = (reprlib.repr(job.get(key)) for job in (there, here))
         raise UserError(
-            f"{out} holds videos of another job: {key} is {reprlib.repr(there[key])} there, {reprlib.repr(here[key])}"
-            f" here ({len(changed)} in all); take another --out"
+            f"{out} holds videos of another job: {key} is {was} there, {now} here ({len(changed)} in all);"
+            " take another --out"
         )
     unknown = [name for name in videos if name not in there and (out / name).exists()]
     if unknown:

@@ -136,6 +136,7 @@ def test_another_job_in_the_same_folder_is_refused(model, tmp_path):
         "seed is 7 there, 8 here": (samples, {"seed": 8}),
         r"times is \[499, 999\] there, \[999\] here": (samples, {"times": (999,)}),
         "transformer is '27ab' there, '27ac' here": (samples, {"transformer": "27ac"}),
+        "dtype is None there, 'bfloat16' here": (samples, {"dtype": "bfloat16"}),
         "a pear-0.mp4 is .*ripe pear.* there, .*A dog": ([samples[0]._replace(caption=LONG[2])], {}),
         "a pear-1.mp4 is .*1.* there, .*2.* here": ([samples[1]._replace(video=2)], {}),
     }
