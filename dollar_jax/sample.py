@@ -90,10 +90,9 @@ def _sample(prompts: Sequence[str]) -> None:
 
     out, start = Path(_OUT.value), time.perf_counter()
     size, negative_prompt = _BATCH_SIZE.value, _NEGATIVE_PROMPT.value
-    made_of = settings(_CHECKPOINT.value, model, _STEPS.value, _GUIDANCE.value, negative_prompt) | {
+    how = dtype, _SEED.value, _STEPS.value, _GUIDANCE.value, negative_prompt
+    made_of = settings(_CHECKPOINT.value, model, *how) | {
         "lora_scale": 1.0 if _LORA_SCALE.value is None else _LORA_SCALE.value,
-        "dtype": dtype,
-        "seed": _SEED.value,
         "noise": None if noise is None else hashlib.sha256(noise.tobytes()).hexdigest(),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
     }

@@ -82,12 +82,18 @@ def draw(
 
 
 def settings(
-    folder: str | os.PathLike, model: Pipeline, steps: int | None, guidance: float | None, negative_prompt: str | None
+    folder: str | os.PathLike,
+    model: Pipeline,
+    dtype: str,
+    seed: int,
+    steps: int | None,
+    guidance: float | None,
+    negative_prompt: str | None = None,
 ) -> dict[str, Any]:
-    """What decides the videos of a prompt and its noise, but for rounding; arguments as of `draw`.
+    """What decides the videos of numbered prompts, but for rounding; arguments as of `draw`.
 
     Args:
-      folder: where the model was loaded.
+      folder, dtype: where and with which dtype the model was loaded.
     """
     card = model.card
     return {
@@ -97,6 +103,8 @@ def settings(
         "guidance": model.guidance if guidance is None else guidance,
         "negative_prompt": card["negative_prompt"] if negative_prompt is None else negative_prompt,
         "tiled": model.tiled,
+        "dtype": dtype,
+        "seed": seed,
     }
 
 
@@ -106,17 +114,23 @@ def claim(out: Path, made_of: Mapping[str, Any]) -> None:
     Raises:
       UserError: the folder has videos of another command, or without a note.
     """
-    path, made_of = out / STAMP, json.loads(json.dumps(made_of))
+    path = out / STAMP
     if any(out.glob("*.mp4")):
         if not path.exists():
             raise UserError(f"{out} holds videos, and no {STAMP} says what they are made of: take another --out")
         require_schema(noted := read_json(path), {"type": "object"}, path, "take another --out")
-        if changed := [name for name in made_of if noted.get(name) != made_of[name]]:
-            there, here = (reprlib.repr(one.get(changed[0])) for one in (noted, made_of))
-            raise UserError(
-                f"{out} holds videos of another command: {changed[0]} is {there} there, {here} here; take another --out"
-            )
+        require_same(out, noted, made_of)
     write_atomically(path, json.dumps(made_of, indent=1) + "\n")
+
+
+def require_same(out: Path, noted: Mapping[str, Any], made_of: Mapping[str, Any]) -> None:
+    """Raises UserError if a folder's note, which was read from JSON, has another value of `made_of`, or lacks it."""
+    made_of = json.loads(json.dumps(made_of))
+    if changed := [name for name in made_of if noted.get(name) != made_of[name]]:
+        there, here = (reprlib.repr(one.get(changed[0])) for one in (noted, made_of))
+        raise UserError(
+            f"{out} holds videos of another command: {changed[0]} is {there} there, {here} here; take another --out"
+        )
 
 
 def noise_of(card: Card, seed: int, samples: Sequence[Sample]) -> tuple[Latents, jax.Array]:

@@ -17,7 +17,7 @@ from dollar_jax.files import write_atomically
 from dollar_jax.pipeline import Pipeline
 from dollar_jax.progress import counted
 from dollar_jax.reading import read_json
-from dollar_jax.videos import Sample, draw
+from dollar_jax.videos import Sample, draw, require_same, settings
 
 VIDEOS = 5  # videos of a prompt
 FLICKERING_VIDEOS = 25  # videos of a prompt for temporal flickering, which VBench measures on still videos only
@@ -56,10 +56,11 @@ def suite(prompts: Sequence[str], short_prompts: Sequence[str], flickering: Sequ
 
 
 def write_suite(
+    folder: str | os.PathLike,
     model: Pipeline,
     samples: Sequence[Sample],
     out: Path,
-    made_of: Mapping[str, Any],
+    dtype: str,
     seed: int,
     steps: int | None = None,
     guidance: float | None = None,
@@ -68,7 +69,7 @@ def write_suite(
     """Writes the manifest, which has prompt and noise of each video, then the videos that are missing in `out`.
 
     Args:
-      made_of: all that decides the videos of given captions and noise, see `videos.settings`; goes into the manifest.
+      folder, dtype: where and with which dtype the model was loaded.
       seed, steps, guidance, batch_size: see `videos.draw`.
     Returns:
       The number of videos written.
@@ -77,7 +78,7 @@ def write_suite(
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: take another --out")
-    claim(out, samples, made_of)
+    claim(out, samples, settings(folder, model, dtype, seed, steps, guidance))
     out.mkdir(parents=True, exist_ok=True)
     for unfinished in out.glob(".*.mp4.*"):  # left by a killed process; VBench fails on other files
         unfinished.unlink()
@@ -103,23 +104,17 @@ def claim(out: Path, samples: Sequence[Sample], made_of: Mapping[str, Any]) -> N
     Raises:
       UserError: the folder has videos with other settings, another prompt, or without an entry in the manifest.
     """
-    path, made_of = manifest_path(out), json.loads(json.dumps(made_of))
+    path = manifest_path(out)
     videos = {f"{one.name}.mp4": {"prompt": one.caption, "noise": [one.prompt, one.video]} for one in samples}
     before = _read_manifest(path) if path.exists() else made_of | {"videos": {}}
-    there, here = ({**job, **job["videos"]} for job in (before, made_of | {"videos": videos}))
-    compared = made_of.keys() | videos.keys() & there.keys()  # more videos may be asked for than before
-    changed = [key for key in compared if there.get(key) != here[key]]
-    if changed:
-        key = min(changed)
-        was, now = (reprlib.repr(job.get(key)) for job in (there, here))
-        raise UserError(
-            f"{out} holds videos of another job: {key} is {was} there, {now} here ({len(changed)} in all);"
-            " take another --out"
-        )
+    there = before["videos"]
+    if path.exists():
+        require_same(out, there, {name: video for name, video in videos.items() if name in there})  # a list may grow
+        require_same(out, before, made_of)
     unknown = [name for name in videos if name not in there and (out / name).exists()]
     if unknown:
         raise UserError(f"{out / unknown[0]} exists, but not in {path} ({len(unknown)} in all); take another --out")
-    write_atomically(path, json.dumps(before | {"videos": before["videos"] | videos}, indent=1) + "\n")
+    write_atomically(path, json.dumps(before | {"videos": there | videos}, indent=1) + "\n")
 
 
 def _read_manifest(path: Path) -> dict:

@@ -76,14 +76,12 @@ def _sample() -> None:
 
     from dollar_jax import pipeline
     from dollar_jax.sharding import local_mesh
-    from dollar_jax.videos import settings
 
     out, start, dtype = Path(_OUT.value), time.perf_counter(), _DTYPE.value or pipeline.usual_dtype()
-    seed, steps, guidance = _SEED.value, _STEPS.value, _GUIDANCE.value
+    options = dtype, _SEED.value, _STEPS.value, _GUIDANCE.value, _BATCH_SIZE.value
     with jax.set_mesh(local_mesh()):
         model = pipeline.load(_CHECKPOINT.value, tiled=_TILED.value, dtype=dtype)
-        made_of = settings(_CHECKPOINT.value, model, steps, guidance, None) | {"dtype": dtype, "seed": seed}
-        written = write_suite(model, samples, out, made_of, seed, steps, guidance, _BATCH_SIZE.value)
+        written = write_suite(_CHECKPOINT.value, model, samples, out, *options)
     print(
         f"{len(samples)} videos in {out}, {written} of them new, {time.perf_counter() - start:.1f} s;"
         f" {manifest_path(out)} has the prompt and noise of each"
