@@ -36,6 +36,7 @@ _SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE, a change of the config
 # As in launch/demo.sh: memory in large pages, where Linux has them, costs less of the system's time.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 PREFIXES = guard.PREFIX, collapse.PREFIX
+STOPPED = 75  # exit status of a run that SIGTERM stopped, which is not done; EX_TEMPFAIL of sysexits.h
 
 
 def main() -> None:
@@ -126,11 +127,13 @@ def _run(out: Path, plan: Sequence[tuple[str, str | None]], seed: str) -> str:
                     (folder / link).symlink_to(target)
             flag = [f"--config.teacher.path={source / 'teacher'}"]
         command = [sys.executable, "-m", "dollar_jax.main", f"--config={_CONFIG.value}:{name}", *flag]
-        command += [f"--workdir={folder}", f"--config.seed={seed}", *(f"--config.{change}" for change in _SET.value)]
+        command += [f"--workdir={folder}", f"--config.seed={seed}", f"--stop_status={STOPPED}"]
+        command += [f"--config.{change}" for change in _SET.value]
         output = None if _JOBS.value == 1 else subprocess.DEVNULL
         result = subprocess.run(command, stdout=output, env=LARGE_PAGES | os.environ)
         if result.returncode:
-            raise UserError(f"{name}, seed {seed}: the run failed, see above; the same command goes on with it")
+            end = "was stopped" if result.returncode == STOPPED else "failed, see above"
+            raise UserError(f"{name}, seed {seed}: the run {end}; the same command goes on with it")
     return seed
 
 

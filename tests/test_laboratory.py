@@ -77,6 +77,23 @@ def test_the_failure_of_a_run_is_one_line(tmp_path, monkeypatch):
             laboratory.main()
 
 
+def test_a_run_that_was_stopped_is_not_done(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def stop(command, **_):
+        commands.append(command)
+        (status,) = [part.partition("=")[2] for part in command if part.startswith("--stop_status=")]
+        return SimpleNamespace(returncode=int(status))
+
+    monkeypatch.setattr(subprocess, "run", stop)
+    with flagsaver.flagsaver():
+        flags.FLAGS(["laboratory", "--experiment=objectives", f"--out={tmp_path}", "--seeds=3"])
+        with pytest.raises(UserError, match=r"base, seed 3: the run was stopped; the same command goes on with it"):
+            laboratory.main()
+    assert len(commands) == 1, "nothing that follows the stopped run is begun"
+    assert not capsys.readouterr().out
+
+
 def test_experiments_come_from_the_file_that_is_given(tmp_path):
     path = tmp_path / "own.py"
     path.write_text("EXPERIMENTS, PARENTS = ('mine',), {'mine': None}\n\n\ndef get_config(name):\n    return name\n")
