@@ -2,8 +2,8 @@
 
     python -m dollar_jax.main --config=configs/pairs.py --workdir=out/pairs
 
-All else is configs/shapes.py. The teacher needs guidance, and the students learn the guided teacher (Eq. 9). No table
-has been made with this world yet: `python -m dollar_jax.laboratory --experiment=pairs_frontier` will.
+All else is configs/shapes.py. The teacher needs guidance, and the students learn the guided teacher (Eq. 9).
+docs/evidence.md compares their recipes.
 """
 
 from ml_collections import ConfigDict
