@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from configs import shapes
 from dollar_jax.data.dataset import open_dataset, write_dataset
 from dollar_jax.data.held_out import is_held_out, split
+from dollar_jax.data.shapes import BACKGROUND
 from dollar_jax.errors import UserError
 from dollar_jax.stages import common
-from dollar_jax.stages.common import encoded_source, held_out_source, prompts, real_clips, video_source
+from dollar_jax.stages.common import FITTED, encoded_source, held_out_source, prompts, real_clips, video_source
 
 NAMES = [f"folder/{i}.mp4" for i in range(24)]
 
@@ -132,3 +133,12 @@ def test_data_of_before_are_refused_or_not_split(config, tmp_path):
         video_source(config)
     config.data = ConfigDict({"path": config.data.path})
     assert names(video_source(config)) == names(held_out_source(config)) == NAMES
+
+
+def test_the_mean_grey_of_the_reference_is_the_worlds():
+    """No caption names it, and half of the variance of videos is its: where the reference is too bright, so is the
+    model that seems nearest to data.
+    """
+    clips = real_clips(shapes.get_config(), FITTED)
+    grey = np.array([np.median(clip["video"][0]) for clip in clips]) / 255
+    assert grey[len(grey) // 2 :].mean() == pytest.approx(np.mean(BACKGROUND), abs=0.003)  # a standard error
