@@ -22,11 +22,11 @@ def get_config(experiment: str = "base") -> ConfigDict:
     config = WORLDS.get(experiment, shapes).get_config()
     config.stages = ("distill", "report")
     config.report.update({"fewer_steps": (), "teacher_samplers": (), "repeats": 3})
-    if config.data.world == "shapes":
-        config.report.videos_per_caption = 20  # the mean grey of fewer videos is less certain than models differ in it
     config.held_out.videos_per_caption = 0
     config.students = ConfigDict(sort_keys=False)
     EXPERIMENTS[experiment](config)
+    if config.data.world == "shapes":
+        config.report.videos_per_caption = 20  # the mean grey of fewer videos is less certain than models differ in it
     return config
 
 
